@@ -1,0 +1,1 @@
+"""r2kg: knowledge-graph radiology report generators, one data path, one training loop, one evaluation."""

@@ -1,0 +1,1 @@
+"""Raw datasets → shards → batches. Knows nothing of models."""

@@ -1,0 +1,17 @@
+"""The four kinds of failure. Only `RetryableError` is worth restarting a run for."""
+
+
+class ConfigError(ValueError):
+    """The request cannot work as written. The message names the values and the way out."""
+
+
+class DataError(ValueError):
+    """Raw data, shards or predictions are missing, changed or unreadable. The message names file and study."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint does not match its own manifest, its run, its shards or its frozen weights."""
+
+
+class RetryableError(RuntimeError):
+    """Something outside the run failed (a node, storage for a moment). Restarting from the last checkpoint may help."""

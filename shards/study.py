@@ -1,0 +1,62 @@
+"""`Study`: the one record type that travels from a raw dataset to a scored prediction."""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+KEY = re.compile(r"[a-z0-9_-]{1,120}")
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Record(BaseModel):
+    """Base of everything that is written into a shard: immutable, and unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class View(Record):
+    """One film of a study."""
+
+    position: Literal["frontal", "lateral", "unknown"] = "unknown"
+    file: str = ""
+    """Path of the film below the raw dataset's root; empty for drawn films."""
+
+
+class Study(Record):
+    """One examination: its films (in the shard beside this record), its report and what is known of both."""
+
+    key: str
+    """Name inside the shard, unique over all splits."""
+    id: str
+    """Identifier as the dataset's owner wrote it."""
+    patient: str = ""
+    """Patient identifier; empty when the dataset does not tell."""
+    split: Split
+    views: tuple[View, ...]
+    """Frontal first. View i is the member KEY.i.jpg."""
+    sections: dict[str, str] = Field(default_factory=dict)
+    """Report sections as written: findings, impression, indication, comparison."""
+    report: str
+    """The section that is the target, as written."""
+    target: str
+    """`report` after the manifest's named cleaning: what models are trained to write."""
+    labels: dict[str, Literal[-1, 0, 1] | None] = Field(default_factory=dict)
+    """Finding name → 1 present, 0 absent, -1 uncertain, None not mentioned."""
+    triples: tuple[tuple[str, str, str], ...] = ()
+    """(head, relation, tail) with relations modify, located_at, suggestive_of."""
+    provenance: dict[str, str] = Field(default_factory=dict)
+    """Where the record came from: source, file, row, or the seed of a drawn study."""
+
+    @field_validator("key")
+    @classmethod
+    def _key_is_a_member_name(cls, key: str) -> str:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"key {key!r} must match [a-z0-9_-]{{1,120}}: it becomes a tar member name")
+        return key
+
+
+def key_of(identifier: str) -> str:
+    """Turn a dataset's own identifier into a shard key: lower case, every other character a hyphen."""
+    return re.sub(r"[^a-z0-9_-]", "-", identifier.lower())

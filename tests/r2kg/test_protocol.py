@@ -1,0 +1,91 @@
+"""Protocols decide what is compared; a changed rule must change the hash."""
+
+import pytest
+from pydantic import ValidationError
+
+from r2kg.protocol import PROTOCOLS, Protocol, protocol_named
+from shards import clean
+from shards.clean import vocabulary
+from shards.errors import ConfigError, DataError
+
+LINE = {
+    "id": "a",
+    "prediction": "The heart is large. No  effusion.",
+    "reference": "the heart is large . no effusion .",
+    "reference_raw": "The heart is large. No effusion.",
+}
+KNOWN = frozenset({"the", "heart", "is", ".", "<unk>"})
+
+
+def test_r2gen_reference_is_cut_and_rare_words_are_unknown() -> None:
+    protocol = PROTOCOLS["r2gen-2020"]
+    assert protocol.reference(LINE, KNOWN) == "the heart is <unk> . <unk> <unk> ."
+    long = {**LINE, "reference_raw": "the " * 100}
+    assert protocol.reference(long, KNOWN) == " ".join(["the"] * 59)
+    assert PROTOCOLS["r2gen-2020-mimic"].reference(long, KNOWN) == " ".join(["the"] * 99)
+
+
+def test_r2gen_reference_comes_from_the_report_as_written() -> None:
+    line = {**LINE, "reference": "something else", "reference_raw": "The heart. . Is."}
+    assert PROTOCOLS["r2gen-2020"].reference(line, KNOWN) == "the heart . . is ."
+
+
+def test_cutting_twice_changes_nothing() -> None:
+    protocol = PROTOCOLS["r2gen-2020"]
+    once = protocol.reference(LINE, vocabulary([LINE["reference"]], 1))
+    assert protocol.cut(once, vocabulary([LINE["reference"]], 1)) == once == LINE["reference"]
+
+
+def test_full_text_cuts_nothing_and_cleans_both_sides_alike() -> None:
+    protocol = PROTOCOLS["full-text"]
+    line = {**LINE, "reference": "a .  . b ."}
+    assert protocol.reference(line) == "a .  . b ."
+    assert protocol.hypothesis(LINE, "r2gen-2020-iu") == "the heart is large . no  effusion ."
+    assert protocol.hypothesis({"prediction": LINE["reference"]}, "r2gen-2020-iu") == LINE["reference"]
+    assert protocol.hypothesis(LINE) == LINE["prediction"]
+
+
+def test_r2gen_hypothesis_is_as_generated_with_single_blanks() -> None:
+    assert PROTOCOLS["r2gen-2020"].hypothesis(LINE, "r2gen-2020-iu") == "The heart is large. No effusion."
+
+
+def test_missing_vocabulary_says_what_to_pass() -> None:
+    with pytest.raises(DataError, match=r"r2gen-2020 .* fewer than 3 times.*--shards"):
+        PROTOCOLS["r2gen-2020"].reference(LINE)
+
+
+def test_missing_report_as_written_names_the_study_and_the_way_out() -> None:
+    line = {key: value for key, value in LINE.items() if key != "reference_raw"}
+    with pytest.raises(DataError, match=r"'a' has no reference_raw.*full-text"):
+        PROTOCOLS["r2gen-2020"].reference(line, KNOWN)
+
+
+def test_hash_follows_content_and_cleaning_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = PROTOCOLS["r2gen-2020"]
+    before = {name: each.hash for name, each in PROTOCOLS.items()}
+    assert len(set(before.values())) == len(PROTOCOLS)
+    assert Protocol(**protocol.model_dump()).hash == protocol.hash
+    assert protocol.model_copy(update={"max_length": 61}).hash != protocol.hash
+    monkeypatch.setitem(clean.VERSIONS, "r2gen-2020-iu", 2)
+    after = {name: each.hash for name, each in PROTOCOLS.items()}
+    assert [name for name in before if before[name] != after[name]] == ["r2gen-2020", "full-text"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cleaning": "r2gen"}, "cleaning='r2gen' is not a cleaning"),
+        ({"hypothesis_cleaning": "none"}, "hypothesis_cleaning='none' is not a cleaning"),
+        ({"reference_cut": "r2gen", "threshold": 3}, "goes with threshold and max_length"),
+        ({"max_length": 60}, "goes with threshold and max_length"),
+        ({"length": 60}, "Extra inputs"),
+    ],
+)
+def test_impossible_protocols_are_refused(fields: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Protocol(name="mine", **fields)
+
+
+def test_unknown_protocol_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'r2gen'.*r2gen-2020, r2gen-2020-mimic, full-text"):
+        protocol_named("r2gen")
