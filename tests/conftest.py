@@ -1,0 +1,76 @@
+"""Fixtures that several rooms share: one local Ray session, drawn shards, a drawn dataset in IU X-Ray's layout."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray session for all tests of a run: two CPUs, a small object store, a short path for its sockets."""
+    import ray
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    ray.init(
+        num_cpus=2,
+        object_store_memory=300 * 2**20,
+        include_dashboard=False,
+        logging_level="ERROR",  # type: ignore[arg-type]
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def phantom_shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 drawn studies of two 64 px films in tars of 16. Tests must not change it."""
+    from shards.sources.phantom import Phantom
+    from shards.write import write_shards
+
+    root = tmp_path_factory.mktemp("phantom")
+    write_shards(Phantom(studies=60, size=64), root, size=64, studies_per_shard=16)
+    return root
+
+
+def gradient(seed: int, side: int = 64) -> Image.Image:
+    """A drawn film: a slope whose direction depends on the seed."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    angle = np.random.default_rng(seed).uniform(0, 2 * np.pi)
+    return Image.fromarray((127 + 90 * (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5))).astype(np.uint8))
+
+
+@pytest.fixture
+def drawn_iu(tmp_path: Path) -> Callable[..., Path]:
+    """Function (train, val, test counts) → a directory with annotation.json and images/, all of it drawn."""
+
+    def draw(train: int = 4, val: int = 1, test: int = 1, edit: Callable[[dict], None] | None = None) -> Path:
+        root, listing, number = tmp_path / "raw", {}, 0
+        for split, count in {"train": train, "val": val, "test": test}.items():
+            listing[split] = []
+            for _ in range(count):
+                name = f"CXR{number}_IM-{number:04d}"
+                folder = root / "images" / name
+                folder.mkdir(parents=True)
+                for view in range(2):
+                    gradient(2 * number + view).save(folder / f"{view}.png")
+                films = [f"{name}/{view}.png" for view in range(2)]
+                report = f"The heart is normal in size. Film {number} is drawn."
+                listing[split].append({"id": name, "report": report, "image_path": films, "split": split})
+                number += 1
+        if edit:
+            edit(listing)
+        (root / "annotation.json").write_text(json.dumps(listing))
+        return root
+
+    return draw

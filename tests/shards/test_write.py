@@ -1,0 +1,189 @@
+"""Shards: what is given is used or dropped by name, bytes depend on content alone, a broken run is resumed."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from shards.errors import ConfigError, DataError
+from shards.fill import CONTROLS_REMOVED, Settings, is_blank, write_tar
+from shards.index import Index
+from shards.manifest import FILE, read_manifest, sha256_of, verify
+from shards.shard_index import index_path, read_shard_index
+from shards.sources.iu_xray import IuXray
+from shards.sources.phantom import Phantom
+from shards.study import Study
+from shards.write import plan_tars, recipe_of, write_shards
+
+Draw = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def entry_editor(number: int, **fields: object) -> Callable[[dict], None]:
+    """Edit one training entry of a drawn annotation."""
+    return lambda listing: listing["train"][number].update(fields)
+
+
+def files_of(root: Path) -> dict[str, str]:
+    """Name → sha256 of everything in a directory of shards."""
+    return {path.name: sha256_of(path) for path in sorted(root.iterdir())}
+
+
+def test_phantom_shards_hold_every_study_once(phantom_shards: Path) -> None:
+    manifest = read_manifest(phantom_shards)
+    verify(phantom_shards, manifest)
+    assert manifest.given == sum(count.studies for count in manifest.splits.values()) == 60
+    assert [shard.name for shard in manifest.shards][:2] == ["train-00000.tar", "train-00001.tar"]
+    assert sum(shard.images for shard in manifest.shards) == 120
+    keys = [key for split in manifest.splits for key in Index.open(phantom_shards, split).keys.tolist()]
+    assert len(set(keys)) == 60
+    assert not list(phantom_shards.glob(".*"))
+
+
+def test_plain_webdataset_reads_them(phantom_shards: Path) -> None:
+    shard = read_manifest(phantom_shards).shards[0]
+    samples = list(webdataset.WebDataset(str(phantom_shards / shard.name), shardshuffle=False))
+    index = read_shard_index(index_path(phantom_shards / shard.name))
+    assert [sample["__key__"] for sample in samples] == [entry.key for entry in index.studies]
+    for sample, entry in zip(samples, index.studies, strict=True):
+        assert sample["0.jpg"][:2] == sample["1.jpg"][:2] == b"\xff\xd8"
+        assert Study.model_validate_json(sample["json"]).key == entry.key
+        at, size = entry.members["1.jpg"]
+        assert (phantom_shards / shard.name).read_bytes()[at : at + size] == sample["1.jpg"]
+
+
+def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, tmp_path: Path) -> None:
+    source = Phantom(studies=60, size=64)
+    settings = Settings(out=str(tmp_path), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
+    for job in reversed(plan_tars(source.items(), 16, recipe_of(source, settings))):
+        write_tar(source, settings, job)
+    wanted = files_of(phantom_shards)
+    wanted.pop(FILE)
+    assert files_of(tmp_path) == wanted
+
+
+def test_whole_shards_are_kept_and_broken_ones_written_again(tmp_path: Path) -> None:
+    source = Phantom(studies=20, size=64)
+    first = write_shards(source, tmp_path, size=64, studies_per_shard=5)
+    before, written = files_of(tmp_path), {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")}
+    tar = tmp_path / "train-00001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    index_path(tmp_path / "train-00002.tar").unlink()
+    (tmp_path / ".train-00002.tar.1.tmp").write_bytes(b"half")
+    (tmp_path / FILE).unlink()
+    (tmp_path / ".writing").touch()
+    assert write_shards(source, tmp_path, size=64, studies_per_shard=5) == first
+    assert files_of(tmp_path) == before
+    changed = {p.name for p in tmp_path.glob("*.tar") if p.stat().st_mtime_ns != written[p.name]}
+    assert changed == {"train-00001.tar", "train-00002.tar"}
+
+
+def test_other_settings_write_other_shards_and_old_ones_go(tmp_path: Path) -> None:
+    first = write_shards(Phantom(studies=20, size=64), tmp_path, size=64, studies_per_shard=5)
+    other = write_shards(Phantom(studies=20, size=64, seed=1), tmp_path, size=64, studies_per_shard=20)
+    assert first.fingerprint != other.fingerprint
+    assert {path.name for path in tmp_path.glob("*.tar")} == {shard.name for shard in other.shards}
+    verify(tmp_path, other)
+
+
+def test_bad_studies_are_dropped_by_name_and_counted(drawn_iu: Draw, tmp_path: Path) -> None:
+    def edit(listing: dict) -> None:
+        train = listing["train"]
+        train[0]["report"] = " \t\u00a0\u200b\n"
+        train[1]["report"] = None
+        train[2]["report"] = "The heart\x00 is \x07normal."
+        train[3]["report"] = "..."
+
+    raw = drawn_iu(train=6, edit=edit)
+    film = raw / "images" / "CXR4_IM-0004" / "1.png"
+    film.write_bytes(film.read_bytes()[:-200])
+    source = IuXray(raw)
+    manifest = write_shards(source, tmp_path / "out", size=64)
+    dropped = {drop.id: (drop.reason, drop.file) for drop in manifest.drops}
+    assert dropped == {
+        "CXR0_IM-0000": ("empty report", ""),
+        "CXR1_IM-0001": ("report is not a string", ""),
+        "CXR3_IM-0003": ("empty report", ""),
+        "CXR4_IM-0004": ("image does not decode", "CXR4_IM-0004/1.png"),
+    }
+    assert manifest.given == 8
+    assert manifest.splits["train"].studies == 2
+    assert manifest.warnings == {CONTROLS_REMOVED: ("CXR2_IM-0002",)}
+    index = Index.open(tmp_path / "out", "train")
+    study = Study.model_validate_json(index.record_of(0, index.read_record(0)))
+    assert (study.report, study.target) == ("The heart is normal.", "the heart is normal .")
+    with pytest.raises(DataError, match="CXR1_IM-0001.*report is not a string"):
+        write_shards(source, tmp_path / "strict", size=64, on_bad="fail")
+
+
+def test_strict_policy_stops_at_the_first_bad_study(drawn_iu: Draw, tmp_path: Path) -> None:
+    raw = drawn_iu(edit=entry_editor(2, report=""))
+    write_shards(IuXray(raw), tmp_path, size=64)
+    with pytest.raises(DataError, match="'CXR2_IM-0002' of split train: empty report"):
+        write_shards(IuXray(raw), tmp_path, size=64, on_bad="fail")
+
+
+def test_a_study_of_two_splits_is_refused_with_both_places(drawn_iu: Draw, tmp_path: Path) -> None:
+    def edit(listing: dict) -> None:
+        listing["test"].append({**listing["train"][1], "split": "test"})
+
+    with pytest.raises(DataError, match=r"id 'CXR1_IM-0001' is listed twice, as train entry 1 and as test entry 1"):
+        write_shards(IuXray(drawn_iu(edit=edit)), tmp_path, size=64)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_ids_that_become_one_key_are_refused(drawn_iu: Draw, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'cxr0_im-0000' become one shard key"):
+        write_shards(IuXray(drawn_iu(edit=entry_editor(1, id="cxr0_im-0000"))), tmp_path, size=64)
+
+
+def test_nothing_to_train_on_is_refused(drawn_iu: Draw, tmp_path: Path) -> None:
+    def blank(listing: dict) -> None:
+        for entry in listing["train"]:
+            entry["report"] = ""
+
+    with pytest.raises(DataError, match="every study of split 'train' was dropped: {'empty report': 4}"):
+        write_shards(IuXray(drawn_iu(edit=blank)), tmp_path / "out", size=64)
+    assert not (tmp_path / "out" / FILE).exists()
+
+
+def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="r2gen-2020-iu"):
+        write_shards(Phantom(studies=4, size=64), tmp_path, cleaning="no such")
+    with pytest.raises(ConfigError, match="quality=0"):
+        write_shards(Phantom(studies=4, size=64), tmp_path, quality=0)
+    (tmp_path / "theirs.tar").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"not written here \(theirs.tar\)"):
+        write_shards(Phantom(studies=4, size=64), tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path) -> None:
+    source = Phantom(studies=4, size=64)
+    settings = Settings(out=str(tmp_path), cleaning="raw", size=64, quality=95, on_bad="skip")
+    job = plan_tars(source.items(), 4, recipe_of(source, settings))[0]
+    (tmp_path / f".{job.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
+        write_tar(source, settings, job)
+    assert not list(tmp_path.iterdir())
+    assert len(write_tar(source, settings, job).studies) == len(job.items)
+
+
+def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
+    write_shards(Phantom(studies=8, size=64), tmp_path, size=64)
+    path = index_path(tmp_path / "train-00000.tar")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
+    with pytest.raises(DataError, match="its offsets belong to another tar"):
+        Index.open(tmp_path, "train")
+    path.write_text("{}")
+    with pytest.raises(DataError, match="run `r2kg shard` again"):
+        Index.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "blank"), [("", True), (" \t\u00a0\u200b\ufeff\x00\n", True), ("a", False), ("\x00.", False)]
+)
+def test_white_space_zero_width_and_controls_are_no_text(text: str, blank: bool) -> None:
+    assert is_blank(text) is blank
