@@ -1,0 +1,39 @@
+"""What scoring needs beside the predictions: the training vocabulary and the constant report to beat."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r2kg.evaluate import choose_floor
+from r2kg.protocol import Protocol, protocol_named
+from shards.clean import vocabulary
+from shards.errors import ConfigError
+from shards.manifest import Manifest
+from shards.records import read_studies, read_targets
+
+
+def scoring_context(shards: Path, manifest: Manifest, protocols: Sequence[str]) -> dict[str, Any]:
+    """Vocabulary of the training reports and, by protocol, the training report that scores best on validation.
+
+    Raises:
+        ConfigError: two protocols ask for vocabularies of different thresholds; the shards have one cleaning.
+        DataError: no training or no validation report.
+    """
+    chosen = [protocol_named(name) for name in protocols]
+    training, validation = read_targets(shards, "train"), list(read_studies(shards, "val"))
+    lines = [{"id": study.id, "reference": study.target, "reference_raw": study.report} for study in validation]
+    words = _vocabulary(chosen, training)
+    floors = {}
+    for protocol in chosen:
+        known = None if words is None else frozenset(words)
+        references = [protocol.reference(line, known) for line in lines]
+        floors[protocol.name] = choose_floor(training, references, protocol, words)
+    return {"cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
+
+
+def _vocabulary(protocols: Sequence[Protocol], training: Sequence[str]) -> list[str] | None:
+    thresholds = {protocol.threshold for protocol in protocols if protocol.threshold}
+    if len(thresholds) > 1:
+        names = ", ".join(protocol.name for protocol in protocols if protocol.threshold)
+        raise ConfigError(f"{names} count words with thresholds {sorted(thresholds)}: score them in separate calls")
+    return list(vocabulary(training, thresholds.pop())) if thresholds else None

@@ -1,0 +1,120 @@
+"""R2GenKG (arXiv 2508.03426). Without graph and bank it is R2GenGPT (Wang et al. 2023): film tokens in an LLM's prompt.
+
+Shapes: B batch, V views, S side in pixels, P patches, T report tokens, D_v vision width, D_l language model's width.
+"""
+
+import json
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from r2kg.config import Decoding, Model
+from r2kg.decode import Generated
+from r2kg.modules.llm import ReportWriter
+from r2kg.modules.vision import VisionEncoder
+from shards.errors import ConfigError
+
+
+class Batch(TypedDict):
+    """What the model receives: tensors only, so that a training loop can move them without knowing them."""
+
+    images: Tensor
+    """uint8 [B, V, S, S], grey."""
+    view_mask: Tensor
+    """bool [B, V], True where there is a film."""
+    input_ids: Tensor
+    """int64 [B, T], report and EOS, right-padded."""
+    labels: Tensor
+    """int64 [B, T], input_ids with -100 on padding and on every token of an invalid row."""
+
+
+class R2GenKG(nn.Module):
+    """Vision encoder → linear projection → LayerNorm → soft tokens in the prompt of a causal LM (R2GenKG §1.1, §1.5).
+
+    R2GenGPT's modes are choices of model.vision.tuning: shallow = frozen, delta = lora, deep = full. The image tokens
+    only are spliced in for now: model.graph and model.bank have no other value than None.
+
+    Raises:
+        ConfigError: a part cannot be built from its configuration.
+    """
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.writer = ReportWriter(config.llm, config.prompt)
+        self.projection = nn.Linear(self.vision.width, self.writer.width)
+        self.norm = nn.LayerNorm(self.writer.width)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, under the name that DeepSpeed calls."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": mean over this micro-batch's target tokens, fp32 scalar}; 0 when there are none.
+
+        The engine rescales it to the mean over the global batch by (labels != -100).sum().
+        """
+        soft = self.soft_tokens(batch["images"], batch["view_mask"])
+        return {"loss": self.writer.loss(soft, batch["input_ids"], batch["labels"])}
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, decoding: Decoding) -> list[Generated]:
+        """Write a report for every row, also for invalid ones; dropout is off meanwhile."""
+        was_training = self.training
+        self.eval()
+        try:
+            return self.writer.write(self.soft_tokens(batch["images"], batch["view_mask"]), decoding)
+        finally:
+            self.train(was_training)
+
+    def soft_tokens(self, images: Tensor, view_mask: Tensor) -> Tensor:
+        """Films uint8 [B, V, S, S] and bool [B, V] → [B, P, D_l], what the language model sees of a study."""
+        tokens = self.vision(images, view_mask)  # [B, P, D_v]
+        return self.norm(self.projection(tokens.to(self.projection.weight.dtype)))
+
+    def collate(self, rows: dict[str, Any]) -> Batch:
+        """Turn rows of the stream into a batch; an invalid row keeps its place and has no target.
+
+        Args:
+            rows: images uint8 [n, V, S, S], view_mask bool [n, V], valid bool [n], record: n JSON texts of a Study.
+        """
+        side = rows["images"].shape[-1]
+        if side != self.config.vision.image_px:
+            raise ConfigError(
+                f"films are {side} px, model.vision.image_px={self.config.vision.image_px}: make them equal"
+            )
+        targets = [
+            json.loads(record)["target"] if valid else None
+            for record, valid in zip(rows["record"], rows["valid"], strict=True)
+        ]
+        input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
+        return Batch(
+            images=torch.tensor(rows["images"]),  # a copy: the stream's arrays are read-only
+            view_mask=torch.tensor(rows["view_mask"]),
+            input_ids=input_ids,
+            labels=labels,
+        )
+
+    def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Groups of the optimiser (vision, projection, llm; empty ones left out) → named trained parameters.
+
+        Names are those of named_parameters(). "projection" is the projection and its LayerNorm.
+        """
+        group_of = {"vision": "vision", "projection": "projection", "norm": "projection", "writer": "llm"}
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(group_of[name.partition(".")[0]], []).append((name, parameter))
+        return groups
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Recompute activations in backward: less memory, about a third more time."""
+        self.vision.gradient_checkpointing(on)
+        self.writer.gradient_checkpointing(on)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name what a checkpoint leaves out: the language model's files, the encoder's name and weights."""
+        vision = self.config.vision
+        return {"llm": self.writer.fingerprint(), "vision": {"name": vision.name, "weights": vision.weights}}

@@ -1,0 +1,232 @@
+"""Language model that writes the report: any Hugging Face causal LM, with a study's tokens spliced into its prompt.
+
+Shapes: B batch, P soft tokens, T report tokens, L prompt tokens (soft ones included), D the model's width.
+"""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from peft import LoraConfig, inject_adapter_in_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from r2kg.config import Decoding, Llm, Lora
+from r2kg.decode import Generated, decode
+from shards.errors import ConfigError
+
+IGNORED = -100
+"""Label of a position that is no target."""
+
+
+def frame(instruction: str) -> tuple[str, str]:
+    """Prompt text before and after the soft tokens, as R2GenGPT frames them."""
+    return "Human: <Img>", f"</Img> {instruction} \nAssistant:"
+
+
+class ReportWriter(nn.Module):
+    """Prompt `[BOS] Human: <Img> soft tokens </Img> instruction \\nAssistant:` → report, trained or frozen.
+
+    Frozen, the model stays in eval mode and passes gradients to the soft tokens only. With tuning="lora" the adapters
+    go where peft puts them for the architecture (query and value for Llama), and on every linear layer except the LM
+    head for an architecture peft has no entry for. On the meta device only the architecture is built, from config.json.
+
+    Attributes:
+        tokenizer: the source's own.
+        width: D, channels a soft token must have.
+
+    Raises:
+        ConfigError: source not found, no safetensors weights, or no EOS token.
+    """
+
+    def __init__(self, config: Llm, instruction: str) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = _load_tokenizer(config)
+        self.llm = _load_llm(config)
+        self.width = self.llm.get_input_embeddings().embedding_dim
+        if config.tuning == "frozen":
+            self.llm.requires_grad_(False)
+        if config.tuning == "lora":
+            _add_lora(self.llm, config.lora)
+        before, after = (self.tokenizer(text, add_special_tokens=False).input_ids for text in frame(instruction))
+        if self.tokenizer.bos_token_id is not None:
+            before = [self.tokenizer.bos_token_id, *before]
+        self.register_buffer("before", torch.tensor(before), persistent=False)
+        self.register_buffer("after", torch.tensor(after), persistent=False)
+        self.train()
+
+    def tokenize(self, reports: list[str | None], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Turn reports into right-padded targets; None is a row without a target.
+
+        EOS is part of the report before it is cut to `max_tokens`, as R2GenGPT does: a report that is cut has no EOS,
+        so the model is not taught that reports end there.
+
+        Returns:
+            input_ids int64 [B, T] and labels int64 [B, T], equal except for -100 where there is no report.
+        """
+        eos, pad = self.tokenizer.eos_token_id, _pad_id(self.tokenizer)
+        written = [[] if text is None else [*self._ids(text), eos][:max_tokens] for text in reports]
+        longest = max(1, *map(len, written))
+        input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in written])
+        labels = torch.tensor([ids + [IGNORED] * (longest - len(ids)) for ids in written])
+        return input_ids, labels
+
+    def prompt(self, soft: Tensor) -> Tensor:
+        """Splice soft tokens [B, P, D] into the prompt frame: embeddings [B, L, D] in the model's own dtype."""
+        embed = self.llm.get_input_embeddings()
+        before, after = (embed(ids).expand(len(soft), -1, -1) for ids in (self.before, self.after))
+        return torch.cat((before, soft.to(before.dtype), after), dim=1)
+
+    def loss(self, soft: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Mean negative log-likelihood of the target tokens: L = -Σ_t log p(y_t | prompt, y_<t) / max(count, 1).
+
+        Args:
+            soft: [B, P, D], a study's tokens.
+            input_ids: int64 [B, T], reports with EOS, right-padded.
+            labels: int64 [B, T], -100 where input_ids is no target.
+
+        Returns:
+            fp32 scalar; 0, with gradients of 0, when no row has a target.
+        """
+        logits = self._report_logits(soft, input_ids, labels != IGNORED).float()
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total / (labels != IGNORED).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def write(self, soft: Tensor, decoding: Decoding) -> list[Generated]:
+        """Write one report per row of soft tokens [B, P, D]; dropout is the caller's to switch off."""
+        embeds = self.prompt(soft)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        return decode(self.llm, embeds, mask, decoding, self.tokenizer)
+
+    def train(self, mode: bool = True) -> "ReportWriter":
+        """As nn.Module.train, but a frozen model stays in eval mode (still checkpointing its activations if asked)."""
+        super().train(mode)
+        if self.config.tuning == "frozen":
+            self.llm.eval()
+            for layer in self.llm.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.training = mode  # the flag it looks at; its children, hence dropout, stay in eval mode
+        return self
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Recompute activations in backward. Worth it when frozen too: gradients still pass through every layer."""
+        if on:
+            self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.llm.gradient_checkpointing_disable()
+
+    def fingerprint(self) -> dict[str, str | dict[str, str] | None]:
+        """Name the pretrained weights: {source, revision, sha256 of each weight file}. They are never checkpointed."""
+        return {"source": self.config.source, "revision": self.config.revision, "sha256": self._weight_hashes}
+
+    @cached_property
+    def _weight_hashes(self) -> dict[str, str]:
+        folder = Path(self.config.source).expanduser()
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    self.config.source,
+                    revision=self.config.revision,
+                    allow_patterns=["*.safetensors"],
+                    local_files_only=True,
+                )
+            )
+        return weight_hashes(folder)
+
+    def _report_logits(self, soft: Tensor, input_ids: Tensor, is_report: Tensor) -> Tensor:
+        """Logits [B, T, words] of every report token. The LM head never sees the prompt, its last position excepted."""
+        prompt = self.prompt(soft)
+        report = self.llm.get_input_embeddings()(input_ids)
+        embeds = torch.cat((prompt, report), dim=1)  # [B, L+T, D]
+        mask = torch.cat((is_report.new_ones(prompt.shape[:2]), is_report), dim=1).long()
+        positions = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
+        out = self.llm(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=input_ids.shape[1] + 1,
+        )
+        return out.logits[:, :-1]
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every safetensors file of a model directory; the hub's cache already names its files so."""
+    hashes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        blob = path.resolve()
+        if blob.parent.name == "blobs" and len(blob.name) == 64:
+            hashes[path.name] = blob.name
+            continue
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _load_tokenizer(config: Llm) -> PreTrainedTokenizerBase:
+    _refuse_placeholder(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_source(config), revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise _not_had(config, "tokenizer", error) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of model.llm.source={config.source} has no EOS token: a report could not end")
+    return tokenizer
+
+
+def _load_llm(config: Llm) -> PreTrainedModel:
+    source = _source(config)
+    named = {"revision": config.revision, "trust_remote_code": False}
+    try:
+        if torch.get_default_device().type == "meta":
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **named))
+        return AutoModelForCausalLM.from_pretrained(source, **named, use_safetensors=True, dtype="auto")
+    except (OSError, ValueError, HFValidationError) as error:
+        raise _not_had(config, "language model", error) from error
+
+
+def _source(config: Llm) -> str:
+    folder = Path(config.source).expanduser()
+    return str(folder) if folder.is_dir() else config.source
+
+
+def _refuse_placeholder(config: Llm) -> None:
+    if config.source == "tiny":
+        raise ConfigError('model.llm.source="tiny" must be made first: put the directory of write_tiny_lm in its place')
+
+
+def _not_had(config: Llm, what: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"the {what} of model.llm.source={config.source!r} (revision {config.revision or 'main'}) cannot be had: "
+        f"{' '.join(str(error).split())} — set model.llm.source to a local directory that holds config.json, "
+        "tokenizer files and *.safetensors, or connect (and accept the licence) once"
+    )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any id does: padding is masked. Llama and GPT-2 have no pad token."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _add_lora(llm: PreTrainedModel, lora: Lora) -> None:
+    """Freeze the model and add trainable low-rank updates."""
+    known = llm.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=None if known else "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    inject_adapter_in_model(config, llm)

@@ -1,0 +1,204 @@
+"""Image encoder: any timm model as a grid of tokens, several films of a study averaged.
+
+Shapes: B batch, V views, S side in pixels, P patches, D width, N films that are present.
+"""
+
+import difflib
+import pickle
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from r2kg.config import Lora, Vision
+from shards.errors import ConfigError
+
+
+class SplitQkv(nn.Module):
+    """timm's fused attention input as three Linears with the same output, so that LoRA can take query and value alone.
+
+    R2GenGPT's delta mode adapts the `query` and `value` of the Hugging Face Swin, which are separate there.
+    """
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        width = fused.out_features // 3
+        device, dtype = fused.weight.device, fused.weight.dtype
+        for part, name in enumerate(("query", "key", "value")):
+            linear = nn.Linear(fused.in_features, width, bias=fused.bias is not None, device=device, dtype=dtype)
+            rows = slice(part * width, (part + 1) * width)
+            with torch.no_grad():
+                linear.weight.copy_(fused.weight[rows])
+                if fused.bias is not None:
+                    linear.bias.copy_(fused.bias[rows])
+            self.add_module(name, linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., 3D]: query, key and value side by side, as the fused layer returns them."""
+        return torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
+
+
+class VisionEncoder(nn.Module):
+    """Films → one token grid per study: each film is encoded alone, then the films are averaged (R2GenKG §1.1).
+
+    BatchNorm layers, where a model has them, always use their stored statistics and never update them: batch statistics
+    would depend on the micro-batch and differ between workers, and a run would no longer be the same at another world
+    size. Models trained from random weights should therefore have LayerNorm or GroupNorm (timm's CNNs take
+    options={"norm_layer": "groupnorm"}).
+
+    Attributes:
+        width: D, channels of a token.
+        patches: P, tokens of a film at config.image_px.
+
+    Raises:
+        ConfigError: unknown model or option, weights that cannot be had or do not fit, nothing to put LoRA on.
+    """
+
+    def __init__(self, config: Vision) -> None:
+        super().__init__()
+        self.tuning = config.tuning
+        self.encoder = _build_encoder(config)
+        cfg = self.encoder.pretrained_cfg
+        channels = config.options.get("in_chans", 3)
+        self.scale = list(zip(cfg["mean"], cfg["std"], strict=True))[:channels]
+        self.patches, self.width = self._measure(config, channels)
+        if config.tuning == "frozen":
+            self.encoder.requires_grad_(False)
+        if config.tuning == "lora":
+            _add_lora(self.encoder, config.name, config.lora)
+        self.train()
+
+    def forward(self, images: Tensor, view_mask: Tensor) -> Tensor:
+        """Encode the films that exist and average them; a study without any film gets zeros.
+
+        Args:
+            images: uint8 [B, V, S, S], grey.
+            view_mask: bool [B, V], True where there is a film.
+
+        Returns:
+            [B, P, D] in the encoder's dtype.
+        """
+        batch, views = view_mask.shape
+        present = view_mask.flatten().nonzero().squeeze(1)
+        if len(present) == 0:
+            # One film is always run: under ZeRO every worker must call the same modules or the collectives hang.
+            present = torch.zeros(1, dtype=torch.long, device=images.device)
+        films = images.flatten(0, 1)[present]  # [N, S, S]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning != "frozen"):
+            tokens = self._tokens(self._normalise(films))  # [N, P, D]
+        grid = tokens.new_zeros(batch * views, self.patches, self.width).index_copy(0, present, tokens)
+        weight = view_mask / view_mask.sum(1, keepdim=True).clamp(min=1)  # [B, V], 0 where there is no film
+        return (grid.view(batch, views, self.patches, self.width) * weight.to(grid.dtype)[..., None, None]).sum(1)
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """As nn.Module.train, but a frozen encoder and every BatchNorm stay in eval mode."""
+        super().train(mode)
+        if self.tuning == "frozen":
+            self.encoder.eval()
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Recompute activations in backward, where the timm model supports it and something is trained."""
+        if self.tuning != "frozen" and hasattr(self.encoder, "set_grad_checkpointing"):
+            self.encoder.set_grad_checkpointing(on)
+
+    def _normalise(self, films: Tensor) -> Tensor:
+        """Grey bytes [N, S, S] → the model's own mean and standard deviation, [N, channels, S, S]."""
+        grey = films.float() / 255
+        channels = [(grey - mean) / std for mean, std in self.scale]
+        return torch.stack(channels, dim=1).to(next(self.encoder.parameters()).dtype)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[N, C, S, S] → [N, P, D] whatever the model's own layout; class and register tokens are left out."""
+        features = self.encoder.forward_features(x)
+        if features.ndim == 3:
+            return features[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
+        if getattr(self.encoder, "output_fmt", "NCHW") == "NHWC":
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def _measure(self, config: Vision, channels: int) -> tuple[int, int]:
+        """P and D, by encoding one empty film."""
+        first = next(self.encoder.parameters())
+        side = config.image_px
+        self.encoder.eval()
+        try:
+            tokens = self._tokens(torch.zeros(1, channels, side, side, device=first.device, dtype=first.dtype))
+        except (AssertionError, RuntimeError) as error:
+            raise ConfigError(f"model.vision.name={config.name} does not take films of {side} px: {error}") from error
+        return tokens.shape[1], tokens.shape[2]
+
+
+def _build_encoder(config: Vision) -> nn.Module:
+    if not timm.is_model(config.name):
+        near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "see timm.list_models()"
+        raise ConfigError(f"model.vision.name={config.name!r} is not a timm model; near: {near}")
+    options = dict(config.options)
+    if timm.get_pretrained_cfg(config.name).fixed_input_size:
+        options.setdefault("img_size", config.image_px)
+    on_meta = torch.get_default_device().type == "meta"  # shapes only: there is nothing to load weights into
+    try:
+        pretrained = config.weights == "timm" and not on_meta
+        encoder = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **options)
+    except (TypeError, AssertionError, ValueError, KeyError) as error:
+        raise ConfigError(f"timm cannot build {config.name} with model.vision.options={options}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"the pretrained weights of {config.name} cannot be had ({' '.join(str(error).split())}): connect once, or set "
+            "model.vision.weights to a local safetensors file, or to random"
+        ) from error
+    if config.weights not in {"timm", "random"} and not on_meta:
+        _load_weights(encoder, config)
+    return encoder
+
+
+def _load_weights(encoder: nn.Module, config: Vision) -> None:
+    """Load a local file strictly. Only the classifier, which the encoder does not have, may be left over."""
+    state = _read_weights(Path(config.weights).expanduser())
+    remap = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
+    if remap is not None:  # timm renames and resizes what older files hold
+        state = remap(state, encoder)
+    classifier = encoder.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state = {name: value for name, value in state.items() if name.rpartition(".")[0] not in heads}
+    try:
+        encoder.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ConfigError(f"model.vision.weights={config.weights} does not fit {config.name}: {error}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f'model.vision.weights={path} is not a file; "timm", "random" or a local file is expected')
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"model.vision.weights={path} cannot be read as plain tensors: {error}") from error
+    return state.get("model", state.get("state_dict", state))
+
+
+def _add_lora(encoder: nn.Module, name: str, lora: Lora) -> None:
+    """Freeze the encoder and add trainable low-rank updates to every attention's query and value."""
+    fused = [path for path, m in encoder.named_modules() if path.endswith(".qkv") and isinstance(m, nn.Linear)]
+    for path in fused:
+        attention = encoder.get_submodule(path.rpartition(".")[0])
+        if getattr(attention, "q_bias", None) is not None:  # such models read qkv.weight instead of calling qkv
+            raise ConfigError(f"model.vision.tuning=lora cannot split the attention of {name}: choose full or frozen")
+        attention.qkv = SplitQkv(attention.qkv)
+    targets = [f"{path}.{part}" for path in fused for part in ("query", "value")]
+    targets = targets or [path for path, _ in encoder.named_modules() if path.endswith((".q_proj", ".v_proj"))]
+    if not targets:
+        raise ConfigError(f"model.vision.tuning=lora: {name} has no attention to adapt; choose full or frozen")
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    inject_adapter_in_model(config, encoder)
