@@ -1,0 +1,42 @@
+"""`r2kg VERB ...`: imports only the verb's own module, so that `r2kg show` need not wait for torch."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+import typer
+
+from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
+
+VERBS = {
+    "shard": "raw dataset → shards + manifest",
+    "recipes": "list the recipes",
+    "show": "print the resolved run of a recipe",
+    "train": "train a recipe; a run whose name exists is continued",
+    "generate": "write a trained run's reports on a split",
+    "evaluate": "score a predictions file",
+    "demo": "all of it on drawn films, on this machine",
+}
+EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 4, RetryableError: 75}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in VERBS:
+        sys.argv = [f"r2kg {verb}", *sys.argv[2:]]
+        run(importlib.import_module(f"jobs.{verb}").main)
+    print("usage: r2kg VERB ...   (r2kg VERB --help tells more)\n")
+    print("\n".join(f"  {name:10} {what}" for name, what in VERBS.items()))
+    sys.exit(0 if verb in ("--help", "-h") else 2)
+
+
+def run(job: Callable) -> None:
+    """Run a job's `main` on the command line; an error of ours is one sentence and an exit code, not a traceback."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(job)
+    try:
+        app()
+    except tuple(EXIT_CODES) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODES[type(error)])

@@ -1,0 +1,33 @@
+"""Score a predictions file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.cli import run
+from r2kg.context import scoring_context
+from r2kg.evaluate import DEFAULT_PROTOCOLS, evaluate, scores_table
+from r2kg.tracking import track_scores
+from shards.manifest import read_manifest
+
+
+def main(
+    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl")],
+    protocol: Annotated[list[str] | None, typer.Option(help="may be given more than once")] = None,
+    shards: Annotated[Path | None, typer.Option(help="take vocabulary and floor from these shards")] = None,
+) -> None:
+    """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
+    names = tuple(protocol or DEFAULT_PROTOCOLS)
+    context = scoring_context(shards, read_manifest(shards), names) if shards else None
+    scores = evaluate(predictions, names, context)
+    Console(width=110).print(scores_table(scores))
+    note = track_scores(predictions, scores)
+    if note:
+        print(note)
+    print(predictions.with_name("scores.json").resolve())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,33 @@
+"""Write a trained run's reports on a split."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli import run
+from r2kg.generate import generate
+from r2kg.plan import saved_run
+
+
+def main(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run (the one with run.json)")],
+    shards: Annotated[Path | None, typer.Option(help="shards to write about; default: those it was trained on")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
+    writers: Annotated[int, typer.Option(help="actors that hold the model")] = 1,
+) -> None:
+    """Write RUN/predictions/SPLIT/predictions.jsonl, and beside it what scoring needs."""
+    saved = run_directory / "run.json"
+    if not saved.is_file():
+        raise ConfigError(
+            f"{run_directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed"
+        )
+    trained = load_run(saved).change(
+        {"root": str(run_directory.resolve().parent), "name": run_directory.resolve().name}
+    )
+    print(generate(trained, shards or Path(trained.data.shards), split, checkpoint, writers))
+
+
+if __name__ == "__main__":
+    run(main)

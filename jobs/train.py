@@ -1,0 +1,39 @@
+"""Train a recipe on the Ray cluster at hand."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli import run
+from r2kg.config import Run, load_run, parse_overrides
+from r2kg.launch import train
+from r2kg.recipes import find_recipe
+
+
+def main(
+    recipe: Annotated[
+        str, typer.Argument(help="a name from `r2kg recipes`, their.module:function, or a saved run.json")
+    ],
+    changes: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=films")] = None,
+) -> None:
+    """Train a run; one whose name exists is continued from its newest good checkpoint."""
+    chosen = resolve(recipe, changes or [])
+    summary = train(chosen)
+    loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."
+    validation = "" if summary["validation_loss"] is None else f" Validation loss {summary['validation_loss']:.3f}."
+    print(f"{chosen.name} is trained: {summary['step']} steps.{loss}{validation}")
+    for key, cause in summary["unread"].items():
+        print(f"Not seen: {key}: {cause}")
+    print(chosen.directory)
+
+
+def resolve(recipe: str, changes: list[str]) -> Run:
+    """The run of a recipe or of a saved run.json, with the command line's changes."""
+    saved = Path(recipe)
+    start = load_run(saved) if saved.suffix == ".json" and saved.is_file() else find_recipe(recipe)
+    return start.change(parse_overrides(changes))
+
+
+if __name__ == "__main__":
+    run(main)

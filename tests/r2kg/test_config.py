@@ -1,0 +1,78 @@
+"""Runs refuse what cannot work before anything starts, and say what to do."""
+
+import pytest
+
+from r2kg.config import Run, load_run, parse_overrides
+from r2kg.recipes import find_recipe, recipes
+from shards.errors import ConfigError
+
+
+def change(*words: str) -> Run:
+    return Run(name="x").change(parse_overrides(list(words)))
+
+
+def test_overrides_reach_any_depth_and_keep_types():
+    run = change("model.llm.lora.rank=4", "optim.lr=3e-4", "train.gpus=false", "model.vision.options.depths=[1,2]")
+    assert (run.model.llm.lora.rank, run.optim.lr, run.train.gpus) == (4, 3e-4, False)
+    assert run.model.vision.options == {"depths": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("train.epoch=3", "train.epochs"),
+        ("model.llm.tunning=lora", "model.llm.tuning"),
+        ("modle.llm.tuning=lora", "model.llm.tuning"),
+        ("name.first=x", "name has no parts"),
+        ("train.epochs=0", "greater than or equal to 1"),
+        ("train.epochs", "not an override"),
+        ("engine.offload_parameters=true", "engine.zero=3"),
+        ("name=a/b", "plain directory name"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_the_way_out(word, told):
+    with pytest.raises(ConfigError, match=told):
+        change(word)
+
+
+def test_impossible_batch_names_all_values_and_what_works():
+    with pytest.raises(
+        ConfigError, match="global batch 96 cannot be split over 5 workers × micro-batch 8: use a mul.* 40"
+    ):
+        change("train.global_batch=96", "train.workers=5", "train.micro_batch=8")
+    with pytest.raises(ConfigError, match="train.micro_batch=6"):
+        change("train.global_batch=12", "train.workers=2", "train.micro_batch=12")
+
+
+def test_a_run_comes_back_from_its_file(tmp_path):
+    run = change("train.steps=7", "tracking.parent=table")
+    run.save(tmp_path / "run.json")
+    assert load_run(tmp_path / "run.json") == run
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_is_a_run_that_says_what_it_is(name):
+    run = find_recipe(name)
+    assert run.recipe == name and run.train.accumulation >= 1
+    assert len(recipes()[name].__doc__.strip()) > 20
+
+
+def test_paper_settings_of_r2gengpt():
+    run = find_recipe("r2gengpt.deep_iu")
+    assert (run.train.epochs, run.train.global_batch, run.optim.lr, run.optim.schedule) == (
+        15,
+        16,
+        1e-4,
+        "cosine_epoch",
+    )
+    assert (run.decoding.beams, run.decoding.length_penalty, run.decoding.repetition_penalty) == (3, 2.0, 2.0)
+    chexpert = find_recipe("r2gengpt.delta_chexpert_plus")
+    assert (chexpert.train.epochs, chexpert.train.global_batch, chexpert.model.report_tokens) == (10, 6, 100)
+    assert chexpert.model.vision.tuning == "lora"
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean r2gengpt\.deep_iu"):
+        find_recipe("r2gengpt.dep_iu")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        find_recipe("nowhere.module:run")

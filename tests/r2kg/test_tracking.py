@@ -1,0 +1,85 @@
+"""Records reach a real MLflow, and wait beside the run while there is none."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from mlflow import MlflowClient
+
+from r2kg.config import Run
+from r2kg.tracking import Tracker, tracking_note, tracking_uri
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = Run(name="a-run", root=str(tmp_path), tracking={"parent": "table-1"})
+    made.directory.mkdir()
+    return made
+
+
+def history(run: Run, uri: str, metric: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(run.tracking.experiment)
+    (found,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'a-run'")
+    return [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, metric)]
+
+
+def test_one_mlflow_run_under_its_parent_however_often_it_is_continued(run):
+    for step in (1, 2):
+        tracker = Tracker(run)
+        tracker.log(step, **{"train.loss": 1.0 / step})
+        assert tracker.close() == 0
+        assert "holds all records" in tracking_note(0, tracker)
+    uri = tracking_uri(run)
+    assert history(run, uri, "train/loss") == [(1, 1.0), (2, 0.5)]
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("r2kg").experiment_id])
+    child = next(found for found in runs if found.data.tags["mlflow.runName"] == "a-run")
+    parent = next(found for found in runs if found.data.tags["mlflow.runName"] == "table-1")
+    assert len(runs) == 2 and child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params["train.seed"] == "42" and child.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_gets_the_records_later(run, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run = run.change({"tracking.uri": f"http://127.0.0.1:{port}"})
+    tracker = Tracker(run)
+    began = time.monotonic()
+    tracker.log(1, loss=2.0)
+    assert time.monotonic() - began < 1, "logging must not wait for the server"
+    unsent = tracker.close(patience=90)
+    note = tracking_note(unsent, tracker)
+    assert unsent == 1 and "has not taken 1 records" in note and str(tracker.records) in note
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--host", "127.0.0.1", "--workers", "1"]
+        + ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "a")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(port)
+        tracker = Tracker(run)
+        tracker.log(2, loss=1.0)
+        assert tracker.close(patience=90) == 0, tracker.problem
+        assert history(run, run.tracking.uri, "loss") == [(1, 2.0), (2, 1.0)]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(port: int) -> None:
+    for _ in range(120):
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise TimeoutError("the MLflow server did not start within 60 s")
