@@ -302,6 +302,15 @@ class Run(Part):
             _assign(tree, path, value)
         return _validated(tree)
 
+    def absolute(self) -> "Run":
+        """This run with absolute paths: workers do not start in the directory of the command line."""
+        paths = {"root": self.root, "data.shards": self.data.shards}
+        if Path(self.model.llm.source).expanduser().is_dir():
+            paths["model.llm.source"] = self.model.llm.source
+        if Path(self.model.vision.weights).expanduser().is_file():
+            paths["model.vision.weights"] = self.model.vision.weights
+        return self.change({field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path})
+
     def save(self, path: Path) -> None:
         """Write the run as JSON; `load_run` reads it back."""
         path.write_text(self.model_dump_json(indent=2) + "\n")

@@ -15,16 +15,19 @@ from shards.records import read_studies, read_targets
 def scoring_context(shards: Path, manifest: Manifest, protocols: Sequence[str]) -> dict[str, Any]:
     """Vocabulary of the training reports and, by protocol, the training report that scores best on validation.
 
+    Shards without a validation split give no floor.
+
     Raises:
         ConfigError: two protocols ask for vocabularies of different thresholds; the shards have one cleaning.
-        DataError: no training or no validation report.
+        DataError: no training report.
     """
     chosen = [protocol_named(name) for name in protocols]
-    training, validation = read_targets(shards, "train"), list(read_studies(shards, "val"))
+    training = read_targets(shards, "train")
+    validation = list(read_studies(shards, "val")) if manifest.splits["val"].studies else []
     lines = [{"id": study.id, "reference": study.target, "reference_raw": study.report} for study in validation]
     words = _vocabulary(chosen, training)
     floors = {}
-    for protocol in chosen:
+    for protocol in chosen if validation else ():
         known = None if words is None else frozenset(words)
         references = [protocol.reference(line, known) for line in lines]
         floors[protocol.name] = choose_floor(training, references, protocol, words)

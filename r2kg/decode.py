@@ -178,4 +178,4 @@ def _generated(ids: list[int], eos: int, tokenizer: PreTrainedTokenizerBase) -> 
     """Cut at EOS. Blanks are left as written: reports are cleaned to ` .` and metrics split on blanks."""
     tokens = ids.index(eos) if eos in ids else len(ids)
     text = tokenizer.decode(ids[:tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Generated(text.strip(), tokens, truncated=eos not in ids)
+    return Generated(str(text).strip(), tokens, truncated=eos not in ids)

@@ -70,6 +70,7 @@ def generate(run: Run, shards: Path, split: str = "test", checkpoint: str = "bes
         DataError: shards missing or changed, empty split, or a study that got no prediction.
         CheckpointError: no such checkpoint, or a damaged one.
     """
+    run, shards = run.absolute(), Path(shards).resolve()
     manifest = read_manifest(shards)
     verify(shards, manifest, run.data.verify)
     index = Index.open(shards, split)

@@ -38,11 +38,14 @@ def train(run: Run) -> dict:
         ConfigError, DataError, CheckpointError: before any worker starts where possible; never retried.
         RetryableError: workers were lost more often than `train.max_restarts` allows.
     """
-    run = prepare_llm(run)
+    run = prepare_llm(run.absolute())
     plan = preflight(run)
     continued = open_run(run)
     print(plan.sentence(run))
     start = newest_checkpoint(run.directory, warn=print)
+    if start and (state := read_state(start))["step"] >= plan.steps:
+        print(f"{run.name} has taken its {plan.steps} steps already: {start}.")
+        return {"step": state["step"], "loss": None, "validation_loss": state["validation_loss"], "unread": unread(run)}
     if start:
         print(f"Continuing {run.name} from {start.name} of {plan.steps} steps.")
     elif continued:
@@ -87,11 +90,12 @@ def _fit(run: Run, plan: Plan) -> dict:
             storage_path=str(run.directory / "ray"),
             failure_config=FailureConfig(max_failures=train.max_restarts),
         ),
-        datasets={"train": TrainFilms(run, plan), "val": ValidationFilms(run, plan)},
+        datasets={"train": TrainFilms(run, plan)}
+        | ({"val": ValidationFilms(run, plan)} if plan.validation_studies else {}),
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
     try:
-        return trainer.fit().return_value
+        return trainer.fit().return_value | {"unread": unread(run)}
     except TrainingFailedError as error:
         raise_failure(run)
         raise errors.RetryableError(
@@ -138,8 +142,14 @@ class ValidationFilms:
     def __call__(self) -> Dataset:
         """Blocks of equal rows for every worker, filled with rows that count for nothing."""
         train = self.run.train
-        blocks = sequential_blocks(max(1, self.plan.validation_studies), train.workers, train.micro_batch)
+        blocks = sequential_blocks(self.plan.validation_studies, train.workers, train.micro_batch)
         return _films(self.run, "val", blocks)
+
+
+def unread(run: Run) -> dict[str, str]:
+    """Studies that no worker could read, by key, with the cause."""
+    files = sorted(run.directory.glob("unread-*.jsonl"))
+    return dict(json.loads(line) for file in files for line in file.read_text().splitlines())
 
 
 def raise_failure(run: Run) -> None:
@@ -147,7 +157,8 @@ def raise_failure(run: Run) -> None:
     note = run.directory / "failure.json"
     if note.exists():
         failure = json.loads(note.read_text())
-        raise getattr(errors, failure["kind"])(failure["message"])
+        kind = getattr(errors, failure["kind"], None)
+        raise kind(failure["message"]) if kind else RuntimeError(failure["traceback"])
 
 
 def check_cluster(run: Run) -> None:

@@ -72,11 +72,10 @@ def preflight(run: Run) -> Plan:
         raise ConfigError(f"unknown protocols {unknown}; known: {', '.join(PROTOCOLS)}")
     manifest = checked_manifest(run)
     studies = manifest.splits["train"].studies
-    validation = manifest.splits["val"].studies if "val" in manifest.splits else 0
     trained, parameters = parameter_counts(run)
     plan = Plan(
         studies=studies,
-        validation_studies=min(run.train.validation_studies, validation),
+        validation_studies=min(run.train.validation_studies, manifest.splits["val"].studies),
         steps=run.train.steps or math.ceil(run.train.epochs * studies / run.train.global_batch),
         steps_per_epoch=studies / run.train.global_batch,
         shards=manifest.fingerprint,

@@ -26,14 +26,16 @@ from shards.errors import CheckpointError, ConfigError, DataError
 from shards.stream import Rows, read_batches
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "timm", "ray", "r2kg")
-FATAL = (ConfigError, DataError, CheckpointError)
+OURS = (ConfigError, DataError, CheckpointError)
+MISTAKES = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, FileNotFoundError)
+"""With `OURS`, what a restart cannot mend. A lost worker shows as RuntimeError or RayError in those that are left."""
 
 
 def train_worker(config: dict) -> dict:
     """Entry point of a Ray Train worker; `config` holds the run and its plan as JSON.
 
     Returns:
-        on every rank {"step", "loss", "validation_loss", "unread": studies that were not seen, with the cause}.
+        {"step", "loss", "validation_loss"} on every rank.
     """
     run, plan = Run.model_validate_json(config["run"]), Plan(**config["plan"])
     try:
@@ -140,12 +142,7 @@ class Worker:
         if self.tracker:
             self.tracker.log(self.plan.steps, **{"train.unread": len(self.unread.named)})
             self.say(tracking_note(self.tracker.close(), self.tracker))
-        return {
-            "step": self.plan.steps,
-            "loss": metrics.get("loss"),
-            "validation_loss": self.validation_loss,
-            "unread": self.unread.named,
-        }
+        return {"step": self.plan.steps, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
 
     def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
         """(step, this worker's micro-batches of it) from step `first` on."""
@@ -184,14 +181,14 @@ class UnreadStudies:
 
 
 def note_failure(run: Run, error: Exception) -> None:
-    """Leave failure.json for the driver. Errors that a restart cannot mend carry their kind; see `refuse_restart`."""
+    """Leave failure.json for the driver if `error` is one that a restart cannot mend; then nothing is restarted."""
     chain, cause = [], error
     while cause is not None and len(chain) < 20:
         chain.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    fatal = next((e for e in chain if isinstance(e, FATAL)), None)
-    if fatal:
-        note = {"kind": next(k.__name__ for k in FATAL if isinstance(fatal, k)), "message": str(fatal)}
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    ours = next((link for link in chain if isinstance(link, OURS)), None)
+    if ours or isinstance(error, (*MISTAKES, torch.OutOfMemoryError)):
+        note = {"kind": type(ours or error).__name__, "message": str(ours or error)}
         note["traceback"] = "".join(traceback.format_exception(error))[-8000:]
         (run.directory / "failure.json").write_text(json.dumps(note))
 

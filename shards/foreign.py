@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from shards.manifest import Drop
 from shards.shard_index import Entry
-from shards.study import SPLITS, Study, View, key_of
+from shards.study import SPLITS, Split, Study, View, key_of
 from shards.tar import Walk
 
 FILM = re.compile(r"(?:(\d{1,2})\.)?(?:jpe?g|png)")
@@ -76,6 +76,6 @@ def adopt(key: str, split: str, views: int, text: str) -> Study:
     report = record.get("report", record.get("findings"))
     if not isinstance(report, str):
         raise ValueError(f'no text under "report" or "findings"; it has {sorted(record)[:9]}')
-    own = next((name for name in SPLITS if name == record.get("split", split)), "test")
+    own: Split = next((name for name in SPLITS if name == record.get("split", split)), "test")
     identifier = str(record.get("id", key))
     return Study(key=key_of(key)[:120], id=identifier, split=own, views=(View(),) * views, report=report, target=report)

@@ -7,6 +7,7 @@ import difflib
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -48,8 +49,9 @@ class VisionEncoder(nn.Module):
 
     BatchNorm layers, where a model has them, always use their stored statistics and never update them: batch statistics
     would depend on the micro-batch and differ between workers, and a run would no longer be the same at another world
-    size. Models trained from random weights should therefore have LayerNorm or GroupNorm (timm's CNNs take
-    options={"norm_layer": "groupnorm"}).
+    size. Models trained from random weights should therefore have LayerNorm or GroupNorm (timm's ResNets take
+    options={"norm_layer": "groupnorm"}; ConvNeXt has LayerNorm, but wants options={"ls_init_value": 1.0}: its default
+    of 1e-6 silences every block until hundreds of thousands of films have been seen).
 
     Attributes:
         width: D, channels of a token.
@@ -63,7 +65,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.tuning = config.tuning
         self.encoder = _build_encoder(config)
-        cfg = self.encoder.pretrained_cfg
+        cfg: dict[str, Any] = self.encoder.pretrained_cfg  # type: ignore[assignment]
         channels = config.options.get("in_chans", 3)
         self.scale = list(zip(cfg["mean"], cfg["std"], strict=True))[:channels]
         self.patches, self.width = self._measure(config, channels)
@@ -153,8 +155,8 @@ def _build_encoder(config: Vision) -> nn.Module:
         raise ConfigError(f"timm cannot build {config.name} with model.vision.options={options}: {error}") from error
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"the pretrained weights of {config.name} cannot be had ({' '.join(str(error).split())}): connect once, or set "
-            "model.vision.weights to a local safetensors file, or to random"
+            f"the pretrained weights of {config.name} cannot be had ({' '.join(str(error).split())}): connect once, "
+            "or set model.vision.weights to a local safetensors file, or to random"
         ) from error
     if config.weights not in {"timm", "random"} and not on_meta:
         _load_weights(encoder, config)

@@ -128,7 +128,7 @@ def read_annotation(path: Path) -> dict[str, list[Any]]:
     try:
         listing = json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        at = len(error.doc[: error.pos].encode())
+        at = len(data) - len(error.doc[error.pos :].encode())
         raise DataError(
             f"{path} is not valid JSON at line {error.lineno}, byte {at} of {len(data)}: {error.msg}. Nothing of it is "
             "used; if the file ends there, the copy broke off: fetch it again"

@@ -75,8 +75,11 @@ def test_sequential_blocks_give_each_study_once_and_fill_with_invalid_rows(phant
     blocks = sequential_blocks(len(index), 2, 4, rows_per_block=4)
     ranks = consume(stream_blocks(phantom_shards, "test", blocks, SIZE, 1), 2, 4)
     assert len(joined(ranks[0], "index")) == len(joined(ranks[1], "index"))
-    rows = [(i, valid, record) for batches in ranks for i, valid, record in
-            zip(joined(batches, "index"), joined(batches, "valid"), joined(batches, "record"), strict=True)]  # fmt: skip
+    rows = [
+        row
+        for batches in ranks
+        for row in zip(joined(batches, "index"), joined(batches, "valid"), joined(batches, "record"), strict=True)
+    ]
     assert sorted(i for i, valid, _ in rows if valid) == list(range(len(index)))
     assert {(i, record) for i, valid, record in rows if not valid} == {(-1, "")}
 
