@@ -28,7 +28,7 @@ def main(
     """Print ours beside the constant-report floor and the shuffled-film control; the last line names scores.json."""
     began, shards = time.monotonic(), root / "phantom"
     connect_ray()
-    manifest = write_shards(open_source("phantom", studies=studies), shards, size=160, studies_per_shard=64)
+    manifest = write_shards(open_source("phantom", studies=studies), shards, size=128, studies_per_shard=64)
     print(f"{manifest.given} drawn studies in {len(manifest.shards)} shards under {shards}.")
     chosen = demo_run(root, shards, steps)
     train(chosen)

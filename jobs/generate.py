@@ -7,7 +7,6 @@ import typer
 
 from jobs.cli import run
 from r2kg.generate import generate
-from r2kg.plan import saved_run
 
 
 def main(

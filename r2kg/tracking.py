@@ -150,7 +150,7 @@ class Tracker:
         """Run `action`; a tracking failure is remembered and never stops training."""
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - any failure of a tracking server must leave the run alone
+        except Exception as error:
             self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             return False
         return True

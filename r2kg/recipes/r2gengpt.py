@@ -68,16 +68,16 @@ def tiny() -> Run:
         data=Data(views=2, chunk=1),
         model=Model(
             vision=TINY_VISION,
-            llm=Llm(source="tiny", tuning="lora", lora=Lora(rank=8, alpha=16, dropout=0.0)),
+            llm=Llm(source="tiny", tuning="lora", lora=Lora(rank=32, alpha=64, dropout=0.0)),
             report_tokens=96,
         ),
         tiny_lm=TinyLm(),
         decoding=Decoding(length_penalty=1.0, repetition_penalty=1.0, max_new_tokens=96),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup_steps=50, clip=1.0, min_lr=1e-5),
+        optim=Optim(lr=3e-3, schedule="cosine", warmup_steps=50, clip=1.0, min_lr=1e-5),
         engine=Engine(precision="fp32"),
         train=Train(
-            epochs=10, global_batch=16, micro_batch=8, workers=2, gpus=False, cpus_per_worker=0.5,
-            checkpoint_every=200, validation_studies=64,
+            epochs=12, global_batch=16, micro_batch=8, workers=2, gpus=False, cpus_per_worker=0.5,
+            checkpoint_every=300, validation_studies=64,
         ),
     )  # fmt: skip
 
@@ -87,4 +87,10 @@ def tiny_iu() -> Run:
     return tiny().change({"name": "r2gengpt-tiny-iu", "train.epochs": 6, "model.report_tokens": 80})
 
 
-TINY_VISION = Vision(name="test_resnet", weights="random", image_px=112)
+TINY_VISION = Vision(
+    name="convnext_atto",
+    weights="random",
+    options={"dims": [24, 48, 96, 192], "depths": [1, 1, 3, 1], "ls_init_value": 1.0},
+    image_px=112,
+)
+"""0.7 M parameters and LayerNorm only: BatchNorm from random weights would differ between workers."""

@@ -26,9 +26,7 @@ def write(directory, step, validation_loss=None, world=2):
 
     def worker(rank):
         part = {f"w{rank}": torch.full((3,), float(step)), f"w{rank}.exp_avg": torch.ones(3)}
-        write_checkpoint(
-            directory, part, {"step": step, "validation_loss": validation_loss}, rank, world, barrier.wait
-        )
+        write_checkpoint(directory, part, {"step": step, "validation_loss": validation_loss}, rank, world, barrier.wait)
 
     threads = [Thread(target=worker, args=(rank,)) for rank in range(world)]
     for thread in threads:

@@ -16,7 +16,26 @@ from r2kg.engine import Engine
 from r2kg.models import build_model
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5
-WORDS = "the heart is large . there is a small effusion on left right lungs are clear no nodule".split()
+WORDS = [
+    "the",
+    "heart",
+    "is",
+    "large",
+    ".",
+    "there",
+    "is",
+    "a",
+    "small",
+    "effusion",
+    "on",
+    "left",
+    "right",
+    "lungs",
+    "are",
+    "clear",
+    "no",
+    "nodule",
+]
 
 
 def rows(step: int, rank: int, world: int, micro: int) -> list[dict]:

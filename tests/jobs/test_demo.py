@@ -1,0 +1,50 @@
+"""The demo as a newcomer runs it: the model must read the films, or the numbers mean nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+NAMES = {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[list[str], Path]:
+    root = tmp_path_factory.mktemp("demo")
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.demo", "--root", str(root)],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return ended.stdout.splitlines(), root
+
+
+def test_the_last_line_names_scores_in_which_films_matter(demo):
+    lines, root = demo
+    scores = json.loads(Path(lines[-1]).read_text())
+    assert set(scores["protocols"]) == {"r2gen-2020", "full-text"}
+    for result in scores["protocols"].values():
+        assert all(set(result[system]) == NAMES for system in ("score", "floor", "shuffled"))
+        assert result["score"]["bleu4"] > result["floor"]["bleu4"]
+        assert result["shuffled"]["bleu4"] < 0.9 * result["score"]["bleu4"]
+        assert result["shuffled"]["cider_d"] < 0.7 * result["score"]["cider_d"]
+    assert scores["predictions"]["n"] == 240
+
+
+def test_mlflow_holds_the_run_with_its_losses_and_scores(demo):
+    _, root = demo
+    client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("r2kg").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["engine.zero"] == "2"
+    losses = [metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert losses[-1] < losses[0]
+    assert run.data.metrics["test/r2gen-2020/score/bleu4"] > run.data.metrics["test/r2gen-2020/floor/bleu4"]

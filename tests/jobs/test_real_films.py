@@ -1,0 +1,64 @@
+"""Real films and real radiologists' reports through every job, on a part of IU X-Ray."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from r2kg.config import TinyLm
+from r2kg.evaluate import evaluate, read_predictions
+from r2kg.generate import generate
+from r2kg.launch import train
+from r2kg.plan import saved_run
+from r2kg.recipes import find_recipe
+from shards.sources.iu_xray import IuXray
+from shards.write import write_shards
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("R2KG_REAL_DATA" not in os.environ, reason="R2KG_REAL_DATA is not set: no real films"),
+]
+PART = {"train": 48, "val": 12, "test": 15}
+
+
+@pytest.fixture(scope="module")
+def part(ray_session, tmp_path_factory) -> Path:
+    """The first studies of every split, and one whose film is missing."""
+    raw, iu = tmp_path_factory.mktemp("iu"), Path(os.environ["R2KG_REAL_DATA"]) / "iu_xray"
+    listing = json.loads((iu / "annotation.json").read_text())
+    few = {split: listing[split][:count] for split, count in PART.items()}
+    few["test"].append(listing["test"][PART["test"]] | {"image_path": ["nowhere/0.jpg", "nowhere/1.jpg"]})
+    (raw / "annotation.json").write_text(json.dumps(few))
+    (raw / "images").symlink_to(iu / "images")
+    return raw
+
+
+def test_every_real_test_study_is_scored_exactly_once(part, tmp_path):
+    manifest = write_shards(IuXray(part), tmp_path / "shards", size=128, studies_per_shard=20)
+    assert {split: count.studies for split, count in manifest.splits.items()} == PART
+    assert manifest.given == sum(PART.values()) + 1 and len(manifest.drops) == 1
+    run = find_recipe("r2gengpt.tiny_iu").change(
+        {
+            "name": "real",
+            "root": str(tmp_path / "runs"),
+            "data.shards": str(tmp_path / "shards"),
+            "tiny_lm": TinyLm(width=64, layers=1, heads=2, vocabulary=600, epochs=1).model_dump(),
+            "train.steps": 6,
+            "train.global_batch": 8,
+            "train.micro_batch": 4,
+            "train.cpus_per_worker": 0.4,
+            "decoding.max_new_tokens": 24,
+        }
+    )
+    assert train(run)["step"] == 6
+    predictions = generate(saved_run(run.directory), tmp_path / "shards")
+    ids = [line["id"] for line in read_predictions(predictions)]
+    expected = [row["id"] for row in json.loads((part / "annotation.json").read_text())["test"][: PART["test"]]]
+    assert sorted(ids) == sorted(expected)
+    scores = evaluate(predictions, run.protocols)
+    assert scores["predictions"]["n"] == PART["test"]
+    for result in scores["protocols"].values():
+        for system in ("score", "floor", "shuffled"):
+            assert set(result[system]) == {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"}
+        assert result["floor"]["bleu4"] > 0.02, "one real report for all must share words with the others"
