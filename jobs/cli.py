@@ -40,3 +40,7 @@ def run(job: Callable) -> None:
     except tuple(EXIT_CODES) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(EXIT_CODES[type(error)])
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ import typer
 
 from jobs.cli import run
 from r2kg.generate import generate
+from r2kg.plan import saved_run
 
 
 def main(
@@ -17,14 +18,7 @@ def main(
     writers: Annotated[int, typer.Option(help="actors that hold the model")] = 1,
 ) -> None:
     """Write RUN/predictions/SPLIT/predictions.jsonl, and beside it what scoring needs."""
-    saved = run_directory / "run.json"
-    if not saved.is_file():
-        raise ConfigError(
-            f"{run_directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed"
-        )
-    trained = load_run(saved).change(
-        {"root": str(run_directory.resolve().parent), "name": run_directory.resolve().name}
-    )
+    trained = saved_run(run_directory)
     print(generate(trained, shards or Path(trained.data.shards), split, checkpoint, writers))
 
 

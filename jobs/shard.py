@@ -33,9 +33,8 @@ def main(
     for drop in manifest.drops:
         print(f"Dropped {drop.id} ({drop.split}): {drop.reason}: {drop.detail}")
     used = manifest.given - len(manifest.drops)
-    print(
-        f"{manifest.given} studies given, {used} used, {len(manifest.drops)} dropped; fingerprint {manifest.fingerprint[:12]}"
-    )
+    print(f"{manifest.given} studies given, {used} used, {len(manifest.drops)} dropped.")
+    print(f"Fingerprint {manifest.fingerprint[:12]}.")
     print(out.resolve())
 
 

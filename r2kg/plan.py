@@ -18,8 +18,9 @@ from shards.manifest import Manifest, read_manifest, verify
 BYTES_PER_TRAINED = 12  # fp32 weight and two Adam moments
 MAY_CHANGE = (
     "root", "data.shards", "data.verify", "data.on_bad", "engine", "tracking", "protocols", "decoding", "train.epochs",
-    "train.steps", "train.workers", "train.micro_batch", "train.gpus", "train.cpus_per_worker", "train.checkpoint_every",
-    "train.checkpoints_kept", "train.validate_every", "train.log_every", "train.max_restarts", "train.record_studies",
+    "train.steps", "train.workers", "train.micro_batch", "train.gpus", "train.cpus_per_worker", "train.max_restarts",
+    "train.checkpoint_every", "train.checkpoints_kept", "train.validate_every", "train.log_every",
+    "train.record_studies", "train.accept_changes",
 )  # fmt: skip
 
 
@@ -54,8 +55,8 @@ class Plan:
         return (
             f"{run.name}: {self.studies:,} studies, {self.steps:,} steps of {train.global_batch} "
             f"({train.workers} workers × {train.micro_batch} × {train.accumulation}), ZeRO-{run.engine.zero} "
-            f"{run.engine.precision}, {sum(self.trained.values()):,} of {self.parameters:,} parameters trained ({groups}), "
-            f"checkpoints of {self.checkpoint_bytes / 1e6:,.1f} MB."
+            f"{run.engine.precision}, {sum(self.trained.values()):,} of {self.parameters:,} parameters trained "
+            f"({groups}), checkpoints of {self.checkpoint_bytes / 1e6:,.1f} MB."
         )
 
 

@@ -70,15 +70,15 @@ class Worker:
         self.unread = UnreadStudies(run.directory, self.rank)
         self.validation_loss: float | None = None
 
-    def fit(self, step: int) -> dict:
-        """Take the steps from `step` to the end of the plan."""
+    def fit(self, first: int) -> dict:
+        """Take the steps from `first` to the end of the plan."""
         train, metrics = self.run.train, {}
-        self.clock = (step, time.monotonic())
-        self.say(f"{self.world} workers take steps {step} to {self.plan.steps}.")
-        for step, rows in self._steps(step):
-            if step > 0 and step % train.checkpoint_every == 0 and metrics:
+        self.clock = (first, time.monotonic())
+        self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
+        for step, rows in self._steps(first):
+            if metrics and step % train.checkpoint_every == 0:
                 self.save(step)
-            if train.validate_every and step > 0 and step % train.validate_every == 0 and metrics:
+            if metrics and train.validate_every and step % train.validate_every == 0:
                 self.validate(step)
             metrics = self.engine.step([self.model.collate(micro) for micro in rows])
             if not metrics["loss"] < float("inf"):

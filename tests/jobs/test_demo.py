@@ -29,7 +29,7 @@ def demo(tmp_path_factory) -> tuple[list[str], Path]:
 
 
 def test_the_last_line_names_scores_in_which_films_matter(demo):
-    lines, root = demo
+    lines, _ = demo
     scores = json.loads(Path(lines[-1]).read_text())
     assert set(scores["protocols"]) == {"r2gen-2020", "full-text"}
     for result in scores["protocols"].values():

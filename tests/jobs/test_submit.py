@@ -45,12 +45,10 @@ def head():
     environment |= {"RAY_AUTH_MODE": "token", "PATH": f"{Path(RAY).parent}:{os.environ['PATH']}"}
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, capture_output=True, check=True)
     started = subprocess.run(
-        [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-        + [
-            f"--dashboard-agent-listen-port={agent}",
-            "--object-store-memory=200000000",
-            f"--temp-dir={folder}",
-            "--disable-usage-stats",
+        [
+            *(RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"),
+            *(f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"),
+            *(f"--temp-dir={folder}", "--disable-usage-stats"),
         ],
         env=environment,
         capture_output=True,

@@ -59,8 +59,10 @@ def test_a_server_that_is_away_gets_the_records_later(run, tmp_path):
     note = tracking_note(unsent, tracker)
     assert unsent == 1 and "has not taken 1 records" in note and str(tracker.records) in note
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--host", "127.0.0.1", "--workers", "1"]
-        + ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "a")],
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--host", "127.0.0.1", "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/a"),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

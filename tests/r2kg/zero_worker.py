@@ -16,26 +16,7 @@ from r2kg.engine import Engine
 from r2kg.models import build_model
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5
-WORDS = [
-    "the",
-    "heart",
-    "is",
-    "large",
-    ".",
-    "there",
-    "is",
-    "a",
-    "small",
-    "effusion",
-    "on",
-    "left",
-    "right",
-    "lungs",
-    "are",
-    "clear",
-    "no",
-    "nodule",
-]
+WORDS = "the heart is large . there a small effusion on left right lungs are clear no nodule".split()  # noqa: SIM905
 
 
 def rows(step: int, rank: int, world: int, micro: int) -> list[dict]:
