@@ -20,7 +20,7 @@ from shards.errors import DataError
 from shards.index import Index
 from shards.order import Block
 
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 32 << 20
 """Largest block unless one step alone is larger: a dozen blocks must fit an object store of a few hundred MB."""
 BLOCKS_PER_RANK = 4
 TASK_CPUS = 0.5

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,3 +76,30 @@ def drawn_iu(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def wait_for_port() -> Callable[[int], None]:
+    """Function that returns once a server on this machine accepts connections, within a minute."""
+
+    def wait(port: int) -> None:
+        for _ in range(120):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.5)
+        raise TimeoutError(f"nothing answered on port {port} within 60 s")
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Function that names a port nobody listens on."""
+
+    def free() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return free

@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -20,24 +18,8 @@ ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port: int) -> None:
-    """The agent that starts jobs comes up some seconds after `ray start` has returned."""
-    for _ in range(120):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise TimeoutError("the job agent did not start within 60 s")
-
-
 @pytest.fixture
-def head():
+def head(free_port, wait_for_port):
     """Address of a head of its own; the tests' other session is not touched, and nothing of the head is left."""
     port, dashboard, agent = free_port(), free_port(), free_port()
     folder = tempfile.mkdtemp(prefix="h", dir="/tmp")
@@ -56,7 +38,7 @@ def head():
         timeout=120,
     )
     assert started.returncode == 0, started.stdout + started.stderr
-    wait_for(agent)
+    wait_for_port(agent)  # the agent that starts jobs comes up some seconds after `ray start` has returned
     yield f"http://127.0.0.1:{dashboard}", environment
     subprocess.run(["pkill", "-9", "-f", folder], check=False)
     shutil.rmtree(folder, ignore_errors=True)

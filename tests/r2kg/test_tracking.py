@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -46,10 +45,8 @@ def test_one_mlflow_run_under_its_parent_however_often_it_is_continued(run):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_gets_the_records_later(run, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_a_server_that_is_away_gets_the_records_later(run, tmp_path, free_port, wait_for_port):
+    port = free_port()
     run = run.change({"tracking.uri": f"http://127.0.0.1:{port}"})
     tracker = Tracker(run)
     began = time.monotonic()
@@ -68,7 +65,7 @@ def test_a_server_that_is_away_gets_the_records_later(run, tmp_path):
         start_new_session=True,
     )
     try:
-        wait_for(port)
+        wait_for_port(port)
         tracker = Tracker(run)
         tracker.log(2, loss=1.0)
         assert tracker.close(patience=90) == 0, tracker.problem
@@ -76,12 +73,3 @@ def test_a_server_that_is_away_gets_the_records_later(run, tmp_path):
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-
-
-def wait_for(port: int) -> None:
-    for _ in range(120):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    raise TimeoutError("the MLflow server did not start within 60 s")
