@@ -16,6 +16,8 @@ from torch import Tensor
 from shards.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state of the tensor NAME is stored as NAME.exp_avg and NAME.exp_avg_sq."""
 
 
 def checkpoint_path(run_directory: Path, step: int) -> Path:
@@ -61,14 +63,17 @@ def read_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def read_tensors(checkpoint: Path, weights_only: bool = False) -> dict[str, Tensor]:
-    """All parts as one dict on host; `weights_only` leaves Adam's moments out."""
+def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """All parts as one dict on host: weights and Adam's moments."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(checkpoint.glob("part-*.safetensors")):
         tensors |= load_file(file)
-    if weights_only:
-        tensors = {key: value for key, value in tensors.items() if not key.endswith((".exp_avg", ".exp_avg_sq"))}
     return tensors
+
+
+def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights among `read_tensors`' tensors."""
+    return {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in MOMENTS}
 
 
 def complaints(checkpoint: Path) -> list[str]:

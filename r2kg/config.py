@@ -209,7 +209,7 @@ class Train(Part):
     checkpoints_kept: int = Field(2, ge=1)
     """Newest checkpoints kept, beside the best one."""
     validate_every: int = Field(0, ge=0)
-    """Steps between validation losses; 0: with every checkpoint."""
+    """Steps between validation losses beside those of every checkpoint; 0: none beside them."""
     validation_studies: int = Field(512, ge=0)
     """Studies of the validation split that are used for the validation loss; 0 is off."""
     log_every: int = Field(10, ge=1)

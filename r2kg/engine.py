@@ -21,11 +21,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from r2kg.checkpoint import MOMENTS, weights_of
 from r2kg.config import Run
+from r2kg.models import load_trainable_state
 from r2kg.optim import build_optimizer, learning_rate
-from shards.errors import CheckpointError
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def put_ninja_on_path() -> None:
@@ -81,7 +80,7 @@ class Engine:
         self._names = [(name, p) for pairs in model.trainable().values() for name, p in pairs]
         self._restore = state
         if state:
-            _put_weights(self._names, state["tensors"])
+            load_trainable_state(model, weights_of(state["tensors"]))
         if run.engine.precision == "bf16" and run.engine.zero == 0:
             _cast_frozen(model)
         optimizer = build_optimizer(model, run.optim, run.engine.offload_optimizer)
@@ -216,22 +215,6 @@ class Engine:
         total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return float(total)
-
-
-def _put_weights(names: list[tuple[str, nn.Parameter]], tensors: dict[str, Tensor]) -> None:
-    missing = [name for name, _ in names if name not in tensors]
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint lacks {len(missing)} of {len(names)} trained tensors, first {missing[0]}: "
-            "it is of another model or tuning; use the run's own settings or another run name"
-        )
-    with torch.no_grad():
-        for name, parameter in names:
-            if parameter.shape != tensors[name].shape:
-                raise CheckpointError(
-                    f"{name} is {list(tensors[name].shape)} in the checkpoint, {list(parameter.shape)} in the model"
-                )
-            parameter.copy_(tensors[name])
 
 
 def _cast_frozen(model: nn.Module) -> None:

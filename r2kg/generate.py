@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from r2kg.checkpoint import best_checkpoint, checkpoint_path, complaints, read_state, read_tensors
+from r2kg.checkpoint import best_checkpoint, checkpoint_path, complaints, read_state, read_tensors, weights_of
 from r2kg.config import Run
 from r2kg.context import scoring_context
-from r2kg.models import build_model
+from r2kg.models import build_model, load_trainable_state
 from shards.cluster import connect_ray
 from shards.errors import CheckpointError, DataError
 from shards.index import Index
@@ -33,9 +33,7 @@ class Writer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(run.train.seed)
         self.model = build_model(run.model)
-        missing = put_weights(self.model, read_tensors(checkpoint, weights_only=True))
-        if missing:
-            raise CheckpointError(f"{checkpoint} lacks trained weights of this model, first {missing[0]}")
+        load_trainable_state(self.model, weights_of(read_tensors(checkpoint)))
         if run.engine.precision == "bf16":
             self.model.to(torch.bfloat16)
         self.model.to(self.device).eval()
@@ -101,18 +99,6 @@ def find_checkpoint(run: Run, which: str) -> Path:
     if wrong := complaints(path):
         raise CheckpointError("; ".join(wrong))
     return path
-
-
-def put_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Copy trained weights into a model; returns the trained names that were not given."""
-    missing = []
-    with torch.no_grad():
-        for name, parameter in (pair for pairs in model.trainable().values() for pair in pairs):
-            if name in tensors:
-                parameter.copy_(tensors[name])
-            else:
-                missing.append(name)
-    return missing
 
 
 def shuffled(lines: list[dict], seed: int) -> list[dict]:

@@ -69,6 +69,7 @@ class Worker:
         self.tracker = Tracker(run) if self.rank == 0 else None
         self.unread = UnreadStudies(run.directory, self.rank)
         self.validation_loss: float | None = None
+        self.validated_at = -1
 
     def fit(self, first: int) -> dict:
         """Take the steps from `first` to the end of the plan."""
@@ -89,6 +90,7 @@ class Worker:
             if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
                 self.log(step + 1, metrics)
         if metrics:
+            self._check_end()
             self.save(self.plan.steps)
         return self.finish(metrics)
 
@@ -111,13 +113,14 @@ class Worker:
             return
         rows = read_batches(ray.train.get_dataset_shard("val"), self.run.train.micro_batch)
         self.validation_loss = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
+        self.validated_at = step
         if self.tracker:
             self.tracker.log(step, **{"val.loss": self.validation_loss})
         ray.train.report({"step": step, "validation_loss": self.validation_loss})
 
     def save(self, step: int) -> None:
         """Validate, write a checkpoint, delete those that are no longer wanted; all workers."""
-        if not self.run.train.validate_every or self.validation_loss is None:
+        if self.validated_at != step:
             self.validate(step)
         state = {
             "step": step,
@@ -143,6 +146,14 @@ class Worker:
             self.tracker.log(self.plan.steps, **{"train.unread": len(self.unread.named)})
             self.say(tracking_note(self.tracker.close(), self.tracker))
         return {"step": self.plan.steps, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
+
+    def _check_end(self) -> None:
+        """A stream that ended early must not pass for a whole run."""
+        if self.engine.step_number != self.plan.steps:
+            raise DataError(
+                f"the stream ended after step {self.engine.step_number} of {self.plan.steps}: shards were lost while "
+                "the run read them. Restore them and submit the run again"
+            )
 
     def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
         """(step, this worker's micro-batches of it) from step `first` on."""

@@ -68,19 +68,6 @@ def step_indices(n: int, seed: int, start: int, count: int, chunk: int = CHUNK, 
     return np.concatenate(epochs)[start - first * n : start - first * n + count]
 
 
-def micro_batches(global_batch: int, world: int, micro_batch: int) -> int:
-    """Micro-batches that one rank accumulates in one global step; ConfigError when the three do not fit."""
-    rows = rank_rows(global_batch, world)
-    if micro_batch < 1 or rows % micro_batch:
-        fits = [size for size in range(1, rows + 1) if rows % size == 0]
-        raise ConfigError(
-            f"global batch {global_batch} over {world} workers is {rows} rows each, which micro-batch {micro_batch} "
-            f"does not divide: use a micro-batch of {_or(fits)}, or a global batch that is a multiple of "
-            f"{world * max(micro_batch, 1)}"
-        )
-    return rows // micro_batch
-
-
 def rank_rows(global_batch: int, world: int) -> int:
     """Rows of one global step that one rank reads; ConfigError naming what would work when it is not a whole number."""
     if global_batch < 1 or world < 1:

@@ -24,16 +24,6 @@ def build_model(config: Model) -> nn.Module:
     return getattr(import_module(module), name)(config)
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that are trained, in the model's order: what a checkpoint stores."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters by name; frozen weights are left out (they are named by their source instead)."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy stored tensors into the trained parameters, keeping the model's own dtype and device.

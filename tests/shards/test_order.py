@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
-from shards.order import Block, epoch_order, micro_batches, plan, sequential_blocks, step_indices
+from shards.order import Block, epoch_order, plan, sequential_blocks, step_indices
 
 WORLDS = (1, 2, 3)
 small = settings(max_examples=60, deadline=None)
@@ -116,10 +116,7 @@ def test_sizes_that_cannot_be_are_refused_with_ones_that_can() -> None:
         plan(10, 0, 0, 1, 96, 5, 8)
     with pytest.raises(ConfigError, match=r"seen 10 studies cannot go on with global batch 4"):
         plan(10, 0, 10, 1, 4, 2, 8)
-    with pytest.raises(ConfigError, match=r"24 rows each, which micro-batch 7 does not divide.*multiple of 28"):
-        micro_batches(96, 4, 7)
     with pytest.raises(ConfigError, match="seed=-1"):
         epoch_order(3, -1, 0)
     with pytest.raises(ConfigError, match="0 studies"):
         sequential_blocks(0, 1, 1)
-    assert micro_batches(96, 4, 8) == 3
