@@ -8,11 +8,10 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
-from r2kg.config import Run
+from r2kg.config import Run, saved_run
 from r2kg.evaluate import evaluate, scores_table
 from r2kg.generate import generate
 from r2kg.launch import train
-from r2kg.plan import saved_run
 from r2kg.recipes import find_recipe
 from r2kg.tracking import track_scores
 from shards.cluster import connect_ray

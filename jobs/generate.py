@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
+from r2kg.config import saved_run
 from r2kg.generate import generate
-from r2kg.plan import saved_run
 
 
 def main(

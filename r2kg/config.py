@@ -321,6 +321,18 @@ def load_run(path: Path) -> Run:
     return _validated(json.loads(path.read_text()))
 
 
+def saved_run(directory: Path) -> Run:
+    """The run that was trained in `directory`, wherever that has been moved to.
+
+    Raises:
+        ConfigError: no run.json there.
+    """
+    saved = Path(directory).resolve() / "run.json"
+    if not saved.is_file():
+        raise ConfigError(f"{directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed")
+    return load_run(saved).change({"root": str(saved.parent.parent), "name": saved.parent.name})
+
+
 def parse_overrides(words: list[str]) -> dict[str, Any]:
     """Turn command line words key=value into changes; values are JSON where they parse, else text.
 

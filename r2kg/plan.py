@@ -133,18 +133,6 @@ def open_run(run: Run) -> bool:
     return True
 
 
-def saved_run(directory: Path) -> Run:
-    """The run that was trained in `directory`, wherever that has been moved to.
-
-    Raises:
-        ConfigError: no run.json there.
-    """
-    saved = Path(directory).resolve() / "run.json"
-    if not saved.is_file():
-        raise ConfigError(f"{directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed")
-    return load_run(saved).change({"root": str(saved.parent.parent), "name": saved.parent.name})
-
-
 def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
     """Dotted fields that differ, with both values."""
     found = {}

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from r2kg.config import Run, load_run
+from r2kg.config import Run, saved_run
 
 # Without a bound, an MLflow client waits minutes for a server that is gone (MLflow retries 7 times by default).
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -65,7 +65,8 @@ class Tracker:
 
     def unsent(self) -> int:
         """Records in the file that MLflow has not acknowledged."""
-        return len(self._lines(self._state().get("bytes", 0))[0])
+        start = self._state().get("bytes", 0)
+        return self.records.read_bytes()[start:].count(b"\n") if self.records.exists() else 0
 
     def _forward_until_stopped(self) -> None:
         while not self._stop.wait(1.0):
@@ -178,7 +179,7 @@ def track_scores(predictions: Path, scores: dict) -> str:
     directory = predictions.resolve().parents[2] if len(predictions.resolve().parents) > 2 else predictions
     if not (directory / "run.json").is_file():
         return ""
-    run = load_run(directory / "run.json").change({"root": str(directory.parent), "name": directory.name})
+    run = saved_run(directory)
     context = json.loads(predictions.with_name("context.json").read_text())
     tracker, split = Tracker(run), context["split"]
     for protocol, result in scores["protocols"].items():

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from r2kg.config import TinyLm
+from r2kg.config import TinyLm, saved_run
 from r2kg.evaluate import evaluate, read_predictions
 from r2kg.generate import generate
 from r2kg.launch import train
-from r2kg.plan import saved_run
 from r2kg.recipes import find_recipe
 from shards.sources.iu_xray import IuXray
 from shards.write import write_shards

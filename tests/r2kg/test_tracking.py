@@ -44,6 +44,14 @@ def test_one_mlflow_run_under_its_parent_however_often_it_is_continued(run):
     assert child.data.params["train.seed"] == "42" and child.info.status == "FINISHED"
 
 
+def test_every_record_that_waits_is_counted(run):
+    tracker = Tracker(run.change({"tracking.uri": "http://127.0.0.1:9"}))
+    for step in range(1203):
+        tracker.log(step, loss=1.0)
+    assert tracker.unsent() == 1203
+    tracker.close(patience=0)
+
+
 @pytest.mark.slow
 def test_a_server_that_is_away_gets_the_records_later(run, tmp_path, free_port, wait_for_port):
     port = free_port()
