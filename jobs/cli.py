@@ -10,6 +10,9 @@ from shards.errors import CheckpointError, ConfigError, DataError, RetryableErro
 
 VERBS = {
     "shard": "raw dataset → shards + manifest",
+    "shards": "verify shards, or show one study of them",
+    "subgraphs": "the studies' triples, or their part of a graph, beside the shards",
+    "features": "what a frozen encoder makes of the films, beside the shards",
     "recipes": "list the recipes",
     "show": "print the resolved run of a recipe",
     "train": "train a recipe; a run whose name exists is continued",
@@ -25,16 +28,21 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in VERBS:
         sys.argv = [f"r2kg {verb}", *sys.argv[2:]]
-        run(importlib.import_module(f"jobs.{verb}").main)
+        module = importlib.import_module(f"jobs.{verb}")
+        run(*getattr(module, "JOBS", [getattr(module, "main", None)]))
     print("usage: r2kg VERB ...   (r2kg VERB --help tells more)\n")
     print("\n".join(f"  {name:10} {what}" for name, what in VERBS.items()))
     sys.exit(0 if verb in ("--help", "-h") else 2)
 
 
-def run(job: Callable) -> None:
-    """Run a job's `main` on the command line; an error of ours is one sentence and an exit code, not a traceback."""
+def run(*jobs: Callable) -> None:
+    """Run a job on the command line; an error of ours is one sentence and an exit code, not a traceback.
+
+    Of several jobs the next word on the command line names one.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(job)
+    for job in jobs:
+        app.command()(job)
     try:
         app()
     except tuple(EXIT_CODES) as error:

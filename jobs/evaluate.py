@@ -16,7 +16,7 @@ from shards.manifest import read_manifest
 def main(
     predictions: Annotated[Path, typer.Argument(help="predictions.jsonl")],
     protocol: Annotated[list[str] | None, typer.Option(help="may be given more than once")] = None,
-    shards: Annotated[Path | None, typer.Option(help="take vocabulary and floor from these shards")] = None,
+    shards: Annotated[str | None, typer.Option(help="take vocabulary and floor from these shards")] = None,
 ) -> None:
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
     names = tuple(protocol or DEFAULT_PROTOCOLS)

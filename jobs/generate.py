@@ -12,14 +12,14 @@ from r2kg.generate import generate
 
 def main(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="directory of a run (the one with run.json)")],
-    shards: Annotated[Path | None, typer.Option(help="shards to write about; default: those it was trained on")] = None,
+    shards: Annotated[str | None, typer.Option(help="shards to write about; default: those it was trained on")] = None,
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
     writers: Annotated[int, typer.Option(help="actors that hold the model")] = 1,
 ) -> None:
     """Write RUN/predictions/SPLIT/predictions.jsonl, and beside it what scoring needs."""
     trained = saved_run(run_directory)
-    print(generate(trained, shards or Path(trained.data.shards), split, checkpoint, writers))
+    print(generate(trained, shards or trained.data.shards, split, checkpoint, writers))
 
 
 if __name__ == "__main__":

@@ -4,38 +4,41 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from jobs.cli import run
+from r2kg.overrides import parse_overrides
 from shards.cluster import connect_ray
-from shards.sources import open_source
+from shards.receipt import counts_table, receipt_lines
+from shards.sources import SOURCES, open_source
+from shards.storage import is_local, place
 from shards.write import write_shards
 
 
 def main(
-    source: Annotated[str, typer.Argument(help="phantom or iu_xray")],
-    out: Annotated[Path, typer.Option(help="directory of the shards")],
+    source: Annotated[str, typer.Argument(help=", ".join(SOURCES))],
+    out: Annotated[str, typer.Option(help="directory or URL of the shards")],
+    options: Annotated[list[str] | None, typer.Argument(help="the source's own, key=value, e.g. min_views=2")] = None,
     raw: Annotated[Path | None, typer.Option(help="root of the raw dataset; not for phantom")] = None,
     studies: Annotated[int | None, typer.Option(help="phantom: studies to draw")] = None,
     size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = 512,
     studies_per_shard: Annotated[int, typer.Option(help="studies in one tar")] = 512,
     cleaning: Annotated[str | None, typer.Option(help="cleaning of the target; default: the source's own")] = None,
     on_bad: Annotated[str, typer.Option(help="skip (count and name) or fail")] = "skip",
+    overlap: Annotated[str, typer.Option(help="patients in two splits: fail, or report in the manifest")] = "fail",
 ) -> None:
-    """Write shards and manifest.json; shards that are there already are kept."""
-    given = {"raw": raw, "studies": studies}
-    connect_ray()
+    """Write shards and manifest.json, and print the receipt; shards that are there already are kept."""
+    given = {name: value for name, value in {"raw": raw, "studies": studies}.items() if value is not None}
+    opened = open_source(source, **given, **parse_overrides(options or []))
+    where = place(out)
+    connect_ray(where / "private" if is_local(where) else None)
     manifest = write_shards(
-        open_source(source, **{name: value for name, value in given.items() if value is not None}),
-        out, size=size, studies_per_shard=studies_per_shard, cleaning=cleaning, on_bad=on_bad,
+        opened, where, size=size, studies_per_shard=studies_per_shard, cleaning=cleaning, on_bad=on_bad,
+        overlap=overlap,
     )  # fmt: skip
-    for split, count in manifest.splits.items():
-        print(f"{split:6} {count.studies:>8,} studies {count.images:>9,} films {count.patients:>8,} patients")
-    for drop in manifest.drops:
-        print(f"Dropped {drop.id} ({drop.split}): {drop.reason}: {drop.detail}")
-    used = manifest.given - len(manifest.drops)
-    print(f"{manifest.given} studies given, {used} used, {len(manifest.drops)} dropped.")
-    print(f"Fingerprint {manifest.fingerprint[:12]}.")
-    print(out.resolve())
+    Console(width=110).print(counts_table(manifest))
+    print("\n".join(receipt_lines(manifest)))
+    print(where)
 
 
 if __name__ == "__main__":

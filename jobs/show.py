@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from r2kg.config import parse_overrides
+from r2kg.overrides import parse_overrides
 from r2kg.recipes import find_recipe
 
 

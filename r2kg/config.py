@@ -1,6 +1,5 @@
 """`Run`: everything that decides what a run is. One frozen, printable, hashable object; every default lives here."""
 
-import difflib
 import json
 import math
 from pathlib import Path
@@ -8,7 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from r2kg.overrides import assign
 from shards.errors import ConfigError
+from shards.storage import place
 
 
 class Part(BaseModel):
@@ -21,11 +22,15 @@ class Data(Part):
     """Which shards are streamed, and how a bad study is treated."""
 
     shards: str = ""
-    """Directory of the shards (the one that holds manifest.json)."""
+    """Directory or URL (s3://bucket/films) of the shards, the one that holds manifest.json."""
+    features: str = ""
+    """Directory or URL of features that `r2kg features` made of these shards with this run's frozen encoder: they are
+    streamed in place of the films. Empty: films."""
     views: int = Field(2, ge=1, le=8)
     """Films taken per study, frontal first; studies with fewer are padded and masked."""
-    on_bad: Literal["skip", "fail"] = "skip"
-    """A study that cannot be read while training: count and name it, or stop."""
+    on_bad: Literal["skip", "fail"] = "fail"
+    """Shards that are damaged and studies that cannot be read. fail: stop, before the first step where it shows
+    there; skip: go on, count and name every study that was not seen."""
     verify: Literal["sha256", "size"] = "sha256"
     """How shards are compared with their manifest before the run starts."""
     chunk: int = Field(32, ge=1)
@@ -241,6 +246,13 @@ class Train(Part):
         )
 
 
+class Privacy(Part):
+    """What may leave the worker on credentialed data. Identifiers are salted in the shards already."""
+
+    allow_text: bool = False
+    """Show the messages of errors raised by libraries, which may quote a report; false: only their type and place."""
+
+
 class Tracking(Part):
     """MLflow."""
 
@@ -279,6 +291,8 @@ class Run(Part):
     """Scoring protocols, keys of r2kg.protocol.PROTOCOLS."""
     tracking: Tracking = Tracking()
     """MLflow."""
+    privacy: Privacy = Privacy()
+    """Text fence."""
 
     @property
     def directory(self) -> Path:
@@ -299,17 +313,19 @@ class Run(Part):
         """
         tree = self.model_dump()
         for path, value in changes.items():
-            _assign(tree, path, value)
+            assign(tree, Run, path, value)
         return _validated(tree)
 
     def absolute(self) -> "Run":
         """This run with absolute paths: workers do not start in the directory of the command line."""
-        paths = {"root": self.root, "data.shards": self.data.shards}
+        places = {"data.shards": self.data.shards, "data.features": self.data.features}
+        paths = {"root": self.root}
         if Path(self.model.llm.source).expanduser().is_dir():
             paths["model.llm.source"] = self.model.llm.source
         if Path(self.model.vision.weights).expanduser().is_file():
             paths["model.vision.weights"] = self.model.vision.weights
-        return self.change({field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path})
+        local = {field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path}
+        return self.change(local | {field: str(place(where)) if where else "" for field, where in places.items()})
 
     def save(self, path: Path) -> None:
         """Write the run as JSON; `load_run` reads it back."""
@@ -331,58 +347,6 @@ def saved_run(directory: Path) -> Run:
     if not saved.is_file():
         raise ConfigError(f"{directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed")
     return load_run(saved).change({"root": str(saved.parent.parent), "name": saved.parent.name})
-
-
-def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """Turn command line words key=value into changes; values are JSON where they parse, else text.
-
-    Raises:
-        ConfigError: a word without '='.
-    """
-    changes = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise ConfigError(f"{word!r} is not an override: write key=value, e.g. train.epochs=3")
-        try:
-            changes[key] = json.loads(text)
-        except json.JSONDecodeError:
-            changes[key] = {"True": True, "False": False, "None": None}.get(text, text)
-    return changes
-
-
-def _assign(tree: dict, path: str, value: Any) -> None:
-    *parents, leaf = path.split(".")
-    node, model, seen = tree, Run, []
-    for name in parents:
-        _check_key(model, name, seen, path)
-        seen.append(name)
-        model = model.model_fields[name].annotation if model else None
-        model = model if isinstance(model, type) and issubclass(model, Part) else None
-        if not isinstance(node[name], dict):
-            raise ConfigError(f"unknown key {path!r}: {'.'.join(seen)} has no parts")
-        node = node[name]
-    _check_key(model, leaf, seen, path)
-    node[leaf] = value
-
-
-def _check_key(model: type[Part] | None, name: str, seen: list[str], path: str) -> None:
-    if model is None or name in model.model_fields:
-        return
-    prefix = ".".join([*seen, ""])
-    near = difflib.get_close_matches(path, _all_keys(Run), n=3, cutoff=0.6)
-    near += [prefix + n for n in difflib.get_close_matches(name, model.model_fields, n=2)]
-    hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
-    raise ConfigError(f"unknown key {path!r}{hint} Keys at {prefix or 'the top'}: {', '.join(model.model_fields)}")
-
-
-def _all_keys(model: type[Part], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Part):
-            keys += _all_keys(field.annotation, f"{prefix}{name}.")
-    return keys
 
 
 def _validated(tree: dict) -> Run:

@@ -13,23 +13,26 @@ from rich.progress import track
 from r2kg.checkpoint import best_checkpoint, checkpoint_path, complaints, read_state, read_tensors, weights_of
 from r2kg.config import Run
 from r2kg.context import scoring_context
+from r2kg.features import features_or_films
 from r2kg.models import build_model, load_trainable_state
+from r2kg.plan import checked_manifest
 from shards.cluster import connect_ray
 from shards.errors import CheckpointError, DataError
+from shards.guard import fence
 from shards.index import Index
-from shards.manifest import Manifest, read_manifest, verify
+from shards.manifest import Manifest
 from shards.order import sequential_blocks
-from shards.records import read_studies
+from shards.records import numbered_studies
+from shards.storage import Place
 from shards.stream import Rows, stream_blocks
-from shards.study import Study
 
 
 class Writer:
     """One actor: the model with a checkpoint's weights, from films to reports."""
 
-    def __init__(self, run: Run, checkpoint: Path):
+    def __init__(self, run: Run, checkpoint: Path, licence: str):
         """Build the model of `run` and put the trained weights of `checkpoint` over its frozen ones."""
-        self.run = run
+        self.run, self.licence = run, licence
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(run.train.seed)
         self.model = build_model(run.model)
@@ -38,9 +41,13 @@ class Writer:
             self.model.to(torch.bfloat16)
         self.model.to(self.device).eval()
 
-    @torch.inference_mode()
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
         """Rows of the stream → {index, bad, text, tokens, truncated} of the valid ones and of those that are bad."""
+        with fence(self.licence, self.run.privacy.allow_text):
+            return self._write(rows)
+
+    @torch.inference_mode()
+    def _write(self, rows: Rows) -> dict[str, np.ndarray]:
         batch = {key: value.to(self.device) for key, value in self.model.collate(rows).items()}
         written = self.model.generate(batch, self.run.decoding)
         keep = np.flatnonzero(rows["index"] >= 0)
@@ -53,7 +60,7 @@ class Writer:
         }
 
 
-def generate(run: Run, shards: Path, split: str = "test", checkpoint: str = "best", writers: int = 1) -> Path:
+def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str = "best", writers: int = 1) -> Path:
     """Write predictions of a trained run on a split.
 
     Args:
@@ -68,19 +75,19 @@ def generate(run: Run, shards: Path, split: str = "test", checkpoint: str = "bes
         DataError: shards missing or changed, empty split, or a study that got no prediction.
         CheckpointError: no such checkpoint, or a damaged one.
     """
-    run, shards = run.absolute(), Path(shards).resolve()
-    manifest = read_manifest(shards)
-    verify(shards, manifest, run.data.verify)
-    index = Index.open(shards, split)
+    run = run.change({"data.shards": str(shards)}).absolute()
+    shards, manifest = run.data.shards, checked_manifest(run)
+    run = features_or_films(run, manifest)
+    index = Index.open(shards, split, run.data.on_bad)
     if not len(index):
         raise DataError(f"split {split!r} of {shards} holds no study: its splits are {', '.join(manifest.splits)}")
     source = find_checkpoint(run, checkpoint)
     print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
-    written = dict(_write(run, shards, split, index, source, writers))
-    lines, unread = _lines(read_studies(shards, split, index), written)
+    written = dict(_write(run, split, index, manifest.licence, source, writers))
+    lines, unread = _lines(index, written)
     out = run.directory / "predictions" / split
     out.mkdir(parents=True, exist_ok=True)
-    context = _context(run, shards, manifest, split, source) | {"given": len(index), "unread": unread}
+    context = _context(run, manifest, split, source) | {"given": len(index), "unread": unread}
     _write_text(out / "context.json", json.dumps(context, indent=1))
     _write_lines(out / "shuffled.jsonl", shuffled(lines, run.train.seed))
     _write_lines(out / "predictions.jsonl", lines)
@@ -117,19 +124,19 @@ def shuffled(lines: list[dict], seed: int) -> list[dict]:
 
 
 def _write(
-    run: Run, shards: Path, split: str, index: Index, checkpoint: Path, writers: int
+    run: Run, split: str, index: Index, licence: str, checkpoint: Path, writers: int
 ) -> Iterator[tuple[int, dict]]:
     import ray
 
-    connect_ray()
+    connect_ray(run.directory)
     size = run.train.micro_batch
     films = stream_blocks(
-        shards, split, sequential_blocks(len(index), 1, size), run.model.vision.image_px, run.data.views,
-        run.data.on_bad, index,
+        run.data.shards, split, sequential_blocks(len(index), 1, size), run.model.vision.image_px, run.data.views,
+        run.data.on_bad, index, features=run.data.features or None,
     )  # fmt: skip
     reports = films.map_batches(
         Writer,
-        fn_constructor_args=(run, checkpoint),
+        fn_constructor_args=(run, checkpoint, licence),
         batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=writers),
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= writers else 0,
@@ -140,14 +147,15 @@ def _write(
         yield int(row["index"]), row
 
 
-def _lines(studies: Iterator[Study], written: dict[int, dict]) -> tuple[list[dict], dict[str, str]]:
-    """Prediction lines in index order, and the studies whose films could not be read, with the cause."""
-    lines, unread = [], {}
-    for row, study in enumerate(studies):
-        if row not in written:
-            raise DataError(f"study {study.id} ({study.split}) got no prediction: generate again")
+def _lines(index: Index, written: dict[int, dict]) -> tuple[list[dict], dict[str, str]]:
+    """Prediction lines in index order, and the keys of the studies that could not be read, with the cause."""
+    keys = [key.decode() for key in index.keys]
+    if lost := [key for row, key in enumerate(keys) if row not in written]:
+        raise DataError(f"{len(lost)} studies of {index.split} got no prediction, first {lost[0]}: generate again")
+    unread = {keys[row]: answer["bad"] for row, answer in written.items() if answer["bad"]}
+    lines = []
+    for row, study in numbered_studies(index, unread={}):
         if written[row]["bad"]:
-            unread[study.id] = written[row]["bad"]
             continue
         lines.append(
             {
@@ -166,7 +174,7 @@ def _lines(studies: Iterator[Study], written: dict[int, dict]) -> tuple[list[dic
     return lines, unread
 
 
-def _context(run: Run, shards: Path, manifest: Manifest, split: str, checkpoint: Path) -> dict:
+def _context(run: Run, manifest: Manifest, split: str, checkpoint: Path) -> dict:
     """What scoring needs beside the predictions: vocabulary and floors from the training and validation reports."""
     state = read_state(checkpoint)
     about = {
@@ -179,7 +187,7 @@ def _context(run: Run, shards: Path, manifest: Manifest, split: str, checkpoint:
         "licence": manifest.licence,
         "protocols": list(run.protocols),
     }
-    return about | scoring_context(shards, manifest, run.protocols)
+    return about | scoring_context(run.data.shards, manifest, run.protocols, run.data.on_bad)
 
 
 def _write_lines(path: Path, lines: list[dict]) -> None:

@@ -17,11 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from r2kg.checkpoint import newest_checkpoint, read_state
 from r2kg.config import Run
+from r2kg.features import film_bytes
 from r2kg.plan import Plan, checked_manifest, open_run, preflight
 from r2kg.tiny_lm import write_tiny_lm
 from r2kg.train import train_worker
 from shards import errors
 from shards.cluster import connect_ray
+from shards.manifest import Manifest
 from shards.order import plan as plan_blocks
 from shards.order import sequential_blocks
 from shards.records import read_targets
@@ -38,8 +40,10 @@ def train(run: Run) -> dict:
         ConfigError, DataError, CheckpointError: before any worker starts where possible; never retried.
         RetryableError: workers were lost more often than `train.max_restarts` allows.
     """
-    run = prepare_llm(run.absolute())
-    plan = preflight(run)
+    run = run.absolute()
+    manifest = checked_manifest(run)
+    run = prepare_llm(run, manifest)
+    plan = preflight(run, manifest)
     continued = open_run(run)
     print(plan.sentence(run))
     start = newest_checkpoint(run.directory, warn=print)
@@ -55,7 +59,7 @@ def train(run: Run) -> dict:
         return _fit(run, plan)
 
 
-def prepare_llm(run: Run) -> Run:
+def prepare_llm(run: Run, manifest: Manifest) -> Run:
     """Where model.llm.source is "tiny": make that LM from the training reports, once per shards and settings.
 
     Returns:
@@ -63,15 +67,14 @@ def prepare_llm(run: Run) -> Run:
     """
     if run.model.llm.source != "tiny":
         return run
-    manifest = checked_manifest(run)
     settings = [manifest.fingerprint, run.tiny_lm.model_dump(), run.train.seed, run.model.prompt]
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     folder = run.directory.parent / "lm" / f"tiny-{name}"
     if not folder.is_dir():
         print(f"Training a small language model on {manifest.splits['train'].studies:,} reports, into {folder}.")
-        write_tiny_lm(
-            read_targets(Path(run.data.shards), "train"), folder, run.tiny_lm, run.train.seed, run.model.prompt
-        )
+        unread = {} if run.data.on_bad == "skip" else None
+        reports = read_targets(run.data.shards, "train", unread)
+        write_tiny_lm(reports, folder, run.tiny_lm, run.train.seed, run.model.prompt)
     return run.change({"model.llm.source": str(folder)})
 
 
@@ -125,7 +128,7 @@ class TrainFilms:
             steps=left,
             global_batch=train.global_batch,
             world=train.workers,
-            rows_per_block=rows_per_block(run.model.vision.image_px, run.data.views, share),
+            rows_per_block=rows_per_block(run.model.vision.image_px, run.data.views, share, film_bytes(run)),
             chunk=run.data.chunk,
             window=run.data.window,
         )
@@ -163,7 +166,7 @@ def raise_failure(run: Run) -> None:
 
 def check_cluster(run: Run) -> None:
     """Connect to Ray and compare what the run asks for with what the cluster has."""
-    connect_ray()
+    connect_ray(run.directory)
     have, train = ray.cluster_resources(), run.train
     wanted = {"CPU": train.workers * train.cpus_per_worker, **({"GPU": train.workers} if train.gpus else {})}
     for kind, amount in wanted.items():
@@ -230,4 +233,6 @@ def newest_loss(records: Path) -> tuple[int, float]:
 
 def _films(run: Run, split: str, blocks: list) -> Dataset:
     data = run.data
-    return stream_blocks(Path(data.shards), split, blocks, run.model.vision.image_px, data.views, data.on_bad)
+    return stream_blocks(
+        data.shards, split, blocks, run.model.vision.image_px, data.views, data.on_bad, features=data.features or None
+    )

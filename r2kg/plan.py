@@ -10,17 +10,19 @@ import torch
 
 from r2kg.checkpoint import check_room
 from r2kg.config import Run, load_run
+from r2kg.features import check_features
 from r2kg.models import build_model
 from r2kg.protocol import PROTOCOLS
 from shards.errors import ConfigError
-from shards.manifest import Manifest, read_manifest, verify
+from shards.manifest import Manifest, read_manifest
+from shards.verify import faults_of, verify
 
 BYTES_PER_TRAINED = 12  # fp32 weight and two Adam moments
 MAY_CHANGE = (
-    "root", "data.shards", "data.verify", "data.on_bad", "engine", "tracking", "protocols", "decoding", "train.epochs",
-    "train.steps", "train.workers", "train.micro_batch", "train.gpus", "train.cpus_per_worker", "train.max_restarts",
-    "train.checkpoint_every", "train.checkpoints_kept", "train.validate_every", "train.log_every",
-    "train.record_studies", "train.accept_changes",
+    "root", "data.shards", "data.features", "data.verify", "data.on_bad", "engine", "tracking", "privacy", "protocols",
+    "decoding", "train.epochs", "train.steps", "train.workers", "train.micro_batch", "train.gpus",
+    "train.cpus_per_worker", "train.max_restarts", "train.checkpoint_every", "train.checkpoints_kept",
+    "train.validate_every", "train.log_every", "train.record_studies", "train.accept_changes",
 )  # fmt: skip
 
 
@@ -38,6 +40,8 @@ class Plan:
     """Studies / global batch; not whole, since steps run across epochs."""
     shards: str
     """Fingerprint of the shards."""
+    licence: str
+    """Terms tag of the shards: decides what errors may say."""
     trained: dict[str, int]
     """Trained parameters by group."""
     parameters: int
@@ -60,18 +64,18 @@ class Plan:
         )
 
 
-def preflight(run: Run) -> Plan:
+def preflight(run: Run, manifest: Manifest) -> Plan:
     """Check everything that can be checked without a worker, and return the numbers.
 
     Raises:
         ConfigError: unknown protocol, LM or system that cannot be built.
-        DataError: shards missing or changed.
         CheckpointError: no room for the run's checkpoints.
     """
     unknown = [name for name in run.protocols if name not in PROTOCOLS]
     if unknown:
         raise ConfigError(f"unknown protocols {unknown}; known: {', '.join(PROTOCOLS)}")
-    manifest = checked_manifest(run)
+    if run.data.features:
+        check_features(run, manifest)
     studies = manifest.splits["train"].studies
     trained, parameters = parameter_counts(run)
     plan = Plan(
@@ -80,6 +84,7 @@ def preflight(run: Run) -> Plan:
         steps=run.train.steps or math.ceil(run.train.epochs * studies / run.train.global_batch),
         steps_per_epoch=studies / run.train.global_batch,
         shards=manifest.fingerprint,
+        licence=manifest.licence,
         trained=trained,
         parameters=parameters,
     )
@@ -89,11 +94,18 @@ def preflight(run: Run) -> Plan:
 
 
 def checked_manifest(run: Run) -> Manifest:
-    """The manifest of `run.data.shards`, after comparing the shards with it as `run.data.verify` says."""
+    """The manifest of `run.data.shards`, after comparing the shards with it as `run.data.verify` says.
+
+    Damage is printed under data.on_bad=skip: every study is checked again when it is read, and those that cannot be
+    are skipped and named. Under fail it is a DataError.
+    """
     if not run.data.shards:
         raise ConfigError("data.shards is empty: give the directory that `r2kg shard` wrote, e.g. data.shards=films")
-    manifest = read_manifest(Path(run.data.shards))
-    verify(Path(run.data.shards), manifest, run.data.verify)
+    manifest = read_manifest(run.data.shards)
+    if run.data.on_bad == "fail":
+        verify(run.data.shards, manifest, run.data.verify)
+    elif faults := faults_of(run.data.shards, manifest, run.data.verify):
+        print(f"Shards are damaged: {'; '.join(faults)}. Studies that cannot be read are skipped and named.")
     return manifest
 
 

@@ -23,6 +23,7 @@ from r2kg.models import build_model
 from r2kg.plan import Plan
 from r2kg.tracking import Tracker, tracking_note
 from shards.errors import CheckpointError, ConfigError, DataError
+from shards.guard import fenced
 from shards.stream import Rows, read_batches
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "timm", "ray", "r2kg")
@@ -41,8 +42,11 @@ def train_worker(config: dict) -> dict:
     try:
         return _train(run, plan)
     except Exception as error:
-        note_failure(run, error)
-        raise
+        shown = fenced(error, plan.licence, run.privacy.allow_text)
+        note_failure(run, error, shown)
+        if shown is error:
+            raise
+        raise shown from None
 
 
 def _train(run: Run, plan: Plan) -> dict:
@@ -191,16 +195,20 @@ class UnreadStudies:
                 print(f"Study {key} was skipped: {cause}")
 
 
-def note_failure(run: Run, error: Exception) -> None:
-    """Leave failure.json for the driver if `error` is one that a restart cannot mend; then nothing is restarted."""
+def note_failure(run: Run, error: Exception, shown: BaseException) -> None:
+    """Leave failure.json for the driver if `error` is one that a restart cannot mend; then nothing is restarted.
+
+    It says what `shown` says: for credentialed data a library's own message is not in it.
+    """
     chain, cause = [], error
     while cause is not None and len(chain) < 20:
         chain.append(cause)
         cause = getattr(cause, "cause", None) or cause.__cause__
     ours = next((link for link in chain if isinstance(link, OURS)), None)
     if ours or isinstance(error, (*MISTAKES, torch.OutOfMemoryError)):
-        note = {"kind": type(ours or error).__name__, "message": str(ours or error)}
-        note["traceback"] = "".join(traceback.format_exception(error))[-8000:]
+        note = {"kind": type(ours or error).__name__, "message": str(ours or shown)}
+        text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
+        note["traceback"] = text[-8000:]
         (run.directory / "failure.json").write_text(json.dumps(note))
 
 

@@ -8,21 +8,40 @@ XPRONet, CKNet, R2GenGPT), oddities included, because published numbers depend o
 - slashes, backslashes and quotes vanish without a space: `PA/lat` becomes `palat`;
 - an empty sentence is kept, which leaves two spaces in a row, and an empty report becomes ` .`;
 - list numbers are deleted wherever `1. ` stands, even at the end of a word: `T11. The` becomes `t1the`.
+
+`clean-1` is our own, for work that need not match those numbers. It keeps what a reader needs and cleans a clean text
+to itself:
+
+- lower case; sentences, none of them empty, each ended by a lone period, single blanks between words; a text without a
+  letter or digit (in NFKC) becomes the empty text, any other does not
+- Unicode: compatibility forms, quotes and dashes become ASCII (NFKC), letters of any alphabet stay, `×` after
+  a digit is `x`; control characters and those of no width vanish, line breaks and tabs are blanks
+- list numbers (`1.` `1)` `(1)`, two digits at most) begin a sentence and vanish, at the start of a line, after a
+  sentence's end and, for 1, after a heading (`IMPRESSION: 1.`), as do the bullets `- ` and `* ` at the start of a line
+  and `•`; nowhere else: `grade 2.` and `T11.` keep their numbers
+- a period, comma or colon between digits stays (`3.5`, `1,000`, `10:30`), so does the period of `.5`; every other
+  period ends a sentence, also without a blank behind it, but not in `e.g.`, `p.m.`, `Dr.`, `Mr.`, `Mrs.`, `Ms.`, `vs.`
+- hyphens, `%`, `+` and the apostrophe between letters stay where they are: `x-ray`, `50%`, `1+`, `patient's`
+- `/ ? < > =` become words of their own (`PA/lat` is `pa / lat`), `&` the word `and`, all other signs blanks
+- what was removed to protect patients (`XXXX`, `___`, `[**name**]`) becomes the word `xxxx`
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 
 from shards.errors import ConfigError
 
 UNKNOWN = "<unk>"
-VERSIONS = {"raw": 1, "r2gen-2020-iu": 1, "r2gen-2020-mimic": 1}
+VERSIONS = {"raw": 1, "r2gen-2020-iu": 1, "r2gen-2020-mimic": 1, "clean-1": 1}
 """Raised when a mistake in the code of a cleaning is corrected; part of every protocol's hash."""
 
 _DELETED = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")
 _GLUED = re.compile(r"[\"'/\\]")
 _LIST_NUMBERS = tuple(f"{before} {number}. " for before in (".", "") for number in range(2, 6))
+_ATTACHED = ("r2gen-2020-iu", "r2gen-2020-mimic")
+"""Cleanings that expect the period at the end of a word, and so change a text they have cleaned."""
 
 
 def _repeat(text: str, old: str, new: str, times: int) -> str:
@@ -48,6 +67,66 @@ def _r2gen_2020_mimic(text: str) -> str:
     return _sentences(_repeat(_repeat(text, "  ", " ", 6), "..", ".", 8))
 
 
+_ASCII = str.maketrans("‐‑‒–−‘’‚‛′⁄", "-----'''''/") | str.maketrans({"—": " - ", "―": " - ", "±": "+/-"})
+_MARKS_KEPT = 3
+"""Accents on one letter: sorting an endless run of them takes Python quadratic time."""
+_NUMBER = r"\(?\d{1,2}[.)](?=[ \n]|[^\W\d_])"
+_ITEM = re.compile(rf"^ ?(?:{_NUMBER}|[-*](?= ))|(?<=[.?!]) {_NUMBER}|(?<=[A-Z]{{3}}:) ?\(?1[.)](?= )|•", re.MULTILINE)
+_INITIALS = re.compile(r"(?<![^\W_])(?:[a-z]\.){2,}")
+_TITLE = re.compile(r"(?<![^\W_])(dr|mr|mrs|ms|vs)\.")
+_END = re.compile(r"\.(?!\d)|(?<![\d\s(<>=+/~-])\.")
+_REMOVED = re.compile(r"\[\*\*[^\]\n]{0,80}\*\*\]|(?<![^\W_])x{3,}(?![^\W_])|_{2,}")
+_BLANK = re.compile(r"[,:](?!\d)|(?<!\d)[,:]|'(?![^\W\d_])|(?<![^\W\d_])'|[^\w\s.,:'%+/?<>=-]|_")
+
+
+def _clean_1(text: str) -> str:
+    plain = _plain(text)
+    if not any(c.isalnum() for c in plain):
+        return ""
+    return _words(_ITEM.sub(" . ", plain)) or _words(plain)
+
+
+def _plain(text: str) -> str:
+    """Lines of NFKC without control characters, quotes and dashes in ASCII, single blanks."""
+    text = "\n".join(text.splitlines()).replace("\t", " ")
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _visible(text)).translate(_ASCII)
+        text = re.sub(r"(?<=\d)( ?)×", r"\1x", text)
+    text = "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
+    return re.sub(r"[^\S\n]+", " ", text).strip(" ")
+
+
+def _visible(text: str) -> str:
+    """The text without characters of no width and with a bounded number of accents in a row."""
+    kept, marks = [], 0
+    for c in text:
+        marks = marks + 1 if unicodedata.combining(c) else 0
+        if marks <= _MARKS_KEPT and unicodedata.category(c) != "Cf":
+            kept.append(c)
+    return "".join(kept)
+
+
+def _words(plain: str) -> str:
+    """The sentences of a text, their words and lone periods divided by single blanks."""
+    text = " " + plain.lower()
+    text = _REMOVED.sub(lambda found: " xxxx " if found[0].startswith("[") else "xxxx", _apart(text))
+    text = _TITLE.sub(r"\1 ", _INITIALS.sub(lambda found: found[0].replace(".", "") + " ", text))
+    text = _BLANK.sub(" ", _END.sub(" . ", text.replace("&", " and ")))
+    text = re.sub(r"-{2,}", " - ", re.sub(r"([/?<>=])", r" \1 ", text))
+    sentences = (sentence.split() for sentence in re.split(r"(?<!\S)\.(?!\S)", text))
+    kept = (" ".join(_undashed(words)) for words in sentences)
+    return " ".join(f"{sentence} ." for sentence in kept if any(c.isalnum() for c in sentence))
+
+
+def _apart(text: str) -> str:
+    """Blanks between letters and the underscores in place of a removed word; a hyphen may touch them."""
+    return re.sub(r"(?<=[^\W_])(?=__)|(?<=__)(?=[^\W_])", " ", text)
+
+
+def _undashed(words: list[str]) -> list[str]:
+    return words[next((at for at, word in enumerate(words) if word != "-"), len(words)) :]
+
+
 def _raw(text: str) -> str:
     return text
 
@@ -56,6 +135,7 @@ CLEANINGS: dict[str, Callable[[str], str]] = {
     "raw": _raw,
     "r2gen-2020-iu": _r2gen_2020_iu,
     "r2gen-2020-mimic": _r2gen_2020_mimic,
+    "clean-1": _clean_1,
 }
 
 
@@ -73,10 +153,10 @@ def clean_again(name: str, text: str) -> str:
     """Clean a text that may be clean already, such as a model's output, without changing the words of a clean one.
 
     The 2020 rules expect a period at the end of a word; one that stands alone at the very end would leave two blanks
-    behind. It is attached first, so cleaned reports come out as they went in.
+    behind. It is attached first, so cleaned reports come out as they went in. `clean-1` needs no such help.
     """
     stripped = text.rstrip()
-    attached = stripped[:-2] + "." if name != "raw" and stripped.endswith(" .") else text
+    attached = stripped[:-2] + "." if name in _ATTACHED and stripped.endswith(" .") else text
     return clean(name, attached)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import ray
 
@@ -12,13 +13,18 @@ WORKER_ENVIRONMENT = {
 }
 
 
-def connect_ray() -> None:
+def connect_ray(spill: Path | None = None) -> None:
     """Join the cluster of RAY_ADDRESS or of the submitted job, else start a local one that ends with this process.
 
-    A local session keeps its workers' output in its log files; what users need is in the run's own log.
+    Objects that do not fit a local session's memory are spilled below `spill`, where reports may lie, instead of the
+    system's temporary directory; on a cluster that is for whoever starts it to set. A local session keeps its
+    workers' output in its log files; what users need is in the run's own log.
     """
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     joining = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
-    ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="error", log_to_driver=joining)
+    if spill and not joining:
+        spill.mkdir(parents=True, exist_ok=True)
+    where = {"object_spilling_directory": str(spill)} if spill and not joining else {}
+    ray.init(**where, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="error", log_to_driver=joining)

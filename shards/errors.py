@@ -1,4 +1,9 @@
-"""The four kinds of failure. Only `RetryableError` is worth restarting a run for."""
+"""The four kinds of failure, and what to do about a bad study. Only `RetryableError` is worth restarting a run for."""
+
+from typing import Literal
+
+OnBad = Literal["skip", "fail"]
+"""A study that cannot be used: count and name it, or stop."""
 
 
 class ConfigError(ValueError):

@@ -1,28 +1,30 @@
-"""One tar: studies read, checked and encoded by a worker, written under a temporary name and renamed when whole."""
+"""One tar: studies read, checked and encoded by a worker, written so that it appears whole or not at all."""
 
 import errno
+import hashlib
 import io
-import os
 import shutil
 import tarfile
 import unicodedata
+import zlib
 from collections import defaultdict
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from shards.clean import clean
 from shards.decode import encode, shrink
-from shards.errors import DataError
-from shards.manifest import BadStudy, Drop, sha256_of, write_atomic
+from shards.errors import DataError, OnBad
+from shards.guard import Names, write_private_lines
+from shards.manifest import BadStudy, Drop, sha256_of
 from shards.shard_index import Entry, ShardIndex, index_path, read_shard_index
 from shards.sources import Item, Source
+from shards.storage import HashingFile, Place, create, is_local, place, size_of, write_atomic
 from shards.study import Record, Study
 
-OnBad = Literal["skip", "fail"]
 KEPT_CONTROLS = "\n\r\t"
 CONTROLS_REMOVED = "control characters removed"
+STOPPED = "stopped.jsonl"
 
 
 class Job(Record):
@@ -44,76 +46,114 @@ class Settings(Record):
     on_bad: OnBad
 
 
-def write_tar(source: Source, settings: Settings, job: Job) -> ShardIndex:
+@dataclass
+class Filling:
+    """What becomes known while a tar is filled."""
+
+    studies: list[Entry] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+    warnings: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    private: list[dict] = field(default_factory=list)
+    """Lines for private/: the owner's names of what is in the tar and what was dropped."""
+
+
+def write_tar(source: Source, settings: Settings, job: Job, names: Names = Names()) -> ShardIndex:  # noqa: B008
     """Write one tar and its index, unless both are there and fit; DataError when the disk is full."""
-    path = Path(settings.out) / job.name
+    path = place(settings.out) / job.name
     if (kept := _whole(path, job, settings.on_bad)) is not None:
         return kept
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    filling = Filling()
     try:
         index_path(path).unlink(missing_ok=True)
-        index = _fill(source, settings, job, part)
-        os.replace(part, path)
+        with create(path) as file:
+            _fill(source, settings, job, names, file, filling)
+        if names.salt:
+            write_private_lines(path.parent, f"{path.stem}.jsonl", filling.private)
+        index = _index(job, file, filling)
         write_atomic(index_path(path), index.model_dump_json().encode())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-        free = shutil.disk_usage(path.parent).free
-        raise DataError(
-            f"no space left for {path} ({free:,} bytes free): free some or choose another directory, then run the same "
-            "command again. Whole shards are kept"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
     return index
 
 
-def _whole(path: Path, job: Job, on_bad: OnBad) -> ShardIndex | None:
-    if not (path.is_file() and index_path(path).is_file()):
-        return None
-    try:
-        index = read_shard_index(index_path(path))
-    except DataError:
-        return None
-    fits = index.recipe == job.recipe and index.bytes == path.stat().st_size and index.sha256 == sha256_of(path)
-    return index if fits and not (index.drops and on_bad == "fail") else None
-
-
-def _fill(source: Source, settings: Settings, job: Job, part: Path) -> ShardIndex:
-    studies: list[Entry] = []
-    drops: list[Drop] = []
-    warnings: defaultdict[str, list[str]] = defaultdict(list)
-    with open(part, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for item in job.items:
-                try:
-                    study, films, repaired = prepare(source, item, settings)
-                except DataError as error:
-                    if settings.on_bad == "fail":
-                        raise DataError(f"study {item.id!r} of split {item.split}: {error}") from error
-                    drops.append(drop_of(item, error))
-                    continue
-                studies.append(_add(tar, study, films))
-                if repaired:
-                    warnings[CONTROLS_REMOVED].append(item.id)
-        file.flush()
-        os.fsync(file.fileno())
+def _index(job: Job, file: HashingFile, filling: Filling) -> ShardIndex:
     return ShardIndex(
         name=job.name,
         split=job.split,
         recipe=job.recipe,
-        sha256=sha256_of(part),
-        bytes=part.stat().st_size,
-        studies=tuple(studies),
-        drops=tuple(drops),
-        warnings={reason: tuple(ids) for reason, ids in warnings.items()},
+        sha256=file.sha256,
+        bytes=file.size,
+        studies=tuple(filling.studies),
+        drops=tuple(filling.drops),
+        warnings={reason: tuple(ids) for reason, ids in filling.warnings.items()},
     )
+
+
+def _unwritable(path: Place, error: OSError) -> DataError:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return DataError(f"{path} cannot be written: {error.strerror or error}")
+    free = f" ({shutil.disk_usage(path.parent).free:,} bytes free)" if is_local(path) else ""
+    return DataError(
+        f"no space left for {path}{free}: free some or choose another directory, then run the same command again. "
+        "Whole shards are kept"
+    )
+
+
+def _whole(path: Place, job: Job, on_bad: OnBad) -> ShardIndex | None:
+    try:
+        index = read_shard_index(index_path(path))
+    except DataError:
+        return None
+    fits = index.recipe == job.recipe and index.bytes == size_of(path) and index.sha256 == sha256_of(path)
+    return index if fits and not (index.drops and on_bad == "fail") else None
+
+
+def _fill(source: Source, settings: Settings, job: Job, names: Names, file: HashingFile, filling: Filling) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
+        for item in job.items:
+            try:
+                study, films, repaired = prepare(source, item, settings)
+            except DataError as error:
+                if settings.on_bad == "fail":
+                    raise stopped(place(settings.out), names, drop_of(item, error), job.name) from (
+                        None if names.salt else error
+                    )
+                filling.drops.append(shown_drop(names, drop_of(item, error)))
+                filling.private.append(private_drop(names, drop_of(item, error)))
+                continue
+            filling.studies.append(_add(tar, names.study(study), films))
+            filling.private.append({"key": names.key(item.id), "id": item.id, "patient": study.patient})
+            if repaired:
+                filling.warnings[CONTROLS_REMOVED].append(names.id(item.id))
 
 
 def drop_of(item: Item, error: DataError) -> Drop:
     """The drop that says why `item` is not in the shards."""
     reason, file = getattr(error, "reason", "study cannot be read"), getattr(error, "file", "")
     return Drop(id=item.id, reason=reason, detail=getattr(error, "detail", str(error)), split=item.split, file=file)
+
+
+def shown_drop(names: Names, drop: Drop) -> Drop:
+    """The drop as the manifest shows it: for credentialed data under a salted name, its details in private/."""
+    if not names.salt:
+        return drop
+    return Drop(id=names.key(drop.id), reason=drop.reason, detail="see private/", split=drop.split)
+
+
+def private_drop(names: Names, drop: Drop) -> dict:
+    """The line of private/ that tells what `shown_drop` withholds."""
+    return {"key": names.key(drop.id), **drop.model_dump()}
+
+
+def stopped(out: Place, names: Names, drop: Drop, where: str) -> DataError:
+    """The error that ends a run under on_bad="fail"; for credentialed data its details go to private/ only."""
+    if not names.salt:
+        return DataError(f"study {drop.id!r} of split {drop.split}: {drop.reason}: {drop.detail}")
+    write_private_lines(out, STOPPED, [private_drop(names, drop)])
+    return DataError(
+        f"study {names.key(drop.id)} of split {drop.split} ({where}): {drop.reason}. private/{STOPPED} below the "
+        "shards says which film or report that is"
+    )
 
 
 def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], bool]:
@@ -135,6 +175,8 @@ def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list
 
 def without_controls(text: str) -> str:
     """The text without control characters; line feeds, returns and tabs stay."""
+    if text.isprintable():
+        return text
     return "".join(c for c in text if c in KEPT_CONTROLS or unicodedata.category(c) != "Cc")
 
 
@@ -146,10 +188,17 @@ def is_blank(text: str) -> bool:
 def _add(tar: tarfile.TarFile, study: Study, films: list[bytes]) -> Entry:
     members = {f"{view}.jpg": film for view, film in enumerate(films)}
     members["json"] = study.model_dump_json().encode()
-    spans = {}
+    spans, crc = {}, 0
     for name, data in members.items():
-        info = tarfile.TarInfo(f"{study.key}.{name}")
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
-        spans[name] = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)
-    return Entry(key=study.key, id=study.id, patient=study.patient, members=spans)
+        spans[name] = add_member(tar, f"{study.key}.{name}", data), len(data)
+        crc = zlib.crc32(data, crc)
+    digests = tuple(hashlib.sha256(film).hexdigest()[:16] for film in films)
+    return Entry(key=study.key, id=study.id, patient=study.patient, members=spans, crc32=crc, films=digests)
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file to an archive; returns the offset of its content."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

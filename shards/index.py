@@ -1,22 +1,22 @@
-"""`Index`: where every study of a split lies, as numpy arrays, so that a reader needs one `pread` per study."""
+"""`Index`: where every study of a split lies, as numpy arrays, so that a reader needs one request per study."""
 
 import os
-from collections import OrderedDict
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from shards.errors import DataError
+from shards.errors import DataError, OnBad
 from shards.foreign import adopt, samples_of
-from shards.manifest import FILE, HOW_TO_SHARD, Drop, read_manifest
-from shards.shard_index import Entry, index_path, read_shard_index
+from shards.manifest import FILE, HOW_TO_SHARD, Drop, Shard, read_manifest, sha256_of
+from shards.shard_index import Entry, ShardIndex, index_path, read_shard_index
+from shards.storage import REMOTE, Place, is_local, names_in, place, read_at, read_ranges, size_of
 from shards.study import Study
 from shards.tar import walk_tar
 
-MAX_OPEN = 128
 SLACK_BYTES = 1 << 16
 
 
@@ -38,6 +38,8 @@ class Index:
     """[n, 2] offset and size of KEY.json."""
     films: NDArray[np.int64]
     """[n, V, 2] offset and size of KEY.v.jpg; -1 where a study has fewer than V views."""
+    crc32: NDArray[np.int64]
+    """[n] checksum of the films and the record; -1 where none is known."""
     drops: tuple[Drop, ...] = ()
     """What an archive written by others holds that cannot be used."""
     foreign: bool = False
@@ -51,61 +53,77 @@ class Index:
         """Studies listed: usable + dropped."""
         return len(self) + len(self.drops)
 
+    @cached_property
+    def remote(self) -> bool:
+        """Whether the tars lie behind a URL."""
+        return REMOTE in self.root
+
     @classmethod
-    def open(cls, root: Path, split: str) -> "Index":
-        """Index of a split: our own shards by their manifest, else the archives root/SPLIT*.tar of others."""
-        root = Path(root)
+    def open(cls, root: str | Place, split: str, on_bad: OnBad = "fail") -> "Index":
+        """Index of a split: our own shards by their manifest, else the archives root/SPLIT*.tar of others.
+
+        Under on_bad="skip" the index of one tar may be torn: it is made again from the tar if that is whole, else the
+        tar's studies stay listed, by number, and cannot be read. Every split has the length its manifest says.
+        """
+        root = place(root)
         if not (root / FILE).is_file():
-            tars = [tar for tar in sorted(root.glob(f"{split}*.tar")) if tar.is_file()]
+            tars = [name for name in names_in(root) if name.startswith(split) and name.endswith(".tar")]
             if not tars:
                 raise DataError(
                     f"no shards of split {split!r} at {root}: neither {FILE} nor {split}*.tar. {HOW_TO_SHARD}"
                 )
-            return cls.of_tars(root, split, [tar.name for tar in tars])
+            return cls.of_tars(root, split, tars)
         manifest = read_manifest(root)
         shards = [shard for shard in manifest.shards if shard.split == split and shard.studies]
         if not shards:
             held = ", ".join(name for name, count in manifest.splits.items() if count.studies)
             raise DataError(f"no studies of split {split!r} at {root}: its splits are {held}")
-        indices = [read_shard_index(index_path(root / shard.name)) for shard in shards]
-        for shard, index in zip(shards, indices, strict=True):
-            if index.sha256 != shard.sha256:
-                described = f"{index_path(root / shard.name)} describes sha256 {index.sha256[:12]}"
-                raise DataError(
-                    f"{described}, the manifest {shard.sha256[:12]}: its offsets belong to another tar. Run "
-                    "`r2kg shard` again, whole shards are kept"
-                )
-        entries = [(number, entry) for number, index in enumerate(indices) for entry in index.studies]
-        return _build(root, split, [i.name for i in indices], [i.sha256 for i in indices], entries, (), False)
+        parts = [_Part.of(number, _entries(root, shard, on_bad)) for number, shard in enumerate(shards)]
+        return _join(root, split, [s.name for s in shards], [s.sha256 for s in shards], parts, (), False)
 
     @classmethod
-    def of_tars(cls, root: Path, split: str, names: list[str]) -> "Index":
+    def of_tars(cls, root: str | Place, split: str, names: list[str]) -> "Index":
         """Index of WebDataset archives that others wrote, by one walk over each; what cannot be used is in `drops`."""
-        entries, drops, stamps = [], [], []
+        root, parts, drops, stamps = place(root), [], [], []
         for number, name in enumerate(names):
-            found, dropped = samples_of(name, split, walk_tar(Path(root) / name))
-            entries += [(number, entry) for entry in found]
+            found, dropped = samples_of(name, split, walk_tar(root / name))
+            parts.append(_Part.of(number, found))
             drops += dropped
-            stat = os.stat(Path(root) / name)
-            stamps.append(f"{stat.st_mtime_ns}-{stat.st_size}")
-        return _build(Path(root), split, names, stamps, entries, tuple(drops), True)
+            changed = os.stat(root / name).st_mtime_ns if is_local(root) else ""
+            stamps.append(f"{changed}-{size_of(root / name)}")
+        return _join(root, split, names, stamps, parts, tuple(drops), True)
 
-    def read(self, row: int) -> tuple[list[memoryview], memoryview]:
-        """The encoded films of study `row` in view order, and the bytes of its record; DataError naming tar and key."""
-        spans = [(int(at), int(size)) for at, size in self.films[row] if at >= 0]
-        spans.append((int(self.record[row, 0]), int(self.record[row, 1])))
-        start, stop = min(at for at, _ in spans), max(at + size for at, size in spans)
-        tar = int(self.tar[row])
-        if stop - start > sum(size for _, size in spans) + SLACK_BYTES:
-            parts = [self._pread(tar, at, size, row) for at, size in spans]
+    def fetch(self, rows: list[int]) -> dict[int, memoryview | DataError]:
+        """The spans of many studies of a remote directory at once, to be given to `read`; {} for a local one."""
+        if not self.remote:
+            return {}
+        spans = {row: _span(self._members(row)) for row in rows if self.record[row, 0] >= 0}
+        wanted = {row: (self.tars[int(self.tar[row])], *span) for row, span in spans.items() if span}
+        return dict(zip(wanted, read_ranges(self.root, list(wanted.values())), strict=True)) if wanted else {}
+
+    def read(self, row: int, span: memoryview | DataError | None = None) -> tuple[list[memoryview], memoryview]:
+        """The encoded films of study `row` in view order, and the bytes of its record.
+
+        Raises:
+            DataError: naming tar and study, when they cannot be read or are not what was written.
+        """
+        if isinstance(span, DataError):
+            raise DataError(f"study {self.keys[row].decode()}: {span}")
+        self._refuse_unknown(row)
+        members = self._members(row)
+        if (whole := _span(members)) is None:
+            parts = [self._read_at(row, at, size) for at, size in members]
         else:
-            whole = self._pread(tar, start, stop - start, row)
-            parts = [whole[at - start : at - start + size] for at, size in spans]
+            start = whole[0]
+            span = self._read_at(row, *whole) if span is None else span
+            parts = [span[at - start : at - start + size] for at, size in members]
+        self._check(row, parts)
         return parts[:-1], parts[-1]
 
     def read_record(self, row: int) -> memoryview:
         """The bytes of study `row`'s record alone."""
-        return self._pread(int(self.tar[row]), int(self.record[row, 0]), int(self.record[row, 1]), row)
+        self._refuse_unknown(row)
+        return self._read_at(row, int(self.record[row, 0]), int(self.record[row, 1]))
 
     def record_of(self, row: int, data: memoryview) -> str:
         """The JSON of a study's record, checked; a foreign record {"id", "report", ...} becomes a `Study` first."""
@@ -118,44 +136,111 @@ class Index:
                 raise ValueError(f"the record there is of {found}")
         except ValueError as error:
             cause = f"{error.error_count()} fields do not fit" if isinstance(error, ValidationError) else error
-            raise DataError(f"{self.tars[int(self.tar[row])]}: record of {key} is not readable: {cause}") from error
+            raise DataError(f"{self.tars[int(self.tar[row])]}: record of {key} is not readable: {cause}") from None
         return text
 
-    def _pread(self, tar: int, at: int, size: int, row: int) -> memoryview:
-        path = os.path.join(self.root, self.tars[tar])
+    def _members(self, row: int) -> list[tuple[int, int]]:
+        """(offset, size) of the films in view order, then of the record."""
+        films = [(at, size) for at, size in self.films[row].tolist() if at >= 0]
+        return [*films, tuple(self.record[row].tolist())]
+
+    def _refuse_unknown(self, row: int) -> None:
+        if self.record[row, 0] < 0:
+            raise DataError(
+                f"study {self.keys[row].decode()}: the index of {self.tars[int(self.tar[row])]} is torn and the tar is "
+                "not whole, so nothing tells where the study lies or what its key is"
+            )
+
+    def _check(self, row: int, parts: list[memoryview]) -> None:
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        if self.crc32[row] not in (-1, crc):
+            raise DataError(
+                f"study {self.keys[row].decode()}: its bytes in {self.tars[int(self.tar[row])]} are not those that "
+                f"were written (checksum {crc:08x}, the index says {int(self.crc32[row]):08x})"
+            )
+
+    def _read_at(self, row: int, at: int, size: int) -> memoryview:
+        tar = int(self.tar[row])
         try:
-            data = os.pread(_descriptor(path, self.stamps[tar]), size, at)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read at study {self.keys[row].decode()}: {error.strerror}") from error
-        if len(data) != size:
-            raise DataError(f"{path} ends inside study {self.keys[row].decode()}: {len(data)} of {size} bytes at {at}")
-        return memoryview(data)
+            return read_at(self.root, self.tars[tar], at, size, self.stamps[tar])
+        except DataError as error:
+            raise DataError(f"study {self.keys[row].decode()}: {error}") from error
 
 
-_open: OrderedDict[tuple[str, str], int] = OrderedDict()
+def _span(members: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """Offset and size of one read that covers all members; None when they lie too far apart for that."""
+    start, stop = min(at for at, _ in members), max(at + size for at, size in members)
+    return (start, stop - start) if stop - start <= sum(size for _, size in members) + SLACK_BYTES else None
 
 
-def _descriptor(path: str, stamp: str) -> int:
-    """An open file per tar and process; the stamp keeps a tar written anew from being read through an old one."""
-    if (found := _open.get((path, stamp))) is None:
-        if len(_open) >= MAX_OPEN:
-            os.close(_open.popitem(last=False)[1])
-        found = _open[path, stamp] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return found
+def _entries(root: Place, shard: Shard, on_bad: OnBad) -> list[Entry]:
+    """The studies of one of our tars, by its index or, under "skip", by what can be had without one."""
+    try:
+        return list(_fitting_index(root, shard).studies)
+    except DataError:
+        if on_bad == "fail":
+            raise
+    path = root / shard.name
+    if size_of(path) == shard.bytes and sha256_of(path) == shard.sha256:
+        return samples_of(shard.name, shard.split, walk_tar(path))[0]
+    stem = shard.name.removesuffix(".tar")
+    return [Entry(key=f"{stem}-{number}", id="", members={"json": (-1, 0)}) for number in range(shard.studies)]
 
 
-def _build(
-    root, split, tars, stamps, entries: list[tuple[int, Entry]], drops: tuple[Drop, ...], foreign: bool
-) -> Index:
-    views = max((len(entry.members) - 1 for _, entry in entries), default=1)
-    films = np.full((len(entries), views, 2), -1, np.int64)
-    record = np.zeros((len(entries), 2), np.int64)
-    for row, (_, entry) in enumerate(entries):
-        for member, span in entry.members.items():
-            if member == "json":
-                record[row] = span
-            else:
-                films[row, int(member.split(".")[0])] = span
-    keys = np.array([entry.key.encode() for _, entry in entries] or [b""], dtype=np.bytes_)[: len(entries)]
-    tar = np.array([number for number, _ in entries], np.int32)
-    return Index(str(root), split, tuple(tars), tuple(stamps), keys, tar, record, films, drops, foreign)
+def _fitting_index(root: Place, shard: Shard) -> ShardIndex:
+    path = index_path(root / shard.name)
+    index = read_shard_index(path)
+    if index.sha256 != shard.sha256 or len(index.studies) != shard.studies:
+        raise DataError(
+            f"{path} describes {len(index.studies)} studies in sha256 {index.sha256[:12]}, the manifest "
+            f"{shard.studies} in {shard.sha256[:12]}: its offsets belong to another tar. Run `r2kg shard` again, whole "
+            "shards are kept"
+        )
+    return index
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The arrays of one tar."""
+
+    keys: list[bytes]
+    tar: NDArray[np.int32]
+    record: NDArray[np.int64]
+    films: NDArray[np.int64]
+    crc32: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, number: int, entries: list[Entry]) -> "_Part":
+        views = max((len(entry.members) - 1 for entry in entries), default=1)
+        films = np.full((len(entries), max(views, 1), 2), -1, np.int64)
+        record = np.zeros((len(entries), 2), np.int64)
+        for row, entry in enumerate(entries):
+            for member, span in entry.members.items():
+                if member == "json":
+                    record[row] = span
+                else:
+                    films[row, int(member.split(".")[0])] = span
+        crc32 = np.array([entry.crc32 for entry in entries], np.int64)
+        keys = [entry.key.encode() for entry in entries]
+        return cls(keys, np.full(len(entries), number, np.int32), record, films, crc32)
+
+
+def _join(root: Place, split, tars, stamps, parts: list[_Part], drops: tuple[Drop, ...], foreign: bool) -> Index:
+    views = max(part.films.shape[1] for part in parts)
+    films = [np.pad(p.films, ((0, 0), (0, views - p.films.shape[1]), (0, 0)), constant_values=-1) for p in parts]
+    keys = [key for part in parts for key in part.keys]
+    return Index(
+        root=str(root),
+        split=split,
+        tars=tuple(tars),
+        stamps=tuple(stamps),
+        keys=np.array(keys or [b""], dtype=np.bytes_)[: len(keys)],
+        tar=np.concatenate([part.tar for part in parts]),
+        record=np.concatenate([part.record for part in parts]),
+        films=np.concatenate(films),
+        crc32=np.concatenate([part.crc32 for part in parts]),
+        drops=drops,
+        foreign=foreign,
+    )

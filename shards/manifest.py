@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Literal
+from collections import Counter
 
 from pydantic import Field, ValidationError
 
 from shards.errors import DataError
+from shards.storage import Place, place, write_atomic
 from shards.study import Record
 
 FILE = "manifest.json"
@@ -53,6 +51,15 @@ class SplitCount(Record):
     """Distinct patients; 0 when the dataset does not tell."""
 
 
+class Published(Record):
+    """What the dataset's owner or a paper says the splits hold, to be printed beside our own counts."""
+
+    citation: str
+    """Who says so: paper, table, or file."""
+    splits: dict[str, SplitCount]
+    """Split → counts; 0 where nothing was published."""
+
+
 class Shard(Record):
     """One tar file."""
 
@@ -81,7 +88,11 @@ class Manifest(Record):
     shards: tuple[Shard, ...]
     drops: tuple[Drop, ...] = ()
     warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """What was repaired → ids of the studies it was repaired in."""
+    """What was repaired or is suspicious → the studies it was found in."""
+    notes: tuple[str, ...] = ()
+    """What the source found worth telling, such as where two forms of the raw data differ."""
+    published: Published | None = None
+    """Counts to compare `splits` with."""
     fingerprint: str = ""
     """`fingerprint_of` this manifest: changes when any byte of any shard, any count or any name changes."""
 
@@ -92,8 +103,8 @@ class Manifest(Record):
 
     def drop_counts(self) -> dict[str, int]:
         """Number of drops by reason, most frequent first."""
-        reasons = [drop.reason for drop in self.drops]
-        return {reason: reasons.count(reason) for reason in sorted(set(reasons), key=lambda r: (-reasons.count(r), r))}
+        counts = Counter(drop.reason for drop in self.drops)
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def sealed(self) -> "Manifest":
         """The same manifest with its fingerprint filled in."""
@@ -106,26 +117,16 @@ def fingerprint_of(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees either nothing, the old content or all of the new content."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def write_manifest(root: Path, manifest: Manifest) -> Manifest:
+def write_manifest(root: str | Place, manifest: Manifest) -> Manifest:
     """Seal the manifest and write it into `root`; returns what was written."""
     sealed = manifest.sealed()
-    write_atomic(Path(root) / FILE, sealed.model_dump_json(indent=1).encode() + b"\n")
+    write_atomic(place(root) / FILE, sealed.model_dump_json(indent=1).encode() + b"\n")
     return sealed
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: str | Place) -> Manifest:
     """The manifest of a directory of shards; DataError when it is missing, malformed or was edited by hand."""
-    path = Path(root) / FILE
+    path = place(root) / FILE
     if not path.is_file():
         raise DataError(f"no shards at {root}: {FILE} is missing there. Way out: {HOW_TO_SHARD}")
     try:
@@ -143,38 +144,10 @@ def read_manifest(root: Path) -> Manifest:
     return manifest
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Place) -> str:
     """SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _fault(root: Path, shard: Shard, how: str) -> str:
-    path = root / shard.name
-    if not path.is_file():
-        return f"{shard.name} is missing"
-    if (size := path.stat().st_size) != shard.bytes:
-        return f"{shard.name} has {size} bytes, the manifest says {shard.bytes}"
-    if how == "sha256" and (found := sha256_of(path)) != shard.sha256:
-        return f"{shard.name} has sha256 {found[:12]}, the manifest says {shard.sha256[:12]}"
-    return ""
-
-
-def verify(root: Path, manifest: Manifest, how: Literal["sha256", "size"] = "sha256", threads: int = 8) -> None:
-    """Compare every shard with the manifest; DataError names each one that is missing or changed.
-
-    "size" reads no content and is what a run does at its start; "sha256" reads every byte.
-    """
-    root = Path(root)
-    with ThreadPoolExecutor(threads) as pool:
-        faults = [fault for fault in pool.map(lambda shard: _fault(root, shard, how), manifest.shards) if fault]
-    if faults:
-        raise DataError(
-            f"{len(faults)} of {len(manifest.shards)} shards under {root} differ from {FILE}: {'; '.join(faults)}. "
-            f"A run on them would not be the run of fingerprint {manifest.fingerprint[:12]}, and its scores could not "
-            "be compared. Way out: run `r2kg shard` with the same settings again (whole shards are kept), or copy the "
-            "named files from where they were made"
-        )

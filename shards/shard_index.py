@@ -1,14 +1,13 @@
 """The index beside one tar: where every member of every study lies, and what the tar was made from."""
 
-from pathlib import Path
-
 from pydantic import Field, ValidationError
 
 from shards.errors import DataError
 from shards.manifest import Drop
+from shards.storage import Place
 from shards.study import Record
 
-VERSION = 1
+VERSION = 2
 
 
 class Entry(Record):
@@ -19,6 +18,10 @@ class Entry(Record):
     patient: str = ""
     members: dict[str, tuple[int, int]]
     """Name behind "KEY." → (offset, size) in bytes."""
+    crc32: int = -1
+    """Checksum over the members' contents, films in view order, then the record; -1: not known."""
+    films: tuple[str, ...] = ()
+    """First 16 hex digits of every film's SHA-256, to find a film that is in two splits."""
 
 
 class ShardIndex(Record):
@@ -37,12 +40,12 @@ class ShardIndex(Record):
     """What was repaired → ids of the studies."""
 
 
-def index_path(tar: Path) -> Path:
+def index_path(tar: Place) -> Place:
     """NAME.tar → NAME.index.json."""
     return tar.with_suffix(".index.json")
 
 
-def read_shard_index(path: Path) -> ShardIndex:
+def read_shard_index(path: Place) -> ShardIndex:
     """DataError when the file is missing or malformed."""
     try:
         return ShardIndex.model_validate_json(path.read_bytes())

@@ -6,8 +6,7 @@ j to rank j % world whatever the consumers' speed, so the plan alone decides wha
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -16,9 +15,14 @@ from ray.data import DataIterator, Dataset
 from ray.exceptions import RayTaskError
 
 from shards.decode import decode
-from shards.errors import DataError
+from shards.errors import DataError, OnBad
 from shards.index import Index
+from shards.manifest import read_manifest
 from shards.order import Block
+from shards.side import Side, fetch_records, read_features, record_text
+from shards.side_manifest import Kind
+from shards.storage import Place
+from shards.subgraph import read_subgraph
 
 BLOCK_BYTES = 32 << 20
 """Largest block unless one step alone is larger: a dozen blocks must fit an object store of a few hundred MB."""
@@ -28,29 +32,42 @@ TASK_CPUS = 0.5
 PREFETCH_BLOCKS = 2
 
 Rows = dict[str, np.ndarray]
-OnBad = Literal["skip", "fail"]
 
 
-def rows_per_block(image_size: int, views: int, rows_per_rank: int) -> int:
-    """Rows of a block: at most `BLOCK_BYTES` of pixels, and `BLOCKS_PER_RANK` blocks or more for a rank's share."""
-    return max(1, min(BLOCK_BYTES // (views * image_size**2), -(-rows_per_rank // BLOCKS_PER_RANK)))
+def rows_per_block(image_size: int, views: int, rows_per_rank: int, film_bytes: int = 0) -> int:
+    """Rows of a block: at most `BLOCK_BYTES` of pixels, and `BLOCKS_PER_RANK` blocks or more for a rank's share.
+
+    `film_bytes`: size of one film's features where these are streamed in place of pixels.
+    """
+    film_bytes = film_bytes or image_size**2
+    return max(1, min(BLOCK_BYTES // (views * film_bytes), -(-rows_per_rank // BLOCKS_PER_RANK)))
 
 
 def stream_blocks(
-    root: Path,
+    root: str | Place,
     split: str,
     blocks: Iterable[Block],
     image_size: int,
     views: int,
     on_bad: OnBad = "skip",
     index: Index | None = None,
+    subgraphs: str | Place | None = None,
+    features: str | Place | None = None,
 ) -> Dataset:
-    """Dataset of the blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it."""
-    ref = ray.put(index or Index.open(root, split))
+    """Dataset of the blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it.
+
+    `subgraphs` and `features` are the places of sides of these shards.
+    """
+    index = index or Index.open(root, split, on_bad)
+    places: dict[Kind, str | Place | None] = {"subgraphs": subgraphs, "features": features}
+    parent = read_manifest(root) if subgraphs or features else None
+    sides = {kind: Side.open(at, index, parent, kind, on_bad) for kind, at in places.items() if at and parent}
+    ref = ray.put((index, sides))
 
     def read(batch: Rows) -> Rows:
         block = Block(int(batch["rank"][0]), int(batch["step"][0]), np.asarray(batch["index"][0]))
-        return read_block(ray.get(ref), block, image_size, views, on_bad)
+        opened, beside = ray.get(ref)
+        return read_block(opened, block, image_size, views, on_bad, **beside)
 
     items = [{"rank": block.rank, "step": block.step, "index": block.index} for block in blocks]
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
@@ -62,16 +79,28 @@ def stream_blocks(
     return dataset
 
 
-def read_block(index: Index, block: Block, image_size: int, views: int, on_bad: OnBad = "skip") -> Rows:
+def read_block(
+    index: Index,
+    block: Block,
+    image_size: int,
+    views: int,
+    on_bad: OnBad = "skip",
+    subgraphs: Side | None = None,
+    features: Side | None = None,
+) -> Rows:
     """The n rows of one block.
 
     images uint8 [n, V, S, S] grey, zero where `view_mask` bool [n, V] is False; index, step int64 [n]; record: n JSON
     strings of `Study`; valid bool [n]: False for a row that fills a step and, under on_bad="skip", for a study that
     cannot be read, whose `bad` then says why (else ""). Under "fail" such a study raises DataError.
+
+    With `features` the films are not read: features uint16 [n, V, P, D], the bit patterns of bf16, stand in place of
+    images. With `subgraphs`: subgraph, n bytes for `shards.subgraph.unpack`, b"" for a study without one.
     """
     at = block.index.ravel()
+    of_film = "images" if features is None else "features"
     rows: Rows = {
-        "images": np.zeros((len(at), views, image_size, image_size), np.uint8),
+        of_film: _empty_films(len(at), views, image_size, features),
         "view_mask": np.zeros((len(at), views), bool),
         "valid": at >= 0,
         "index": at,
@@ -79,19 +108,46 @@ def read_block(index: Index, block: Block, image_size: int, views: int, on_bad: 
         "record": np.full(len(at), "", object),
         "bad": np.full(len(at), "", object),
     }
-    for row in np.flatnonzero(rows["valid"]).tolist():
+    wanted = np.flatnonzero(rows["valid"]).tolist()
+    studies = [int(at[row]) for row in wanted]
+    fetched = index.fetch(studies) if features is None else fetch_records(index, studies)
+    stored = features.fetch(studies) if features else {}
+    if subgraphs:
+        rows["subgraph"] = np.full(len(at), b"", object)
+    graphs = subgraphs.fetch(studies) if subgraphs else {}
+    for row, study in zip(wanted, studies, strict=True):
         try:
-            _read_study(index, int(at[row]), rows, row)
+            if features:
+                _read_features(index, features, study, rows, row, fetched.get(study), stored.get(study))
+            else:
+                _read_study(index, study, rows, row, fetched.get(study))
+            if subgraphs:
+                rows["subgraph"][row] = read_subgraph(subgraphs, study, graphs.get(study))
         except DataError as error:
             if on_bad == "fail":
                 raise
-            rows["images"][row], rows["view_mask"][row], rows["valid"][row] = 0, False, False
-            rows["record"][row], rows["bad"][row] = "", f"{index.keys[at[row]].decode()}: {error}"
+            rows[of_film][row], rows["view_mask"][row], rows["valid"][row] = 0, False, False
+            key = index.keys[at[row]].decode()
+            rows["record"][row], rows["bad"][row] = "", f"{key}: {str(error).removeprefix(f'study {key}: ')}"
     return rows
 
 
-def _read_study(index: Index, study: int, rows: Rows, row: int) -> None:
-    films, record = index.read(study)
+def _empty_films(n: int, views: int, image_size: int, features: Side | None) -> np.ndarray:
+    if features is None:
+        return np.zeros((n, views, image_size, image_size), np.uint8)
+    return np.zeros((n, views, *features.extent[1:]), np.uint16)
+
+
+def _read_features(index: Index, side: Side, study: int, rows: Rows, row: int, record, stored) -> None:
+    """As `_read_study`, from the record and the side; `record` and `stored` are what was fetched of them."""
+    rows["record"][row] = record_text(index, study, record)
+    found = read_features(side, study, int((index.films[study, :, 0] >= 0).sum()), stored)
+    views = min(len(found), rows["features"].shape[1])
+    rows["features"][row, :views], rows["view_mask"][row, :views] = found[:views], True
+
+
+def _read_study(index: Index, study: int, rows: Rows, row: int, span: memoryview | DataError | None) -> None:
+    films, record = index.read(study, span)
     views, size = rows["images"].shape[1:3]
     rows["record"][row] = index.record_of(study, record)
     for view, film in enumerate(films[:views]):

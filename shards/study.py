@@ -11,9 +11,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Record(BaseModel):
-    """Base of everything that is written into a shard: immutable, and unknown fields are an error."""
+    """Base of everything that is written into a shard: immutable, unknown fields are an error, and no
+    validation error quotes a report."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class View(Record):

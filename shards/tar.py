@@ -3,12 +3,12 @@
 The standard reader costs about ten times as much per member, and follows what a hostile archive tells it.
 """
 
-import os
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from shards.errors import DataError
+from shards.storage import Place, place, size_of
 
 BLOCK = 512
 MAX_MEMBER_BYTES = 400_000_000
@@ -39,21 +39,21 @@ class Walk:
     """Member in which, or after which, it breaks off."""
 
 
-def walk_tar(path: Path) -> Walk:
+def walk_tar(path: str | Place) -> Walk:
     """List an archive; DataError only when it cannot be opened or does not begin as a tar."""
-    walk, path = Walk(), Path(path)
+    walk, path = Walk(), place(path)
     try:
-        with open(path, "rb") as file:
-            _walk(file, os.fstat(file.fileno()).st_size, walk, path)
+        with path.open("rb") as file:
+            _walk(file, size_of(path), walk, path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     return walk
 
 
-def _walk(file: BinaryIO, end: int, walk: Walk, path: Path) -> None:
+def _walk(file: BinaryIO, end: int, walk: Walk, path: Place) -> None:
     at, long_name = 0, ""
     while True:
-        header = os.pread(file.fileno(), BLOCK, at)
+        header = _pread(file, BLOCK, at)
         if len(header) < BLOCK:
             walk.cut_at = end
             return
@@ -80,6 +80,11 @@ def _walk(file: BinaryIO, end: int, walk: Walk, path: Path) -> None:
             walk.members.append(Member(name, body, size))
 
 
+def _pread(file: BinaryIO, size: int, at: int) -> bytes:
+    file.seek(at)
+    return file.read(size)
+
+
 def _checksum_holds(header: bytes) -> bool:
     try:
         return int(header[148:156].strip(b" \0") or b"-1", 8) == sum(header[:148]) + 8 * 32 + sum(header[156:])
@@ -103,7 +108,7 @@ def _name(header: bytes) -> str:
 
 def _extended(file: BinaryIO, kind: bytes, body: int, size: int) -> str:
     """The name in a GNU long-name or pax header; "" when it carries none."""
-    data = os.pread(file.fileno(), min(size, 4 * MAX_NAME_BYTES), body)
+    data = _pread(file, min(size, 4 * MAX_NAME_BYTES), body)
     if kind == b"L":
         return data.rstrip(b"\0").decode("utf-8", "replace")
     if kind != b"x":

@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,41 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def s3_environment(free_port: Callable[[], int]) -> int:
+    """Point every S3 client of this process and of the Ray session at a port of this machine; returns the port."""
+    port = free_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    return port
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_environment: int) -> Iterator[None]:
+    """A real S3 server (moto) on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", s3_environment, verbose=False)
+    server.start()
+    yield
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: None) -> str:
+    """URL of an empty bucket."""
+    import s3fs
+
+    name = f"films-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_environment: int) -> Iterator[None]:
     """One local Ray session for all tests of a run: two CPUs, a small object store, a short path for its sockets."""
     import ray
 

@@ -92,10 +92,18 @@ class VisionEncoder(nn.Module):
             present = torch.zeros(1, dtype=torch.long, device=images.device)
         films = images.flatten(0, 1)[present]  # [N, S, S]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning != "frozen"):
-            tokens = self._tokens(self._normalise(films))  # [N, P, D]
+            tokens = self.encode(films)  # [N, P, D]
         grid = tokens.new_zeros(batch * views, self.patches, self.width).index_copy(0, present, tokens)
+        return self.average(grid.view(batch, views, self.patches, self.width), view_mask)
+
+    def encode(self, films: Tensor) -> Tensor:
+        """Every film alone: uint8 [N, S, S] → [N, P, D] in the encoder's dtype."""
+        return self._tokens(self._normalise(films))
+
+    def average(self, features: Tensor, view_mask: Tensor) -> Tensor:
+        """Mean over the films that are there: [B, V, P, D] and bool [B, V] → [B, P, D]; zeros without any film."""
         weight = view_mask / view_mask.sum(1, keepdim=True).clamp(min=1)  # [B, V], 0 where there is no film
-        return (grid.view(batch, views, self.patches, self.width) * weight.to(grid.dtype)[..., None, None]).sum(1)
+        return (features * weight.to(features.dtype)[..., None, None]).sum(1)
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         """As nn.Module.train, but a frozen encoder and every BatchNorm stay in eval mode."""

@@ -8,12 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from shards.errors import ConfigError
-from shards.manifest import Drop
+from shards.manifest import Drop, Published
 from shards.study import Record, Split, Study
 
 SOURCES: dict[str, str] = {
     "phantom": "shards.sources.phantom:Phantom",
     "iu_xray": "shards.sources.iu_xray:IuXray",
+    "mimic_cxr": "shards.sources.mimic_cxr:MimicCxr",
+    "chexpert_plus": "shards.sources.chexpert_plus:ChexpertPlus",
 }
 """Name → "module:Class", imported on use so that listing names costs nothing."""
 
@@ -24,6 +26,8 @@ class Item(Record):
     id: str
     """Identifier as the dataset's owner wrote it."""
     split: Split
+    patient: str = ""
+    """Patient identifier; empty when the dataset does not tell. No patient may be in two splits."""
     payload: dict[str, Any] = Field(default_factory=dict)
     """What `read` of the same source needs, in JSON types: row, file names, index."""
 
@@ -38,6 +42,11 @@ class Source(Protocol):
     """Name in `shards.clean.CLEANINGS` that this source's reports are usually cleaned with."""
     drops: list[Drop]
     """Studies refused while listing; complete once `items` has returned."""
+    notes: list[str]
+    """What the listing found worth telling: where two forms of the raw data differ and why. Neither report text nor,
+    for credentialed data, identifiers."""
+    published: Published | None
+    """Published counts of what is being read, where there are any."""
 
     def items(self) -> list[Item]:
         """All usable studies. Raises DataError when the dataset as a whole is missing or not what it should be."""

@@ -1,184 +1,206 @@
-"""IU X-Ray (Demner-Fushman et al., JAMIA 2016) in the layout R2Gen released: annotation.json and images/."""
+"""IU X-Ray (Demner-Fushman et al., JAMIA 2016; doi:10.1093/jamia/ocv080) in any of its raw forms."""
 
-import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from shards.decode import open_film
-from shards.errors import DataError
-from shards.manifest import BadStudy, Drop
+from shards.errors import ConfigError, DataError
+from shards.manifest import BadStudy, Drop, Published
 from shards.sources import Item
-from shards.study import KEY, SPLITS, Study, View, key_of
+from shards.sources.iu_annotation import R2GEN
+from shards.sources.iu_compare import SPREADSHEET, compare
+from shards.sources.iu_exam import Exam, Listing, check_id, drop_of
+from shards.sources.iu_films import IMAGES, FilmIndex
+from shards.sources.iu_forms import Form, chosen, forms_there, read_form, root_of
+from shards.sources.iu_split import ANNOTATION, SplitBy, SplitOf, split_by, split_rule, told
+from shards.sources.paths import is_inside
+from shards.study import Study, View, key_of
 
-ANNOTATION = "annotation.json"
-MAX_ANNOTATION_BYTES = 1_000_000_000
-PATIENT = re.compile(r"CXR\d+")
-SECTIONS = ("findings", "impression", "indication", "comparison")
-POSITIONS: dict[str, Literal["frontal", "lateral"]] = {"frontal": "frontal", "lateral": "lateral"}
-FRONTAL_FIRST = {"frontal": 0, "unknown": 1, "lateral": 2}
+Section = Literal["auto", "findings", "impression", "findings+impression"]
+PLACEHOLDER = re.compile(r"(nan|none|null|n/?a|<na>)", re.IGNORECASE)
+YES = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass
 class IuXray:
-    """Studies of an annotation.json `{"train": [{"id", "report", "image_path"}], "val": [...], "test": [...]}`.
+    """Studies of annotation.json (R2Gen), of Open-i's XML reports, of Kaggle's two CSV files or of a plain reports.csv.
 
-    Policy for views: a study is kept with all its films in the order listed, frontal first where the annotation has a
-    "views" key (without one the position is "unknown"); one with fewer than `min_views` is dropped by name; one of
-    whose films any does not decode is dropped whole, so that no study silently loses a view. The patient is the id's
-    leading CXR number.
+    All forms give the same examination the same id, key, split, patient, findings, and films in the same order. The id
+    is R2Gen's (`exam_id`), the patient its CXR number: IU X-Ray tells no more, so one patient's examinations may carry
+    different numbers. Where films are looked up is said in `iu_films`.
+
+    Policy for views: a study is kept with all the films its form lists, frontal first where positions are known, else
+    as listed; one with fewer than `min_views`, or of which any film is missing or does not decode, is dropped whole and
+    by name, so that no study silently loses a view. R2Gen's annotation lists two films of each study, Open-i and Kaggle
+    list all of them.
     """
 
     raw: Path
-    """The directory that holds annotation.json and images/, or a JSON file of that shape with images/ beside it."""
+    """The directory with one or more forms and images/, or the file of one form in it."""
     min_views: int = 1
     """Fewest films a study may have; 2 is R2Gen's own requirement."""
+    form: Form = "auto"
+    """What to read: "annotation", "xml", "csv" (Kaggle's, else reports.csv); "auto" takes the first that is there."""
+    split: SplitBy = "auto"
+    """"annotation": as annotation.json says, other studies are dropped by name. "column": of the CSV file. "hash": of
+    the CXR number. "train": all. "auto": the first of these that applies (`split_by`)."""
+    section: Section = "auto"
+    """The target. "auto" is the annotation's own `report`, elsewhere the findings, which R2Gen's reports are."""
+    crosscheck: bool = True
+    """Whether to compare with the other forms that are there; what differs goes to `notes`."""
     drops: list[Drop] = field(default_factory=list, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+    published: Published | None = field(default=None, init=False)
+    """R2Gen's counts, when its annotation.json decides what is read; known once `items` has returned."""
 
     name = "iu_xray"
     licence = "cc-by-nc-nd-4.0"
     cleaning = "r2gen-2020-iu"
 
-    @property
-    def annotation(self) -> Path:
-        """The JSON file."""
-        raw = Path(self.raw)
-        return raw if raw.suffix == ".json" else raw / ANNOTATION
+    def __post_init__(self) -> None:
+        self.raw = Path(self.raw)
+        for option, choices in (("form", Form), ("split", SplitBy), ("section", Section)):
+            if (value := getattr(self, option)) not in get_args(choices):
+                raise ConfigError(f"iu_xray with {option}={value!r}: use one of {', '.join(get_args(choices))}")
+        if (flag := YES.get(str(self.crosscheck).lower())) is None:
+            raise ConfigError(f"iu_xray with crosscheck={self.crosscheck!r}: use true or false")
+        if not str(self.min_views).isdecimal() or int(self.min_views) < 1:
+            raise ConfigError(f"iu_xray with min_views={self.min_views!r}: use a number of 1 or more")
+        self.crosscheck, self.min_views = flag, int(self.min_views)
 
     @property
     def images(self) -> Path:
-        """The root below which every film must lie."""
-        return self.annotation.parent / "images"
+        """The directory below which the films of annotation.json and reports.csv must lie."""
+        return root_of(self.raw) / IMAGES
 
     def items(self) -> list[Item]:
-        """One item per usable entry; DataError when the file as a whole is not what it should be."""
-        listing = read_annotation(self.annotation)
-        if not self.images.is_dir():
-            raise DataError(f"{self.annotation} is there, the directory {self.images} with its films is not")
-        self.drops, items = [], []
-        seen: set[tuple[str, str]] = set()
-        for split in SPLITS:
-            for row, entry in enumerate(listing[split]):
-                try:
-                    items.append(self._item(split, row, entry, seen))
-                except BadStudy as error:
-                    name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
-                    what = {"reason": error.reason, "detail": error.detail, "file": error.file}
-                    self.drops.append(Drop(id=name or f"{split}[{row}]", split=split, **what))
+        """One item per usable study; DataError when the form as a whole is not what it should be."""
+        kind, path = chosen(self.raw, self.form)
+        listing = read_form(kind, path, self._sections if kind == "plain" else ())
+        index = FilmIndex(root_of(self.raw))
+        self._refuse_no_films(listing, index)
+        entries = [index.completed(entry) if isinstance(entry, Exam) else entry for entry in listing.entries]
+        by = split_by(self.split, listing, index.root)
+        self.published = R2GEN if by == "annotation" and (kind != "annotation" or path.name == ANNOTATION) else None
+        self.notes = [told(by, listing), *listing.notes, *index.notes]
+        items = self._usable(listing, entries, index, split_rule(by, listing, index.root))
+        if self.crosscheck:
+            self.notes += self._compared(listing, [entry for entry in entries if isinstance(entry, Exam)], index)
         return items
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the first film that does not decode."""
-        entry = item.payload
-        views = sorted(_views(entry["image_path"], entry.get("views")), key=lambda view: FRONTAL_FIRST[view.position])
+        found = item.payload
+        folder = root_of(self.raw) / found["folder"]
         films = []
-        for view in views:
+        for file in found["image_path"]:
             try:
-                films.append(open_film(self.images / view.file))
+                films.append(open_film(folder / file))
             except DataError as error:
-                raise BadStudy("image does not decode", _short(str(error), self.images), view.file) from error
-        patient = PATIENT.match(item.id)
+                raise BadStudy("image does not decode", _short(str(error), folder), file) from error
+        views = zip(found["views"], found["image_path"], strict=True)
         study = Study(
             key=key_of(item.id),
             id=item.id,
-            patient=patient[0] if patient else "",
+            patient=item.patient,
             split=item.split,
-            views=tuple(views),
-            sections={"findings": entry["report"], **entry.get("sections", {})},
-            report=entry["report"],
+            views=tuple(View(position=position, file=file) for position, file in views),
+            sections=found["sections"],
+            report=found["report"],
             target="",
-            provenance={"source": self.name, "file": self.annotation.name, "row": f"{item.split}[{entry['row']}]"},
+            provenance={"source": self.name, "file": found["file"], "row": found["place"], **found["facts"]},
         )
         return study, films
 
-    def _item(self, split: Literal["train", "val", "test"], row: int, entry: Any, seen: set[tuple[str, str]]) -> Item:
-        """The item of one entry; BadStudy when this entry cannot be used."""
-        place = f"{self.annotation.name} {split}[{row}]"
-        if not isinstance(entry, dict):
-            raise BadStudy("entry is not an object", f"{place} is a {type(entry).__name__}")
-        identifier, report, paths = entry.get("id"), entry.get("report"), entry.get("image_path")
-        if not isinstance(identifier, str) or not KEY.fullmatch(key_of(identifier)) or ".." in identifier:
-            shown = f"{place}: id {str(identifier)[:200]!r} with image_path {str(paths)[:200]}"
-            raise BadStudy("id is not a name", f"{shown}; it must be 1 to 120 characters without '..'")
-        if not isinstance(report, str):
-            raise BadStudy("report is not a string", f"{place}: it is {_kind(report)}")
-        _check_paths(paths, place, self.images, self.min_views)
+    @property
+    def _sections(self) -> tuple[str, ...]:
+        return ("findings",) if self.section == "auto" else tuple(self.section.split("+"))
+
+    def _refuse_no_films(self, listing: Listing, index: FilmIndex) -> None:
+        if listing.kind in ("xml", "kaggle"):
+            index.refuse_empty()
+        elif not self.images.is_dir():
+            raise DataError(f"{listing.file} is there, the directory {self.images} with its films is not")
+
+    def _usable(
+        self, listing: Listing, entries: Iterable[Exam | Drop], index: FilmIndex, split_of: SplitOf
+    ) -> list[Item]:
+        self.drops, items = [], []
+        seen: set[tuple[str, str]] = set()
+        for entry in entries:
+            if isinstance(entry, Drop):
+                self.drops.append(entry)
+                continue
+            try:
+                items.append(self._item(listing, entry, index, split_of, seen))
+            except BadStudy as error:
+                self.drops.append(drop_of(entry.id, error, entry.split))
+        return items
+
+    def _item(
+        self, listing: Listing, exam: Exam, index: FilmIndex, split_of: SplitOf, seen: set[tuple[str, str]]
+    ) -> Item:
+        """The item of one examination; BadStudy when it cannot be used."""
+        place = f"{listing.file.name} {exam.place}"
+        identifier, split = split_of(exam)
+        check_id(identifier, f"{place}: id {identifier[:200]!r}")
+        if not exam.films:
+            raise BadStudy("no film is listed", place)
+        folder, files = self._located(exam, index, place)
+        if len(files) < self.min_views:
+            raise BadStudy("too few views", f"{place}: films listed {len(files)}, min_views={self.min_views}")
         if (split, identifier) in seen:
             raise BadStudy("duplicate id", f"{place}: id {identifier!r} stands earlier in this split, which is kept")
+        payload = {
+            "file": listing.file.name,
+            "row": exam.row,
+            "place": exam.place,
+            "folder": folder,
+            "image_path": files,
+            "views": [film.position for film in exam.films],
+            "report": self._target(exam, place),
+            "sections": exam.sections,
+            "facts": exam.facts,
+        }
         seen.add((split, identifier))
-        sections = {name: entry[name] for name in SECTIONS if isinstance(entry.get(name), str)}
-        kept: dict[str, Any] = {"sections": sections}
-        if isinstance(entry.get("views"), list):
-            kept["views"] = [str(view) for view in entry["views"]]
-        return Item(id=identifier, split=split, payload={"row": row, "report": report, "image_path": paths, **kept})
+        return Item(id=identifier, split=split, patient=exam.patient, payload=payload)
 
+    def _located(self, exam: Exam, index: FilmIndex, place: str) -> tuple[str, list[str]]:
+        """(folder below the root, films below that); BadStudy for one that is missing or lies outside."""
+        listed = [film.file for film in exam.films]
+        folder, files = (IMAGES, listed) if all(listed) else index.find(exam.films, place)
+        for file in files:
+            if not is_inside(file, index.root / folder):
+                raise BadStudy("path leaves the data root", f"{place}: {file[:200]!r} is not below {folder}/", file)
+        return folder, files
 
-def read_annotation(path: Path) -> dict[str, list[Any]]:
-    """The three lists of an annotation file (a byte-order mark is allowed); DataError names what is wrong."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing: raw must be the directory with {ANNOTATION} and images/, or that file")
-    if (size := path.stat().st_size) > MAX_ANNOTATION_BYTES:
-        raise DataError(f"{path} has {size} bytes; at most {MAX_ANNOTATION_BYTES} are read")
-    data = path.read_bytes()
-    try:
-        listing = json.loads(data.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        at = len(data) - len(error.doc[error.pos :].encode())
-        raise DataError(
-            f"{path} is not valid JSON at line {error.lineno}, byte {at} of {len(data)}: {error.msg}. Nothing of it is "
-            "used; if the file ends there, the copy broke off: fetch it again"
-        ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not UTF-8 JSON: {type(error).__name__}: {error}") from None
-    return _checked(path, listing)
+    def _target(self, exam: Exam, place: str) -> str:
+        own = [exam.report] if self.section == "auto" and exam.report is not None else []
+        parts = own or [exam.sections[name] for name in self._sections if name in exam.sections]
+        if not parts:
+            there = ", ".join(sorted(exam.sections)) or "none"
+            raise BadStudy("section is missing", f"{place}: section={self.section!r}, the sections there are: {there}")
+        report = parts[0] if len(parts) == 1 else " ".join(part.strip() for part in parts if part.strip())
+        if PLACEHOLDER.fullmatch(report.strip()) or SPREADSHEET.fullmatch(report.strip()):
+            raise BadStudy("report is a placeholder", f"{place}: it reads {report.strip()!r} and nothing else")
+        return report
 
-
-def _checked(path: Path, listing: Any) -> dict[str, list[Any]]:
-    keys = sorted(listing) if isinstance(listing, dict) else []
-    missing = [split for split in SPLITS if split not in keys]
-    if missing:
-        found = f"an object with {keys[:9]}" if isinstance(listing, dict) else f"a {type(listing).__name__}"
-        raise DataError(f"{path} holds {found}; missing keys: {', '.join(missing)}. It must be an object with {SPLITS}")
-    if wrong := [split for split in SPLITS if not isinstance(listing[split], list)]:
-        raise DataError(f"{path}: {', '.join(wrong)} must be lists of studies")
-    if not listing["train"]:
-        counts = ", ".join(f"{split} {len(listing[split])}" for split in SPLITS)
-        raise DataError(f"{path}: split 'train' is empty ({counts}): a run on it would train nothing")
-    return listing
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "missing or null"
-    return f"the number {value}" if isinstance(value, float | int) else type(value).__name__
-
-
-def _check_paths(paths: Any, place: str, root: Path, min_views: int) -> None:
-    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
-        raise BadStudy("image_path is not a list of paths", f"{place}: it is {str(paths)[:200]!r}")
-    for path in paths:
-        if not _is_inside(path, root):
-            raise BadStudy("path leaves the data root", f"{place}: {path[:200]!r} is not below {root.name}/", path)
-    if len(paths) < min_views:
-        raise BadStudy("too few views", f"{place}: {len(paths)} film listed, min_views={min_views}")
-
-
-def _is_inside(path: str, root: Path) -> bool:
-    """Whether `path` below `root` stays there, also after links are followed."""
-    if os.path.isabs(path) or "\0" in path or "\\" in path or ".." in Path(path).parts:
-        return False
-    return os.path.realpath(root / path).startswith(os.path.realpath(root) + os.sep)
-
-
-def _views(paths: list[str], named: list[str] | None) -> Iterator[View]:
-    names = named if named and len(named) == len(paths) else [""] * len(paths)
-    for path, name in zip(paths, names, strict=True):
-        yield View(position=POSITIONS.get(name.lower(), "unknown"), file=path)
+    def _compared(self, listing: Listing, exams: list[Exam], index: FilmIndex) -> list[str]:
+        notes = []
+        for kind, path in forms_there(self.raw).items():
+            if kind != listing.kind:
+                try:
+                    other = read_form(kind, path)
+                    notes += compare(listing, exams, other, [index.completed(exam) for exam in other.exams])
+                except DataError as error:
+                    notes.append(f"{path.name} could not be compared: {error}")
+        return notes
 
 
 def _short(message: str, root: Path) -> str:

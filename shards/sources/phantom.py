@@ -43,7 +43,9 @@ class Phantom:
     val_fraction: float = 0.1
     test_fraction: float = 0.15
     drops: list[Drop] = field(default_factory=list, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
 
+    published = None
     name = "phantom"
     licence = "synthetic"
     cleaning = "r2gen-2020-iu"
@@ -65,7 +67,9 @@ class Phantom:
     def items(self) -> list[Item]:
         """One item per study, in order of index. Only the split is sampled here, so this is light at any size."""
         ids = [f"phantom-{index:05d}" for index in range(self.studies)]
-        return [Item(id=ids[i], split=split, payload={"index": i}) for i, split in enumerate(self._splits())]
+        return [
+            Item(id=ids[i], split=split, patient=ids[i], payload={"index": i}) for i, split in enumerate(self._splits())
+        ]
 
     def _splits(self) -> list[Split]:
         """round(fraction * studies) in test and val exactly, by a shuffle that knows nothing of what is planted."""

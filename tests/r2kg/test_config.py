@@ -2,7 +2,8 @@
 
 import pytest
 
-from r2kg.config import Run, load_run, parse_overrides
+from r2kg.config import Run, load_run
+from r2kg.overrides import parse_overrides
 from r2kg.recipes import find_recipe, recipes
 from shards.errors import ConfigError
 

@@ -135,12 +135,39 @@ def test_a_run_submitted_again_goes_on_with_another_number_of_workers(recipe, un
 @slow
 def test_unreadable_films_are_counted_and_named_or_stop_the_run(recipe, tmp_path):
     run = recipe.change({"name": "holes", "data.shards": str(damaged(recipe, tmp_path)), "data.verify": "size"})
-    summary = train(run.change({"train.steps": 6}))
+    summary = train(run.change({"train.steps": 6, "data.on_bad": "skip"}))
     assert len(summary["unread"]) == 1
     (key, cause), *_ = summary["unread"].items()
     assert key.startswith("phantom-") and "train-00000.tar" in cause
     with pytest.raises(DataError, match="train-00000.tar"):
         train(run.change({"name": "strict", "data.on_bad": "fail", "train.max_restarts": 3}))
+
+
+@slow
+def test_damaged_shards_are_trained_on_and_what_was_not_seen_is_named_exactly(recipe, tmp_path, capsys):
+    root = Path(shutil.copytree(recipe.data.shards, tmp_path / "faulty"))
+    names = {shard: studies_of(root, shard) for shard in ("train-00000", "train-00001")}
+    with (root / "train-00000.tar").open("r+b") as tar:  # cut inside the sixth study: five are whole
+        tar.truncate(names["train-00000"][5][1] + 700)
+    (root / "train-00001.tar").unlink()
+    torn = root / "train-00002.index.json"
+    torn.write_bytes(torn.read_bytes()[:-40])  # the tar is whole, so nothing of it is lost
+    run = recipe.change({"name": "faulty", "data.shards": str(root), "data.on_bad": "skip"})
+    summary = train(run)
+    lost = {key for key, _ in names["train-00000"][5:] + names["train-00001"]}
+    assert summary["step"] == STEPS and set(summary["unread"]) == lost and len(lost) == 27
+    told = capsys.readouterr().out
+    for fault in ("train-00000.tar has", "train-00001.tar is missing", "train-00002.index.json is missing or torn"):
+        assert fault in told
+    with pytest.raises(DataError, match="in 3 places"):
+        train(run.change({"name": "faulty-strict", "data.on_bad": "fail"}))
+    assert not (run.directory.parent / "faulty-strict").exists(), "it stops before the first step"
+
+
+def studies_of(root: Path, shard: str) -> list[tuple[str, int]]:
+    """(key, first byte) of a tar's studies."""
+    index = json.loads((root / f"{shard}.index.json").read_text())
+    return [(entry["key"], entry["members"]["0.jpg"][0]) for entry in index["studies"]]
 
 
 def damaged(recipe: Run, folder: Path) -> Path:

@@ -29,6 +29,12 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + BODY
 
 
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
 @pytest.mark.parametrize("size", [32, 64, 100])
 def test_stored_films_are_squashed_to_a_square(size: int) -> None:
     film = shrink(np.kron(SLOPE, np.ones((4, 4), np.uint8)), 256)
@@ -42,8 +48,15 @@ def test_stored_films_are_squashed_to_a_square(size: int) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"<html>", encode(SLOPE, 90)[:900], bomb(60000)])
 def test_stored_films_that_do_not_decode_are_named(data: bytes) -> None:
-    with pytest.raises(DataError, match=r"train-00000.tar, view 1: image does not decode: \w+"):
+    with pytest.raises(DataError, match=r"train-00000.tar, view 1: image does not decode: \w+") as caught:
         decode(data, 32, "train-00000.tar, view 1")
+    assert "0x" not in str(caught.value)
+
+
+def test_stored_films_of_others_may_have_sixteen_bits_or_colours() -> None:
+    wanted = decode(png(SLOPE), 32)
+    assert (decode(png(SLOPE.astype(np.uint16) * 257), 32) == wanted).all()
+    assert (decode(png(np.dstack([SLOPE, SLOPE, SLOPE, np.zeros_like(SLOPE)])), 32) == wanted).all()
 
 
 def test_shrinking_keeps_the_aspect_and_never_enlarges() -> None:
@@ -112,7 +125,7 @@ def frames() -> bytes:
         ("tiny.jpg", encode(SLOPE[:1, :1], 95), "1x1 px; every side must be at least 32"),
         ("bomb.png", bomb(60000), "DecompressionBombError"),
         ("large.png", bomb(10001), "claims 10001x10001 px; at most 100,000,000"),
-        ("film.dcm", b"\0" * 128 + b"DICM", "not a film format read here"),
+        ("film.gif", gif(), ".gif is not a film format read here"),
     ],
 )
 def test_unreadable_raw_films_are_named_with_the_cause(tmp_path: Path, name: str, data: bytes, cause: str) -> None:

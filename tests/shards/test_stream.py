@@ -15,6 +15,7 @@ from shards.errors import DataError
 from shards.index import Index
 from shards.manifest import read_manifest
 from shards.order import plan, sequential_blocks
+from shards.records import read_targets
 from shards.stream import BLOCK_BYTES, Rows, read_batches, read_block, rows_per_block, split, stream_blocks
 from shards.study import Study
 
@@ -106,14 +107,17 @@ def test_unreadable_studies_become_invalid_rows_that_say_why(damaged: Path) -> N
     assert bad.tolist() == [3, 7]
     assert not rows["images"][bad].any() and not rows["view_mask"][bad].any()
     assert rows["record"][bad].tolist() == ["", ""]
-    for row, cause in ((3, r"train-00000.tar, view 1: image does not decode"), (7, "record of")):
+    for row, cause in (
+        (3, "in train-00000.tar are not those that were written"),
+        (7, "are not those that were written"),
+    ):
         assert rows["bad"][row].startswith(index.keys[row].decode()) and cause in rows["bad"][row]
     assert (rows["bad"][rows["valid"]] == "").all()
 
 
 def test_strict_policy_raises_the_cause_itself(damaged: Path) -> None:
     dataset = stream_blocks(damaged, "train", sequential_blocks(16, 1, 16), SIZE, 2, on_bad="fail")
-    with pytest.raises(DataError, match="view 1: image does not decode"):
+    with pytest.raises(DataError, match="phantom-.*in train-00000.tar are not those that were written"):
         list(read_batches(split(dataset, 1)[0], 16))
 
 
@@ -122,7 +126,46 @@ def test_a_tar_cut_after_its_index_was_read_is_named(damaged: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:20_000])
     rows = read_block(Index.open(damaged, "train"), sequential_blocks(16, 1, 16)[0], SIZE, 2)
     assert not rows["valid"].all()
-    assert "train-00000.tar ends inside study" in rows["bad"][15]
+    assert "train-00000.tar breaks off" in rows["bad"][15]
+
+
+def test_a_torn_index_is_made_again_from_a_whole_tar(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "torn"))
+    (root / "train-00001.index.json").write_bytes(b'{"version": 2, "na')
+    with pytest.raises(DataError, match=r"train-00001.index.json cannot be read.*r2kg shard"):
+        Index.open(root, "train")
+    whole, again = Index.open(phantom_shards, "train"), Index.open(root, "train", "skip")
+    for field in ("keys", "tar", "record", "films"):
+        assert (getattr(whole, field) == getattr(again, field)).all()
+    rows = [read_block(index, sequential_blocks(45, 1, 45)[0], SIZE, 2) for index in (whole, again)]
+    assert rows[1]["valid"].all() and (rows[0]["images"] == rows[1]["images"]).all()
+
+
+def test_a_torn_index_of_a_torn_tar_leaves_its_studies_listed_by_number(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "torn"))
+    (root / "train-00001.index.json").unlink()
+    (root / "train-00001.tar").write_bytes((root / "train-00001.tar").read_bytes()[:-3000])
+    index = Index.open(root, "train", "skip")
+    rows = read_block(index, sequential_blocks(45, 1, 45)[0], SIZE, 2)
+    assert len(index) == 45 and rows["valid"].sum() == 45 - 16
+    bad = [text for text in rows["bad"] if text]
+    assert [text.partition(": ")[0] for text in bad] == [f"train-00001-{number}" for number in range(16)]
+    assert all("torn and the tar is not whole" in text for text in bad)
+    unread: dict[str, str] = {}
+    assert len(read_targets(root, "train", unread)) == 29 and len(unread) == 16
+
+
+def test_one_changed_bit_of_a_film_is_noticed(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "bit"))
+    index = Index.open(root, "train")
+    at, size = index.films[4, 1].tolist()
+    with (root / index.tars[0]).open("r+b") as tar:
+        tar.seek(at + size // 2)
+        byte = tar.read(1)[0] ^ 4
+        tar.seek(at + size // 2)
+        tar.write(bytes([byte]))
+    rows = read_block(Index.open(root, "train"), sequential_blocks(45, 1, 45)[0], SIZE, 2)
+    assert np.flatnonzero(~rows["valid"]).tolist() == [4]
 
 
 def test_a_tar_written_anew_is_not_read_through_the_old_file(phantom_shards: Path, tmp_path: Path) -> None:

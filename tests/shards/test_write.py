@@ -11,11 +11,12 @@ import webdataset
 from shards.errors import ConfigError, DataError
 from shards.fill import CONTROLS_REMOVED, Settings, is_blank, write_tar
 from shards.index import Index
-from shards.manifest import FILE, read_manifest, sha256_of, verify
+from shards.manifest import FILE, read_manifest, sha256_of
 from shards.shard_index import index_path, read_shard_index
 from shards.sources.iu_xray import IuXray
 from shards.sources.phantom import Phantom
 from shards.study import Study
+from shards.verify import verify
 from shards.write import plan_tars, recipe_of, write_shards
 
 Draw = Callable[..., Path]

@@ -1,0 +1,37 @@
+"""Write the studies' subgraphs beside shards, whose films are not touched."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import run
+from shards.cluster import connect_ray
+from shards.errors import OnBad
+from shards.manifest import read_manifest
+from shards.side_manifest import side_lines
+from shards.storage import is_local, place
+from shards.subgraph_write import NAME, write_subgraphs
+
+
+def main(
+    shards: Annotated[str, typer.Argument(help="directory or URL of the shards")],
+    triples: Annotated[str, typer.Option(help=".csv or .jsonl of the studies' triples; default: the records'")] = "",
+    graph: Annotated[str, typer.Option(help=".csv or .json of a graph: take the part of it that a study names")] = "",
+    out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/side/subgraphs")] = "",
+    on_bad: Annotated[OnBad, typer.Option(help="a record that cannot be read: skip (count) or fail")] = "skip",
+) -> None:
+    """Write one tar of subgraphs for every tar of the shards, and side.json; tars that are whole are kept.
+
+    Subgraphs tell what a study's own report says: they are targets or labels, never an input of a model that is tested.
+    """
+    root = place(shards)
+    where = place(out) if out else root / "side" / NAME
+    read_manifest(root)  # refuses before a cluster is started
+    connect_ray(where / "private" if is_local(where) else None)
+    side = write_subgraphs(root, where, triples, graph, on_bad)
+    print("\n".join(side_lines(side)))
+    print(where)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,190 @@
+"""Where shards lie: a local directory, or an fsspec URL such as s3://bucket/films, behind the same few operations.
+
+Remote files appear whole or not at all: an object is committed when its upload ends, and an upload that breaks off
+leaves nothing that can be listed. Local files get the same by a temporary name, fsync and rename.
+"""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import fsspec
+from fsspec.utils import merge_offset_ranges
+from upath import UPath
+
+from shards.errors import ConfigError, DataError
+
+Place: TypeAlias = Path | UPath
+MAX_OPEN = 128
+REMOTE = "://"
+MERGE_BYTES = 1 << 16
+"""Ranges of one remote file that lie closer than this are fetched as one..."""
+MERGED_BYTES = 16 << 20
+"""...of at most this size."""
+
+
+def place(where: str | Place) -> Place:
+    """A directory or file as a path object: absolute when local, a `UPath` for a URL.
+
+    Raises:
+        ConfigError: no such protocol, or its package is not installed.
+    """
+    text = str(where).removeprefix("file://")
+    if REMOTE not in text:
+        return Path(text).expanduser().resolve()
+    try:
+        fsspec.get_filesystem_class(text.partition(REMOTE)[0])
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{text} cannot be opened: {error} (for s3:// install the extra: r2kg[s3])") from None
+    return where if isinstance(where, UPath) else UPath(text, use_listings_cache=False)
+
+
+def is_local(path: Place) -> bool:
+    """Whether `path` is on a file system of this machine."""
+    return isinstance(path, Path)
+
+
+def make_directory(path: Place) -> None:
+    """Make a local directory with its parents; object stores have none."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def names_in(path: Place) -> list[str]:
+    """Sorted names of the files directly in a directory; none when it does not exist."""
+    if is_local(path):
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else []
+    try:
+        found = path.fs.ls(path.path, detail=True, refresh=True)
+    except FileNotFoundError:
+        return []
+    return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file")
+
+
+class HashingFile:
+    """A binary file open for writing that knows the size and SHA-256 of what went through it."""
+
+    def __init__(self, file: IO[bytes]):
+        """Wrap a file at its beginning."""
+        self.file, self.size, self._digest = file, 0, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Pass the bytes on."""
+        self._digest.update(data)
+        self.size += len(data)
+        self.file.write(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.size
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the bytes written so far."""
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def create(path: Place) -> Iterator[HashingFile]:
+    """Write a file that nobody sees before the block has ended without an error."""
+    if not is_local(path):
+        file = path.fs.open(path.path, "wb")
+        try:
+            yield HashingFile(file)
+        except BaseException:
+            file.discard() if hasattr(file, "discard") else None
+            file.closed = True  # else its destructor would commit what is there
+            raise
+        file.close()
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(part, "wb") as file:
+            yield HashingFile(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Place, data: bytes) -> None:
+    """Write a file so that a reader sees either nothing, the old content or all of the new content."""
+    with create(path) as file:
+        file.write(data)
+
+
+def size_of(path: Place) -> int:
+    """Bytes of a file; -1 when it is not there."""
+    try:
+        return os.stat(path).st_size if is_local(path) else int(path.fs.info(path.path, refresh=True)["size"])
+    except FileNotFoundError:
+        return -1
+
+
+_open: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+
+def _descriptor(path: str, stamp: str) -> int:
+    """An open file per path and process; the stamp keeps a file written anew from being read through an old one."""
+    if (found := _open.get((path, stamp))) is None:
+        if len(_open) >= MAX_OPEN:
+            os.close(_open.popitem(last=False)[1])
+        found = _open[path, stamp] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return found
+
+
+@lru_cache(maxsize=16)
+def _file_system(root: str) -> Any:
+    return place(root).fs
+
+
+def read_at(root: str, name: str, at: int, size: int, stamp: str = "") -> memoryview:
+    """`size` bytes at offset `at` of the file `name` below `root`; `stamp` changes when the file's content does.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or ends before at + size.
+    """
+    path = f"{root.rstrip('/')}/{name}"
+    try:
+        if REMOTE in root:
+            data = _file_system(root).cat_file(path, start=at, end=at + size)
+        else:
+            data = os.pread(_descriptor(path, stamp), size, at)
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or type(error).__name__}") from error
+    if len(data) != size:
+        raise DataError(f"{name} breaks off: {len(data)} of {size} bytes at {at}")
+    return memoryview(data)
+
+
+def read_ranges(root: str, ranges: list[tuple[str, int, int]]) -> list[memoryview | DataError]:
+    """Many (name, offset, size) of a remote directory at once: requests run side by side, near ones become one."""
+    names, starts = [name for name, _, _ in ranges], [at for _, at, _ in ranges]
+    ends = [at + size for _, at, size in ranges]
+    merged = list(zip(*merge_offset_ranges(names, starts, ends, MERGE_BYTES, MERGED_BYTES), strict=True))
+    found = _file_system(root).cat_ranges(
+        [f"{root.rstrip('/')}/{name}" for name, _, _ in merged],
+        [at for _, at, _ in merged],
+        [end for _, _, end in merged],
+    )
+    by_name: dict[str, list[tuple[int, int, bytes | Exception]]] = {}
+    for (name, at, end), data in zip(merged, found, strict=True):
+        by_name.setdefault(name, []).append((at, end, data))
+    return [_cut(by_name[name], name, at, size) for name, at, size in ranges]
+
+
+def _cut(pieces: list[tuple[int, int, bytes | Exception]], name: str, at: int, size: int) -> memoryview | DataError:
+    """The bytes [at, at + size) from the fetched piece that covers them."""
+    start, _, data = next(piece for piece in pieces if piece[0] <= at and at + size <= piece[1])
+    if isinstance(data, Exception):
+        return DataError(f"{name} cannot be read: {getattr(data, 'strerror', None) or type(data).__name__}")
+    if len(data) < at + size - start:
+        return DataError(f"{name} breaks off: {max(0, len(data) - at + start)} of {size} bytes at {at}")
+    return memoryview(data)[at - start : at - start + size]
