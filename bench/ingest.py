@@ -62,8 +62,10 @@ class RepeatedPhantom:
     distinct: int
     size: int = STORED_PX
     drops: list[Drop] = field(default_factory=list, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
     _newest: tuple[int, Study, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
 
+    published = None
     name = "repeated-phantom"
     licence = "synthetic"
     cleaning = "r2gen-2020-iu"

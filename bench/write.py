@@ -149,8 +149,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="bench-write") as folder:
         start_ray()
         if not memory_only:
-            _, small = compare_speed(Path(folder) / "small", (1024, 1024), 800, rounds, cores)
-            limit, large = compare_speed(Path(folder) / "large", MIMIC_PX, 240, rounds, cores)
+            _, small = compare_speed(Path(folder) / "small", (1024, 1024), 4000, rounds, cores)
+            limit, large = compare_speed(Path(folder) / "large", MIMIC_PX, 800, rounds, cores)
             print(f"ratio_to_tight_loop={small:.2f} at 1024x1024 px, {large:.2f} at {MIMIC_PX[0]}x{MIMIC_PX[1]} px")
             per_core = limit * large / cores
             hours = MIMIC_FILMS / per_core / 3600

@@ -27,7 +27,7 @@ def main(
     manifest = checked_manifest(chosen)
     root = place(chosen.data.shards)
     where = place(out) if out else root / "side" / NAME.format(chosen.model.vision.name)
-    connect_ray(where / "private" if is_local(where) else None)
+    connect_ray(where if is_local(where) else None)
     side = write_features(chosen, manifest, where, actors)
     print("\n".join(side_lines(side)))
     for key, cause in without_member(where, side):

@@ -31,7 +31,7 @@ def main(
     given = {name: value for name, value in {"raw": raw, "studies": studies}.items() if value is not None}
     opened = open_source(source, **given, **parse_overrides(options or []))
     where = place(out)
-    connect_ray(where / "private" if is_local(where) else None)
+    connect_ray(where if is_local(where) else None)
     manifest = write_shards(
         opened, where, size=size, studies_per_shard=studies_per_shard, cleaning=cleaning, on_bad=on_bad,
         overlap=overlap,

@@ -27,7 +27,7 @@ def main(
     root = place(shards)
     where = place(out) if out else root / "side" / NAME
     read_manifest(root)  # refuses before a cluster is started
-    connect_ray(where / "private" if is_local(where) else None)
+    connect_ray(where if is_local(where) else None)
     side = write_subgraphs(root, where, triples, graph, on_bad)
     print("\n".join(side_lines(side)))
     print(where)

@@ -23,7 +23,7 @@ from shards.errors import ConfigError, DataError
 from shards.index import Index
 from shards.manifest import Manifest
 from shards.order import Block
-from shards.side_manifest import HOW, MEMBER, SideManifest, read_side, refuse_other, side_faults
+from shards.side_manifest import HOW, MEMBER, UNREAD, SideManifest, read_side, refuse_other, side_faults
 from shards.side_write import Made, open_splits, write_side
 from shards.storage import Place
 from shards.stream import read_block
@@ -203,7 +203,7 @@ class FilmEncoder:
         ends = mask.sum(1).cumsum()
         for end, views, bad in zip(ends.tolist(), mask.sum(1).tolist(), rows["bad"], strict=True):
             if bad:
-                yield Made(cause="films cannot be read", detail=bad.partition(": ")[2])
+                yield Made(cause=UNREAD, detail=bad.partition(": ")[2])
             else:
                 yield Made({MEMBER["features"]: stored[end - views : end].tobytes()}, totals={"films": views})
 

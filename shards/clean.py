@@ -1,13 +1,16 @@
 """Named report cleanings. A name never changes its meaning: other rules get another name.
 
 `r2gen-2020-iu` and `r2gen-2020-mimic` give the text on which the R2Gen lineage trains and scores (R2Gen, R2GenCMN,
-XPRONet, CKNet, R2GenGPT), oddities included, because published numbers depend on them:
+XPRONet, CKNet; R2GenGPT for IU X-Ray), oddities included, because published numbers depend on them:
 
 - the deleted characters contain the *range* `:` to `[`, so `;<=>?@` go while the hyphen stays: `x-ray` survives,
   `3.5` becomes `35`;
 - slashes, backslashes and quotes vanish without a space: `PA/lat` becomes `palat`;
 - an empty sentence is kept, which leaves two spaces in a row, and an empty report becomes ` .`;
 - list numbers are deleted wherever `1. ` stands, even at the end of a word: `T11. The` becomes `t1the`.
+
+`r2gengpt-2023-mimic` is what R2GenGPT's released code, and R2GenKG's after it, does to every dataset but IU X-Ray: as
+`r2gen-2020-mimic`, but `:` gets a blank before it and stays, and so do `<`, `=`, `>` and `@`.
 
 `clean-1` is our own, for work that need not match those numbers. It keeps what a reader needs and cleans a clean text
 to itself:
@@ -34,13 +37,14 @@ from collections.abc import Callable, Iterable
 from shards.errors import ConfigError
 
 UNKNOWN = "<unk>"
-VERSIONS = {"raw": 1, "r2gen-2020-iu": 1, "r2gen-2020-mimic": 1, "clean-1": 1}
+VERSIONS = {"raw": 1, "r2gen-2020-iu": 1, "r2gen-2020-mimic": 1, "r2gengpt-2023-mimic": 1, "clean-1": 1}
 """Raised when a mistake in the code of a cleaning is corrected; part of every protocol's hash."""
 
 _DELETED = re.compile(r"[.,?;*!%^&_+():-\[\]{}]")
+_DELETED_2023 = re.compile(r"[.,?;*!%^&_+()\[\]{}]")
 _GLUED = re.compile(r"[\"'/\\]")
 _LIST_NUMBERS = tuple(f"{before} {number}. " for before in (".", "") for number in range(2, 6))
-_ATTACHED = ("r2gen-2020-iu", "r2gen-2020-mimic")
+_ATTACHED = ("r2gen-2020-iu", "r2gen-2020-mimic", "r2gengpt-2023-mimic")
 """Cleanings that expect the period at the end of a word, and so change a text they have cleaned."""
 
 
@@ -50,21 +54,33 @@ def _repeat(text: str, old: str, new: str, times: int) -> str:
     return text
 
 
-def _sentences(text: str) -> str:
+def _unnumbered(text: str) -> str:
     text = text.replace("1. ", "")
     for number in _LIST_NUMBERS:
         text = text.replace(number, ". ")
+    return text
+
+
+def _sentences(text: str, deleted: re.Pattern[str] = _DELETED) -> str:
     sentences = text.strip().lower().split(". ")
-    return " . ".join(_DELETED.sub("", _GLUED.sub("", sentence).strip().lower()) for sentence in sentences) + " ."
+    return " . ".join(deleted.sub("", _GLUED.sub("", sentence).strip().lower()) for sentence in sentences) + " ."
 
 
 def _r2gen_2020_iu(text: str) -> str:
-    return _sentences(_repeat(text, "..", ".", 3))
+    return _sentences(_unnumbered(_repeat(text, "..", ".", 3)))
+
+
+def _on_one_line(text: str) -> str:
+    text = _repeat(text.replace("\n", " "), "__", "_", 7)
+    return _unnumbered(_repeat(_repeat(text, "  ", " ", 6), "..", ".", 8))
 
 
 def _r2gen_2020_mimic(text: str) -> str:
-    text = _repeat(text.replace("\n", " "), "__", "_", 7)
-    return _sentences(_repeat(_repeat(text, "  ", " ", 6), "..", ".", 8))
+    return _sentences(_on_one_line(text))
+
+
+def _r2gengpt_2023_mimic(text: str) -> str:
+    return _sentences(_on_one_line(text).replace(":", " :"), _DELETED_2023)
 
 
 _ASCII = str.maketrans("‐‑‒–−‘’‚‛′⁄", "-----'''''/") | str.maketrans({"—": " - ", "―": " - ", "±": "+/-"})
@@ -135,6 +151,7 @@ CLEANINGS: dict[str, Callable[[str], str]] = {
     "raw": _raw,
     "r2gen-2020-iu": _r2gen_2020_iu,
     "r2gen-2020-mimic": _r2gen_2020_mimic,
+    "r2gengpt-2023-mimic": _r2gengpt_2023_mimic,
     "clean-1": _clean_1,
 }
 

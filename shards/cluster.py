@@ -1,7 +1,9 @@
 """The Ray cluster this process works on."""
 
+import atexit
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import ray
@@ -13,18 +15,24 @@ WORKER_ENVIRONMENT = {
 }
 
 
-def connect_ray(spill: Path | None = None) -> None:
+SPILL = ".ray-spill"
+
+
+def connect_ray(beside: Path | None = None) -> None:
     """Join the cluster of RAY_ADDRESS or of the submitted job, else start a local one that ends with this process.
 
-    Objects that do not fit a local session's memory are spilled below `spill`, where reports may lie, instead of the
-    system's temporary directory; on a cluster that is for whoever starts it to set. A local session keeps its
-    workers' output in its log files; what users need is in the run's own log.
+    Objects that do not fit a local session's memory are spilled below `beside`, where reports may lie, instead of into
+    the system's temporary directory, and removed at the end; on a cluster that is for whoever starts it to set. A local
+    session keeps its workers' output in its log files; what users need is in the run's own log.
     """
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     joining = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
-    if spill and not joining:
+    where = {}
+    if beside and not joining:
+        spill = beside / SPILL
         spill.mkdir(parents=True, exist_ok=True)
-    where = {"object_spilling_directory": str(spill)} if spill and not joining else {}
+        atexit.register(shutil.rmtree, spill, ignore_errors=True)
+        where = {"object_spilling_directory": str(spill)}
     ray.init(**where, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="error", log_to_driver=joining)

@@ -33,6 +33,8 @@ EXTENT: dict[Kind, tuple[str, ...]] = {
 }
 
 
+UNREAD = "cannot be read"
+"""Cause that may have gone when the side is written again: a tar with such a study is not kept."""
 MAX_EXTENT = 1 << 27
 """Most names of a vocabulary; most values of one study's features."""
 

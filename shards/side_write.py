@@ -31,6 +31,7 @@ from shards.shard_index import index_path
 from shards.side_manifest import (
     FILE,
     MEMBER,
+    UNREAD,
     VERSION,
     Kind,
     SideEntry,
@@ -129,7 +130,7 @@ def plan_side(manifest: Manifest, indices: Mapping[str, Index], kind: Kind, desc
 
 
 def write_side_tar(out: Place, job: SideJob, index: Index, make: Maker, given: bytes = b"") -> SideIndex:
-    """Write one side tar and its index, unless both are there and fit."""
+    """Write one side tar and its index, unless both are there, fit, and miss no study that could not be read."""
     path = out / job.name
     if (kept := _whole(path, job)) is not None:
         return kept
@@ -179,7 +180,7 @@ def _whole(path: Place, job: SideJob) -> SideIndex | None:
     except DataError:
         return None
     fits = index.recipe == job.recipe and index.bytes == size_of(path) and index.sha256 == sha256_of(path)
-    return index if fits else None
+    return index if fits and not any(entry.cause == UNREAD for entry in index.studies) else None
 
 
 def _refuse_taken(root: Place, out: Place) -> None:

@@ -97,23 +97,11 @@ def read_block(
     With `features` the films are not read: features uint16 [n, V, P, D], the bit patterns of bf16, stand in place of
     images. With `subgraphs`: subgraph, n bytes for `shards.subgraph.unpack`, b"" for a study without one.
     """
-    at = block.index.ravel()
-    of_film = "images" if features is None else "features"
-    rows: Rows = {
-        of_film: _empty_films(len(at), views, image_size, features),
-        "view_mask": np.zeros((len(at), views), bool),
-        "valid": at >= 0,
-        "index": at,
-        "step": np.repeat(np.arange(block.step, block.step + block.steps), block.index.shape[1]),
-        "record": np.full(len(at), "", object),
-        "bad": np.full(len(at), "", object),
-    }
+    rows = _empty_rows(block, image_size, views, subgraphs, features)
     wanted = np.flatnonzero(rows["valid"]).tolist()
-    studies = [int(at[row]) for row in wanted]
+    studies = rows["index"][wanted].tolist()
     fetched = index.fetch(studies) if features is None else fetch_records(index, studies)
     stored = features.fetch(studies) if features else {}
-    if subgraphs:
-        rows["subgraph"] = np.full(len(at), b"", object)
     graphs = subgraphs.fetch(studies) if subgraphs else {}
     for row, study in zip(wanted, studies, strict=True):
         try:
@@ -126,10 +114,28 @@ def read_block(
         except DataError as error:
             if on_bad == "fail":
                 raise
-            rows[of_film][row], rows["view_mask"][row], rows["valid"][row] = 0, False, False
-            key = index.keys[at[row]].decode()
-            rows["record"][row], rows["bad"][row] = "", f"{key}: {str(error).removeprefix(f'study {key}: ')}"
+            _mark_bad(rows, row, index.keys[study].decode(), error)
     return rows
+
+
+def _empty_rows(block: Block, image_size: int, views: int, subgraphs: Side | None, features: Side | None) -> Rows:
+    at = block.index.ravel()
+    rows: Rows = {
+        "images" if features is None else "features": _empty_films(len(at), views, image_size, features),
+        "view_mask": np.zeros((len(at), views), bool),
+        "valid": at >= 0,
+        "index": at,
+        "step": np.repeat(np.arange(block.step, block.step + block.steps), block.index.shape[1]),
+        "record": np.full(len(at), "", object),
+        "bad": np.full(len(at), "", object),
+    }
+    return rows if subgraphs is None else rows | {"subgraph": np.full(len(at), b"", object)}
+
+
+def _mark_bad(rows: Rows, row: int, key: str, error: DataError) -> None:
+    for name in rows.keys() & {"images", "features", "view_mask", "valid"}:
+        rows[name][row] = 0
+    rows["record"][row], rows["bad"][row] = "", f"{key}: {str(error).removeprefix(f'study {key}: ')}"
 
 
 def _empty_films(n: int, views: int, image_size: int, features: Side | None) -> np.ndarray:

@@ -24,7 +24,7 @@ from shards.guard import Names, names_for, terms_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest, sha256_of
 from shards.side import fetch_records, record_text
-from shards.side_manifest import MEMBER, SideManifest
+from shards.side_manifest import MEMBER, UNREAD, SideManifest
 from shards.side_write import Made, in_our_words, open_splits, write_side
 from shards.storage import Place, place
 from shards.study import Study
@@ -205,11 +205,13 @@ class StudyGraphs:
 
     def _made(self, triples: tuple[Triple, ...] | None, members: dict[str, bytes]) -> Made:
         if not triples:
-            return Made(members, "no triples" if triples is not None else "record cannot be read")
+            return Made(members, "no triples" if triples is not None else UNREAD)
         known = self.vocabulary.known(triples)
         names = {name for head, _, tail in triples for name in (head, tail)}
         graph = self.graph.induced(known) if self.graph else subgraph_of(triples, self.vocabulary)
-        totals = {"triples": len(set(triples)), "entities": len(names), "entities outside": len(names) - len(known)}
+        outside = sum(self.vocabulary.edge(triple) is None for triple in set(triples))
+        totals = {"triples": len(set(triples)), "triples with an unknown name": outside}
+        totals |= {"entities": len(names), "unknown entities": len(names) - len(known)}
         if graph is None:
             return Made(members, "no entity is known", totals=totals)
         sizes = {"nodes": len(graph.node), "edges": len(graph.edge_type)}

@@ -35,6 +35,8 @@ UNFINISHED = ".writing"
 """Present while shards are being written; tells our unfinished tars from tars that others put there."""
 NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json)")
 LISTING = "listing.jsonl"
+TASK_CPUS = 0.5
+"""Two tars per core: while one is flushed to the disk, or its end not yet seen by the executor, the other is filled."""
 Overlap = Literal["fail", "report"]
 SHOWN = 5
 
@@ -190,7 +192,7 @@ def _run(source: Source, settings: Settings, jobs: list[Job], names: Names) -> N
             return {"name": job.name, "studies": len(write_tar(source, settings, job, names).studies)}
 
     rows = [{"job": job.model_dump_json()} for job in jobs]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS)
     dataset.context.raise_original_map_exception = True
     dataset.context.enable_progress_bars = False
     try:

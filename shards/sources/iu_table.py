@@ -10,7 +10,7 @@ from shards.errors import DataError
 
 MAX_BYTES = 300_000_000
 MAX_CELL = 131_072
-"""Characters; also the csv module's own limit."""
+"""Characters; also the csv module's own limit at its start."""
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -73,7 +73,9 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     while True:
         line = reader.line_num + 1
         try:
-            yield line, next(reader)
+            cells = next(reader)
+            if any(len(cell) > MAX_CELL for cell in cells):  # the csv module's own limit may have been raised
+                raise csv.Error("a cell is too long")
         except StopIteration:
             return
         except csv.Error as error:
@@ -82,6 +84,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
                 f"closed, or stands in the middle of a quoted cell (there it must be doubled), or a cell has more than "
                 f"{MAX_CELL:,} characters. What follows cannot be told apart, so none of the file is used"
             ) from None
+        yield line, cells
 
 
 def _row(line: int, cells: list[str], columns: tuple[str, ...]) -> Row:

@@ -32,8 +32,8 @@ from shards.manifest import read_manifest, sha256_of
 from shards.order import sequential_blocks
 from shards.records import read_targets
 from shards.side import Side
-from shards.side_manifest import SideManifest, read_side, without_member
-from shards.side_write import open_splits, plan_side, write_side, write_side_tar
+from shards.side_manifest import UNREAD, read_side, without_member
+from shards.side_write import open_splits, plan_side, write_side_tar
 from shards.sources.phantom import Phantom
 from shards.stream import BLOCK_BYTES, read_batches, read_block, rows_per_block, split, stream_blocks
 from shards.write import write_shards
@@ -219,14 +219,14 @@ def test_damaged_features_stop_or_are_told(run: Run, tmp_path: Path, capsys) -> 
 
 
 def test_a_film_that_does_not_decode_has_no_features_and_a_name(recipe: Run, tmp_path: Path) -> None:
-    root, _ = Path(shutil.copytree(recipe.data.shards, tmp_path / "shards")), (tmp_path / "side").mkdir()
+    root = Path(shutil.copytree(recipe.data.shards, tmp_path / "shards"))
     entry = json.loads((root / "test-00000.index.json").read_text())["studies"][1]
     with (root / "test-00000.tar").open("r+b") as tar:
         tar.seek(entry["members"]["0.jpg"][0])
         tar.write(b"\0" * 400)
     holed = recipe.change({"data.shards": str(root), "data.on_bad": "skip"})
-    written = sealed(holed, tmp_path / "side")
-    assert written.without == {"films cannot be read": 1}
+    written = write_features(holed, read_manifest(root), tmp_path / "side")
+    assert written.without == {UNREAD: 1}
     [(key, cause)] = without_member(tmp_path / "side", written)
     assert key == entry["key"] and "checksum" in cause
     rows = rows_of(holed, tmp_path / "side", on_bad="skip")
@@ -234,20 +234,6 @@ def test_a_film_that_does_not_decode_has_no_features_and_a_name(recipe: Run, tmp
     strict = FilmEncoder(holed.change({"data.on_bad": "fail"}), written.description["encoder"])
     with pytest.raises(DataError, match=entry["key"]):
         list(strict(Index.open(root, "test"), range(3), b""))
-
-
-def sealed(run: Run, out: Path) -> SideManifest:
-    """The side, its tars written by this process; the job finds them whole and adds side.json."""
-    manifest, description = read_manifest(run.data.shards), describe(run, frozen_encoder(run))
-    indices, maker = open_splits(run.data.shards, manifest), FilmEncoder(run, description["encoder"])
-    for job in plan_side(manifest, indices, "features", description):
-        write_side_tar(out, job, indices[job.split], maker)
-    (out / ".writing-side").touch()
-
-    def build() -> None:
-        raise AssertionError("all tars are whole")
-
-    return write_side(run.data.shards, out, "features", manifest, indices, description, build)
 
 
 def test_a_tuned_encoder_has_no_features(recipe: Run, tmp_path: Path) -> None:

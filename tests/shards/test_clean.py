@@ -195,3 +195,11 @@ def test_real_reports_are_cleaned_to_lone_periods_and_stay_so() -> None:
     assert [clean("clean-1", report) for report in ours] == ours
     assert sum("xxxx" in report for report in ours) == sum("xxxx" in report.lower() for report in reports)
     assert all(ours)
+
+
+def test_r2gengpt_2023_keeps_colons_apart_and_comparisons() -> None:
+    report = "FINDINGS: Nodule <5 mm; stable.\n2. PA/lat view @ 10:30.. No change..."
+    assert clean("r2gengpt-2023-mimic", report) == "findings : nodule <5 mm stable . palat view @ 10 :30 . no change ."
+    assert clean("r2gen-2020-mimic", report) == "findings nodule 5 mm stable . palat view  1030 . no change ."
+    once = clean("r2gengpt-2023-mimic", "Clear. No effusion.")
+    assert clean_again("r2gengpt-2023-mimic", once) == once == clean("r2gen-2020-mimic", "Clear. No effusion.")

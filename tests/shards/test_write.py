@@ -1,5 +1,6 @@
 """Shards: what is given is used or dropped by name, bytes depend on content alone, a broken run is resumed."""
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -7,15 +8,20 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from rich.console import Console
 
+from shards.decode import open_film
 from shards.errors import ConfigError, DataError
 from shards.fill import CONTROLS_REMOVED, Settings, is_blank, write_tar
 from shards.index import Index
 from shards.manifest import FILE, read_manifest, sha256_of
+from shards.receipt import counts_table, receipt_lines
 from shards.shard_index import index_path, read_shard_index
+from shards.show import find_study, study_lines, write_films
 from shards.sources.iu_xray import IuXray
 from shards.sources.phantom import Phantom
 from shards.study import Study
+from shards.tally import FILM_IN_TWO_SPLITS, PATIENT_IN_TWO_SPLITS
 from shards.verify import verify
 from shards.write import plan_tars, recipe_of, write_shards
 
@@ -188,3 +194,46 @@ def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
 )
 def test_white_space_zero_width_and_controls_are_no_text(text: str, blank: bool) -> None:
     assert is_blank(text) is blank
+
+
+def test_a_patient_in_two_splits_is_an_error_unless_it_is_to_be_reported(drawn_iu: Draw, tmp_path: Path) -> None:
+    def edit(listing: dict) -> None:
+        listing["test"].append({**listing["train"][0], "id": "CXR0_IM-0999", "split": "test"})
+
+    source = IuXray(drawn_iu(edit=edit))
+    with pytest.raises(DataError, match=r"1 patients are in more than one split \(CXR0: .*--overlap report"):
+        write_shards(source, tmp_path / "out", size=64)
+    assert not (tmp_path / "out" / FILE).exists()
+    manifest = write_shards(source, tmp_path / "out", size=64, overlap="report")
+    [patient] = manifest.warnings[PATIENT_IN_TWO_SPLITS]
+    assert patient.startswith("CXR0: ") and "train" in patient and "test" in patient
+    same = "cxr0_im-0000 (train) = cxr0_im-0999 (test)"
+    assert manifest.warnings[FILM_IN_TWO_SPLITS] == (same, same), "both films of that study"
+
+
+def test_the_receipt_sets_ours_beside_the_published_and_names_every_drop(drawn_iu: Draw, tmp_path: Path) -> None:
+    manifest = write_shards(IuXray(drawn_iu(edit=entry_editor(2, report=""))), tmp_path / "out", size=64)
+    printed = io.StringIO()
+    Console(file=printed, width=120).print(counts_table(manifest))
+    row = next(line for line in printed.getvalue().splitlines() if "train" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["train", "3", "2,069", "6", "4,138", "3", "–"]
+    told = "\n".join(receipt_lines(manifest))
+    assert "Dropped 1: empty report\n  CXR2_IM-0002 (train)" in told
+    assert "6 studies given, 5 used, 1 dropped." in told and manifest.fingerprint[:12] in told
+
+
+def test_one_study_is_shown_by_key_or_id(drawn_iu: Draw, tmp_path: Path) -> None:
+    raw = drawn_iu(edit=entry_editor(2, report=""))
+    write_shards(IuXray(raw), tmp_path / "out", size=64)
+    for name in ("CXR5_IM-0005", "cxr5_im-0005"):
+        index, row = find_study(tmp_path / "out", name)
+        told = "\n".join(study_lines(index, row))
+        assert "patient CXR5), test" in told and "film 1: " in told and "64x64 px" in told
+        assert "target: the heart is normal in size . film 5 is drawn ." in told
+    films = list(write_films(index, row, tmp_path / "shown"))
+    assert [path.name for path in films] == ["cxr5_im-0005.0.png", "cxr5_im-0005.1.png"]
+    assert open_film(films[0]).shape == (64, 64)
+    with pytest.raises(DataError, match="it was dropped .empty report"):
+        find_study(tmp_path / "out", "CXR2_IM-0002")
+    with pytest.raises(DataError, match="no study 'nobody'"):
+        find_study(tmp_path / "out", "nobody")
