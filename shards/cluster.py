@@ -4,9 +4,15 @@ import atexit
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.data import Dataset
+from ray.exceptions import RayTaskError
+
+from shards.guard import OURS
 
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # torch's default of one thread per core would oversubscribe shared cores
@@ -36,3 +42,21 @@ def connect_ray(beside: Path | None = None) -> None:
         atexit.register(shutil.rmtree, spill, ignore_errors=True)
         where = {"object_spilling_directory": str(spill)}
     ray.init(**where, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="error", log_to_driver=joining)
+
+
+def quiet(dataset: Dataset) -> Dataset:
+    """The dataset, without bars of its own, and with a worker's error kept as its cause."""
+    dataset.context.raise_original_map_exception = True
+    dataset.context.enable_progress_bars = False
+    return dataset
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Raise an error of ours that a worker met as it was there; others stay Ray's."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, OURS):
+            raise error.cause from None
+        raise

@@ -1,9 +1,7 @@
 """One tar: studies read, checked and encoded by a worker, written so that it appears whole or not at all."""
 
-import errno
 import hashlib
 import io
-import shutil
 import tarfile
 import unicodedata
 import zlib
@@ -16,11 +14,12 @@ from shards.clean import clean
 from shards.decode import encode, shrink
 from shards.errors import DataError, OnBad
 from shards.guard import Names, write_private_lines
-from shards.manifest import BadStudy, Drop, sha256_of
+from shards.manifest import BadStudy, Drop
 from shards.shard_index import Entry, ShardIndex, index_path, read_shard_index
 from shards.sources import Item, Source
-from shards.storage import HashingFile, Place, create, is_local, place, size_of, write_atomic
+from shards.storage import HashingFile, Place, create, place, write_atomic
 from shards.study import Record, Study
+from shards.tars import is_whole, unwritable
 
 KEPT_CONTROLS = "\n\r\t"
 CONTROLS_REMOVED = "control characters removed"
@@ -72,7 +71,7 @@ def write_tar(source: Source, settings: Settings, job: Job, names: Names = Names
         index = _index(job, file, filling)
         write_atomic(index_path(path), index.model_dump_json().encode())
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return index
 
 
@@ -89,23 +88,14 @@ def _index(job: Job, file: HashingFile, filling: Filling) -> ShardIndex:
     )
 
 
-def _unwritable(path: Place, error: OSError) -> DataError:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return DataError(f"{path} cannot be written: {error.strerror or error}")
-    free = f" ({shutil.disk_usage(path.parent).free:,} bytes free)" if is_local(path) else ""
-    return DataError(
-        f"no space left for {path}{free}: free some or choose another directory, then run the same command again. "
-        "Whole shards are kept"
-    )
-
-
 def _whole(path: Place, job: Job, on_bad: OnBad) -> ShardIndex | None:
     try:
         index = read_shard_index(index_path(path))
     except DataError:
         return None
-    fits = index.recipe == job.recipe and index.bytes == size_of(path) and index.sha256 == sha256_of(path)
-    return index if fits and not (index.drops and on_bad == "fail") else None
+    if index.drops and on_bad == "fail":
+        return None
+    return index if is_whole(path, index, job.recipe) else None
 
 
 def _fill(source: Source, settings: Settings, job: Job, names: Names, file: HashingFile, filling: Filling) -> None:
@@ -114,12 +104,12 @@ def _fill(source: Source, settings: Settings, job: Job, names: Names, file: Hash
             try:
                 study, films, repaired = prepare(source, item, settings)
             except DataError as error:
+                drop = drop_of(item, error)
                 if settings.on_bad == "fail":
-                    raise stopped(place(settings.out), names, drop_of(item, error), job.name) from (
-                        None if names.salt else error
-                    )
-                filling.drops.append(shown_drop(names, drop_of(item, error)))
-                filling.private.append(private_drop(names, drop_of(item, error)))
+                    cause = None if names.salt else error
+                    raise stopped(place(settings.out), names, drop, job.name) from cause
+                filling.drops.append(shown_drop(names, drop))
+                filling.private.append(private_drop(names, drop))
                 continue
             filling.studies.append(_add(tar, names.study(study), films))
             filling.private.append({"key": names.key(item.id), "id": item.id, "patient": study.patient})
@@ -129,8 +119,8 @@ def _fill(source: Source, settings: Settings, job: Job, names: Names, file: Hash
 
 def drop_of(item: Item, error: DataError) -> Drop:
     """The drop that says why `item` is not in the shards."""
-    reason, file = getattr(error, "reason", "study cannot be read"), getattr(error, "file", "")
-    return Drop(id=item.id, reason=reason, detail=getattr(error, "detail", str(error)), split=item.split, file=file)
+    bad = error if isinstance(error, BadStudy) else BadStudy("study cannot be read", str(error))
+    return bad.drop(item.id, item.split)
 
 
 def shown_drop(names: Names, drop: Drop) -> Drop:

@@ -2,8 +2,8 @@
 
 import os
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from shards.errors import DataError, OnBad
 from shards.foreign import adopt, samples_of
 from shards.manifest import FILE, HOW_TO_SHARD, Drop, Shard, read_manifest, sha256_of
 from shards.shard_index import Entry, ShardIndex, index_path, read_shard_index
-from shards.storage import REMOTE, Place, is_local, names_in, place, read_at, read_ranges, size_of
+from shards.storage import Fetched, Place, fetch, is_local, names_in, place, read_at, size_of
 from shards.study import Study
 from shards.tar import walk_tar
 
@@ -53,11 +53,6 @@ class Index:
         """Studies listed: usable + dropped."""
         return len(self) + len(self.drops)
 
-    @cached_property
-    def remote(self) -> bool:
-        """Whether the tars lie behind a URL."""
-        return REMOTE in self.root
-
     @classmethod
     def open(cls, root: str | Place, split: str, on_bad: OnBad = "fail") -> "Index":
         """Index of a split: our own shards by their manifest, else the archives root/SPLIT*.tar of others.
@@ -93,37 +88,38 @@ class Index:
             stamps.append(f"{changed}-{size_of(root / name)}")
         return _join(root, split, names, stamps, parts, tuple(drops), True)
 
-    def fetch(self, rows: list[int]) -> dict[int, memoryview | DataError]:
-        """The spans of many studies of a remote directory at once, to be given to `read`; {} for a local one."""
-        if not self.remote:
-            return {}
-        spans = {row: _span(self._members(row)) for row in rows if self.record[row, 0] >= 0}
-        wanted = {row: (self.tars[int(self.tar[row])], *span) for row, span in spans.items() if span}
-        return dict(zip(wanted, read_ranges(self.root, list(wanted.values())), strict=True)) if wanted else {}
+    def rows_of(self, tar: int) -> range:
+        """The rows of a tar; a tar's studies stand together."""
+        return range(*np.searchsorted(self.tar, [tar, tar + 1]).tolist())
+
+    def fetch(self, rows: Iterable[int]) -> Fetched:
+        """The bytes of many studies of a remote directory at once, to be given to `read`; {} for a local one."""
+        return fetch(self.root, rows, lambda row: self._located(row, _span(self._members(row))))
+
+    def fetch_records(self, rows: Iterable[int]) -> Fetched:
+        """The records alone of many studies of a remote directory, to be given to `read_record`; {} for a local one."""
+        return fetch(self.root, rows, lambda row: self._located(row, tuple(self.record[row].tolist())))
 
     def read(self, row: int, span: memoryview | DataError | None = None) -> tuple[list[memoryview], memoryview]:
-        """The encoded films of study `row` in view order, and the bytes of its record.
+        """The encoded films of study `row` in view order, and the bytes of its record; `span` is what `fetch` found.
 
         Raises:
             DataError: naming tar and study, when they cannot be read or are not what was written.
         """
-        if isinstance(span, DataError):
-            raise DataError(f"study {self.keys[row].decode()}: {span}")
         self._refuse_unknown(row)
         members = self._members(row)
         if (whole := _span(members)) is None:
             parts = [self._read_at(row, at, size) for at, size in members]
         else:
-            start = whole[0]
-            span = self._read_at(row, *whole) if span is None else span
+            start, span = whole[0], self._read_at(row, *whole, span)
             parts = [span[at - start : at - start + size] for at, size in members]
         self._check(row, parts)
         return parts[:-1], parts[-1]
 
-    def read_record(self, row: int) -> memoryview:
-        """The bytes of study `row`'s record alone."""
+    def read_record(self, row: int, data: memoryview | DataError | None = None) -> memoryview:
+        """The bytes of study `row`'s record alone, which no checksum covers; `data` is what `fetch_records` found."""
         self._refuse_unknown(row)
-        return self._read_at(row, int(self.record[row, 0]), int(self.record[row, 1]))
+        return self._read_at(row, int(self.record[row, 0]), int(self.record[row, 1]), data)
 
     def record_of(self, row: int, data: memoryview) -> str:
         """The JSON of a study's record, checked; a foreign record {"id", "report", ...} becomes a `Study` first."""
@@ -144,6 +140,9 @@ class Index:
         films = [(at, size) for at, size in self.films[row].tolist() if at >= 0]
         return [*films, tuple(self.record[row].tolist())]
 
+    def _located(self, row: int, span: tuple[int, int] | None) -> tuple[str, int, int] | None:
+        return (self.tars[int(self.tar[row])], *span) if span and self.record[row, 0] >= 0 else None
+
     def _refuse_unknown(self, row: int) -> None:
         if self.record[row, 0] < 0:
             raise DataError(
@@ -161,9 +160,13 @@ class Index:
                 f"were written (checksum {crc:08x}, the index says {int(self.crc32[row]):08x})"
             )
 
-    def _read_at(self, row: int, at: int, size: int) -> memoryview:
+    def _read_at(self, row: int, at: int, size: int, fetched: memoryview | DataError | None = None) -> memoryview:
         tar = int(self.tar[row])
         try:
+            if isinstance(fetched, DataError):
+                raise fetched
+            if fetched is not None:
+                return fetched
             return read_at(self.root, self.tars[tar], at, size, self.stamps[tar])
         except DataError as error:
             raise DataError(f"study {self.keys[row].decode()}: {error}") from error

@@ -41,6 +41,10 @@ class BadStudy(DataError):
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
 
+    def drop(self, identifier: str, split: str = "") -> Drop:
+        """The drop that says why the study `identifier` is not used."""
+        return Drop(id=identifier, reason=self.reason, detail=self.detail, split=split, file=self.file)
+
 
 class SplitCount(Record):
     """Size of one split."""
@@ -111,8 +115,8 @@ class Manifest(Record):
         return self.model_copy(update={"fingerprint": fingerprint_of(self)})
 
 
-def fingerprint_of(manifest: Manifest) -> str:
-    """SHA-256 over the manifest's content, the fingerprint itself left out."""
+def fingerprint_of(manifest: Record) -> str:
+    """SHA-256 over a manifest's content, the fingerprint itself left out."""
     content = manifest.model_dump(mode="json", exclude={"fingerprint"})
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -11,34 +11,9 @@ from shards.errors import DataError, OnBad
 from shards.index import Index
 from shards.manifest import Manifest
 from shards.side_manifest import MEMBER, Kind, SideEntry, entries_of, read_side, refuse_other
-from shards.storage import REMOTE, Place, place, read_at, read_ranges
+from shards.storage import Fetched, Place, fetch, place, read_at
 
 NONE = -1
-
-
-Fetched = dict[int, memoryview | DataError]
-"""Row → its bytes, or why they could not be had."""
-
-
-def fetch_spans(pointers: "Index | Side", spans: NDArray[np.int64], rows: Iterable[int]) -> Fetched:
-    """Row → bytes of its span [n, 2], many of a remote directory at once; {} for a local one."""
-    if REMOTE not in pointers.root:
-        return {}
-    found = ((row, pointers.tars[int(pointers.tar[row])], *spans[row].tolist()) for row in rows)
-    wanted = {row: (name, at, size) for row, name, at, size in found if at >= 0}
-    return dict(zip(wanted, read_ranges(pointers.root, list(wanted.values())), strict=True)) if wanted else {}
-
-
-def fetch_records(index: Index, rows: Iterable[int]) -> Fetched:
-    """The records of many studies of remote shards at once, to be given to `record_text`; {} for local ones."""
-    return fetch_spans(index, index.record, rows)
-
-
-def record_text(index: Index, row: int, data: memoryview | DataError | None = None) -> str:
-    """The checked JSON of study `row`'s record; its films are not touched, and so no checksum covers it."""
-    if isinstance(data, DataError):
-        raise DataError(f"study {index.keys[row].decode()}: {data}")
-    return index.record_of(row, index.read_record(row) if data is None else data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +50,8 @@ class Side:
         span, crc32 = np.full((len(index), 2), NONE, np.int64), np.full(len(index), NONE, np.int64)
         torn = []
         for number, name in enumerate(index.tars):
-            rows = slice(*np.searchsorted(index.tar, [number, number + 1]).tolist())
+            own = index.rows_of(number)
+            rows = slice(own.start, own.stop)
             entries, cause = entries_of(root, shards[name], on_bad)
             torn.append(cause)
             if cause or index.record[rows, 0].min() < 0:
@@ -88,7 +64,11 @@ class Side:
 
     def fetch(self, rows: Iterable[int]) -> Fetched:
         """The members of many studies of a remote side at once, to be given to `read`; {} for a local one."""
-        return fetch_spans(self, self.span, rows)
+        return fetch(self.root, rows, self._located)
+
+    def _located(self, row: int) -> tuple[str, int, int] | None:
+        at, size = self.span[row].tolist()
+        return (self.tars[int(self.tar[row])], at, size) if at >= 0 else None
 
     def read(self, row: int, data: memoryview | DataError | None = None) -> memoryview | None:
         """The member of study `row`, None when it has none; `data` is what `fetch` found.

@@ -5,8 +5,6 @@ directory or fsspec URL with one NAME.tar for every tar of the shards, in it mem
 the same order (a study may have none), NAME.index.json beside it, and side.json.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +13,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from shards.errors import DataError, OnBad
-from shards.manifest import Manifest, sha256_of
+from shards.manifest import Manifest, fingerprint_of
 from shards.shard_index import index_path
-from shards.storage import Place, place, size_of, write_atomic
+from shards.storage import Place, place, write_atomic
 from shards.study import Record
-from shards.verify import THREADS, How
+from shards.verify import THREADS, How, tar_fault
 
 FILE = "side.json"
 VERSION = 1
@@ -116,9 +114,7 @@ class SideManifest(Record):
 
     def sealed(self) -> "SideManifest":
         """The same with its fingerprint filled in."""
-        content = self.model_dump(mode="json", exclude={"fingerprint"})
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return self.model_copy(update={"fingerprint": hashlib.sha256(text.encode()).hexdigest()})
+        return self.model_copy(update={"fingerprint": fingerprint_of(self)})
 
 
 def write_side_manifest(root: Place, manifest: SideManifest) -> SideManifest:
@@ -140,7 +136,7 @@ def read_side(where: str | Place) -> SideManifest:
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, e["loc"])) or "the whole file" for e in error.errors()})[:5])
         raise DataError(f"{path} is not a side of version {VERSION} (at fault: {fields}): write it again") from None
-    if manifest.fingerprint != (found := manifest.sealed().fingerprint):
+    if manifest.fingerprint != (found := fingerprint_of(manifest)):
         raise DataError(
             f"{path} was changed after it was written: it says fingerprint {manifest.fingerprint[:12]}, its content "
             f"gives {found[:12]}. Way out: write it again with {HOW[manifest.kind]}"
@@ -182,11 +178,7 @@ def side_faults(where: str | Place, side: SideManifest, how: How = "sha256") -> 
 
 
 def _fault(root: Place, shard: SideShard, how: How) -> str:
-    if (size := size_of(root / shard.name)) != shard.bytes:
-        return f"{shard.name} " + ("is missing" if size < 0 else f"has {size} bytes, {FILE} says {shard.bytes}")
-    if how == "sha256" and (digest := sha256_of(root / shard.name)) != shard.sha256:
-        return f"{shard.name} has sha256 {digest[:12]}, {FILE} says {shard.sha256[:12]}"
-    return entries_of(root, shard, "skip")[1]
+    return tar_fault(root, shard, how, FILE) or entries_of(root, shard, "skip")[1]
 
 
 def entries_of(root: Place, shard: SideShard, on_bad: OnBad) -> tuple[tuple[SideEntry, ...], str]:

@@ -6,7 +6,6 @@ resumed by running it again. The shards' own files are read and never touched.
 
 import hashlib
 import json
-import sys
 import tarfile
 import zlib
 from collections import Counter
@@ -14,19 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
-from ray.data import Dataset
-from ray.exceptions import RayTaskError
-from rich.progress import track
 
 from shards.errors import ConfigError, DataError
 from shards.fill import add_member
-from shards.guard import OURS, fence
+from shards.guard import fence
 from shards.index import Index
 from shards.manifest import FILE as SHARDS_FILE
-from shards.manifest import Manifest, sha256_of
+from shards.manifest import Manifest
 from shards.shard_index import index_path
 from shards.side_manifest import (
     FILE,
@@ -41,8 +36,9 @@ from shards.side_manifest import (
     read_side_index,
     write_side_manifest,
 )
-from shards.storage import HashingFile, Place, create, make_directory, names_in, place, size_of, write_atomic
+from shards.storage import HashingFile, Place, create, names_in, place, write_atomic
 from shards.study import Record
+from shards.tars import claim, is_whole, refuse_foreign, release, run_tasks, unwritable
 
 UNFINISHED = ".writing-side"
 
@@ -110,10 +106,10 @@ def write_side(
     root, out, description = place(root), place(out), json.loads(json.dumps(description))
     _refuse_taken(root, out)
     jobs = plan_side(manifest, indices, kind, description)
-    _claim(out)
+    claim(out, FILE, UNFINISHED)
     _run(out, jobs, indices, build, given or {}, manifest.licence, actors)
     side = _manifest(out, jobs, kind, manifest, description, warnings or {})
-    _release(out, {job.name for job in jobs})
+    release(out, (job.name for job in jobs), UNFINISHED)
     return side
 
 
@@ -122,10 +118,10 @@ def plan_side(manifest: Manifest, indices: Mapping[str, Index], kind: Kind, desc
     jobs = []
     for split, index in indices.items():
         for number, name in enumerate(index.tars):
-            first, end = np.searchsorted(index.tar, [number, number + 1]).tolist()
+            rows = index.rows_of(number)
             content = json.dumps([VERSION, kind, description, name, index.stamps[number]], sort_keys=True)
             recipe = hashlib.sha256(content.encode()).hexdigest()
-            jobs.append(SideJob(name=name, split=split, kind=kind, recipe=recipe, first=first, end=end))
+            jobs.append(SideJob(name=name, split=split, kind=kind, recipe=recipe, first=rows.start, end=rows.stop))
     return jobs
 
 
@@ -148,10 +144,7 @@ def write_side_tar(out: Place, job: SideJob, index: Index, make: Maker, given: b
         found = _index(job, file, studies, totals, largest)
         write_atomic(index_path(path), found.model_dump_json().encode())
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}. Make room or choose another place, then run the "
-            "same command again: whole tars are kept"
-        ) from error
+        raise unwritable(path, error) from error
     return found
 
 
@@ -179,35 +172,15 @@ def _whole(path: Place, job: SideJob) -> SideIndex | None:
         index = read_side_index(index_path(path))
     except DataError:
         return None
-    fits = index.recipe == job.recipe and index.bytes == size_of(path) and index.sha256 == sha256_of(path)
-    return index if fits and not any(entry.cause == UNREAD for entry in index.studies) else None
+    if any(entry.cause == UNREAD for entry in index.studies):
+        return None
+    return index if is_whole(path, index, job.recipe) else None
 
 
 def _refuse_taken(root: Place, out: Place) -> None:
-    there = names_in(out)
-    if out == root or SHARDS_FILE in there:
+    if out == root or SHARDS_FILE in names_in(out):
         raise ConfigError(f"{out} holds shards: a side needs a place of its own, such as {root / 'side' / 'NAME'}")
-    tars = [name for name in there if name.endswith(".tar")]
-    if tars and FILE not in there and UNFINISHED not in there:
-        raise ConfigError(f"{out} holds archives that are no side ({', '.join(tars[:3])}): choose another place")
-
-
-def _claim(out: Place) -> None:
-    """Make `out` ours: take the old side.json away, sweep what a broken run left."""
-    make_directory(out)
-    write_atomic(out / UNFINISHED, b"")
-    for name in names_in(out):
-        if name == FILE or (name.startswith(".") and name.endswith(".tmp")):
-            (out / name).unlink(missing_ok=True)
-
-
-def _release(out: Place, names: set[str]) -> None:
-    """Remove tars that the shards no longer have, then the mark of an unfinished run."""
-    keep = names | {index_path(place(name)).name for name in names} | {FILE}
-    for name in names_in(out):
-        if name.endswith((".tar", ".index.json")) and name not in keep:
-            (out / name).unlink()
-    (out / UNFINISHED).unlink(missing_ok=True)
+    refuse_foreign(out, FILE, UNFINISHED, "are no side")
 
 
 def _run(
@@ -247,20 +220,7 @@ def _run(
         dataset = dataset.map(Writer, compute=ray.data.ActorPoolStrategy(size=actors), num_gpus=gpus)
     else:
         dataset = dataset.map(write)
-    dataset.context.raise_original_map_exception = True
-    dataset.context.enable_progress_bars = False
-    for _ in track(in_our_words(dataset), "writing tars", len(jobs), disable=not sys.stdout.isatty()):
-        pass
-
-
-def in_our_words(dataset: Dataset) -> Iterator[dict]:
-    """The rows of a dataset; an error of ours in a worker is raised as it was there."""
-    try:
-        yield from dataset.iter_rows()
-    except RayTaskError as error:
-        if isinstance(error.cause, OURS):
-            raise error.cause from None
-        raise
+    run_tasks(dataset, len(jobs))
 
 
 def _manifest(

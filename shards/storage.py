@@ -7,7 +7,7 @@ leaves nothing that can be listed. Local files get the same by a temporary name,
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,8 @@ from shards.errors import ConfigError, DataError
 Place: TypeAlias = Path | UPath
 MAX_OPEN = 128
 REMOTE = "://"
+Fetched: TypeAlias = dict[int, memoryview | DataError]
+"""Row → its bytes, or why they could not be had."""
 MERGE_BYTES = 1 << 16
 """Ranges of one remote file that lie closer than this are fetched as one..."""
 MERGED_BYTES = 16 << 20
@@ -178,6 +180,17 @@ def read_ranges(root: str, ranges: list[tuple[str, int, int]]) -> list[memoryvie
     for (name, at, end), data in zip(merged, found, strict=True):
         by_name.setdefault(name, []).append((at, end, data))
     return [_cut(by_name[name], name, at, size) for name, at, size in ranges]
+
+
+def fetch(root: str, rows: Iterable[int], locate: Callable[[int], tuple[str, int, int] | None]) -> Fetched:
+    """Row → its bytes or why they cannot be had, many at once, where `locate` tells (name, offset, size).
+
+    {} for a local directory, whose bytes are read one by one with `read_at`, and nothing is located.
+    """
+    if REMOTE not in root:
+        return {}
+    wanted = {row: found for row in rows if (found := locate(row))}
+    return dict(zip(wanted, read_ranges(root, list(wanted.values())), strict=True)) if wanted else {}
 
 
 def _cut(pieces: list[tuple[int, int, bytes | Exception]], name: str, at: int, size: int) -> memoryview | DataError:

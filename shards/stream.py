@@ -12,14 +12,14 @@ import numpy as np
 import ray
 import ray.data
 from ray.data import DataIterator, Dataset
-from ray.exceptions import RayTaskError
 
+from shards.cluster import in_our_words, quiet
 from shards.decode import decode
 from shards.errors import DataError, OnBad
 from shards.index import Index
 from shards.manifest import read_manifest
 from shards.order import Block
-from shards.side import Side, fetch_records, read_features, record_text
+from shards.side import Side, read_features
 from shards.side_manifest import Kind
 from shards.storage import Place
 from shards.subgraph import read_subgraph
@@ -74,9 +74,7 @@ def stream_blocks(
         read, batch_size=None, num_cpus=TASK_CPUS
     )
     dataset.context.execution_options.preserve_order = True
-    dataset.context.raise_original_map_exception = True
-    dataset.context.enable_progress_bars = False
-    return dataset
+    return quiet(dataset)
 
 
 def read_block(
@@ -100,7 +98,7 @@ def read_block(
     rows = _empty_rows(block, image_size, views, subgraphs, features)
     wanted = np.flatnonzero(rows["valid"]).tolist()
     studies = rows["index"][wanted].tolist()
-    fetched = index.fetch(studies) if features is None else fetch_records(index, studies)
+    fetched = index.fetch(studies) if features is None else index.fetch_records(studies)
     stored = features.fetch(studies) if features else {}
     graphs = subgraphs.fetch(studies) if subgraphs else {}
     for row, study in zip(wanted, studies, strict=True):
@@ -146,7 +144,7 @@ def _empty_films(n: int, views: int, image_size: int, features: Side | None) -> 
 
 def _read_features(index: Index, side: Side, study: int, rows: Rows, row: int, record, stored) -> None:
     """As `_read_study`, from the record and the side; `record` and `stored` are what was fetched of them."""
-    rows["record"][row] = record_text(index, study, record)
+    rows["record"][row] = index.record_of(study, index.read_record(study, record))
     found = read_features(side, study, int((index.films[study, :, 0] >= 0).sum()), stored)
     views = min(len(found), rows["features"].shape[1])
     rows["features"][row, :views], rows["view_mask"][row, :views] = found[:views], True
@@ -171,14 +169,10 @@ def read_batches(iterator: DataIterator, micro_batch: int) -> Iterator[Rows]:
 
     A micro-batch never straddles two blocks; it is smaller than asked only where it does not divide a block's rows.
     """
-    try:
+    with in_our_words():
         whole_blocks: Any = None
         for block in iterator.iter_batches(
             batch_size=whole_blocks, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
         ):
             for start in range(0, len(block["valid"]), micro_batch):
                 yield {name: column[start : start + micro_batch] for name, column in block.items()}
-    except RayTaskError as error:
-        if isinstance(error.cause, DataError):
-            raise error.cause from None
-        raise

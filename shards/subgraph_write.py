@@ -19,13 +19,13 @@ import numpy as np
 import ray
 import ray.data
 
+from shards.cluster import in_our_words, quiet
 from shards.errors import DataError, OnBad
 from shards.guard import Names, names_for, terms_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest, sha256_of
-from shards.side import fetch_records, record_text
 from shards.side_manifest import MEMBER, UNREAD, SideManifest
-from shards.side_write import Made, in_our_words, open_splits, write_side
+from shards.side_write import Made, open_splits, write_side
 from shards.storage import Place, place
 from shards.study import Study
 from shards.subgraph import Graph, Triple, Vocabulary, pack, subgraph_of
@@ -148,31 +148,27 @@ def _training_names(indices: Mapping[str, Index], found: _Located, on_bad: OnBad
 
         def names(row: dict) -> dict:
             index, tar = ray.get(ref), _Located()
-            for _, triples in own_triples(index, _rows_of(index, int(row["id"])), on_bad):
+            for _, triples in own_triples(index, index.rows_of(int(row["id"])), on_bad):
                 tar.learn(triples or ())
             return {"names": json.dumps([sorted(tar.nodes), sorted(tar.relations)])}
 
         dataset = ray.data.range(tars, override_num_blocks=tars).map(names)
-        dataset.context.raise_original_map_exception = True
-        dataset.context.enable_progress_bars = False
-        for nodes, relations in (json.loads(row["names"]) for row in in_our_words(dataset)):
-            found.nodes |= set(nodes)
-            found.relations |= set(relations)
+        with in_our_words():
+            for nodes, relations in (json.loads(row["names"]) for row in quiet(dataset).iter_rows()):
+                found.nodes |= set(nodes)
+                found.relations |= set(relations)
     return Vocabulary(tuple(sorted(found.nodes)), tuple(sorted(found.relations)))
-
-
-def _rows_of(index: Index, tar: int) -> range:
-    return range(*np.searchsorted(index.tar, [tar, tar + 1]).tolist())
 
 
 def own_triples(index: Index, rows: range, on_bad: OnBad) -> Iterator[tuple[int, tuple[Triple, ...] | None]]:
     """(row, triples of the study's record), None for a record that cannot be read, which under "fail" is an error."""
     for start in range(rows.start, rows.stop, FETCH):
         part = range(start, min(start + FETCH, rows.stop))
-        fetched = fetch_records(index, part)
+        fetched = index.fetch_records(part)
         for row in part:
             try:
-                yield row, Study.model_validate_json(record_text(index, row, fetched.get(row))).triples
+                record = index.read_record(row, fetched.get(row))
+                yield row, Study.model_validate_json(index.record_of(row, record)).triples
             except DataError:
                 if on_bad == "fail":
                     raise

@@ -1,7 +1,7 @@
 """Shards compared with what their manifest says of them."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, Protocol
 
 from shards.errors import DataError
 from shards.manifest import FILE, Manifest, Shard, sha256_of
@@ -21,7 +21,7 @@ def faults_of(root: str | Place, manifest: Manifest, how: How = "sha256") -> lis
     """
     root = place(root)
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda shard: [_tar_fault(root, shard, how), _index_fault(root, shard)], manifest.shards)
+        found = pool.map(lambda shard: [tar_fault(root, shard, how), _index_fault(root, shard)], manifest.shards)
         return [fault for pair in found for fault in pair if fault]
 
 
@@ -51,14 +51,23 @@ def contents_faults(root: str | Place, manifest: Manifest) -> list[str]:
     return faults
 
 
-def _tar_fault(root: Place, shard: Shard, how: How) -> str:
+class Described(Protocol):
+    """What a manifest says of a tar."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def tar_fault(root: Place, shard: Described, how: How, manifest: str = "the manifest") -> str:
+    """How a tar differs from what `manifest` says of it; "" when it does not."""
     path = root / shard.name
     if (size := size_of(path)) < 0:
         return f"{shard.name} is missing"
     if size != shard.bytes:
-        return f"{shard.name} has {size} bytes, the manifest says {shard.bytes}"
+        return f"{shard.name} has {size} bytes, {manifest} says {shard.bytes}"
     if how == "sha256" and (found := sha256_of(path)) != shard.sha256:
-        return f"{shard.name} has sha256 {found[:12]}, the manifest says {shard.sha256[:12]}"
+        return f"{shard.name} has sha256 {found[:12]}, {manifest} says {shard.sha256[:12]}"
     return ""
 
 

@@ -8,32 +8,28 @@ holds the listing and one index at a time, never the studies.
 import dataclasses
 import hashlib
 import json
-import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import ray.data
-from ray.exceptions import RayTaskError
-from rich.progress import track
 
 from shards.clean import VERSIONS, clean
 from shards.errors import ConfigError, DataError, OnBad
 from shards.fill import Job, Settings, private_drop, shown_drop, stopped, write_tar
-from shards.guard import OURS, Names, begin_names, fence, write_private_lines
+from shards.guard import Names, begin_names, fence, write_private_lines
 from shards.manifest import FILE, Drop, Manifest, write_manifest
 from shards.shard_index import VERSION, index_path
 from shards.sources import Item, Source
 from shards.split import patients_in_two_splits
-from shards.storage import Place, make_directory, names_in, place, write_atomic
+from shards.storage import Place, place
 from shards.study import SPLITS
 from shards.tally import FILM_IN_TWO_SPLITS, PATIENT_IN_TWO_SPLITS, Tally
+from shards.tars import claim, refuse_foreign, release, run_tasks
 
 UNFINISHED = ".writing"
 """Present while shards are being written; tells our unfinished tars from tars that others put there."""
-NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json)")
 LISTING = "listing.jsonl"
 TASK_CPUS = 0.5
 """Two tars per core: while one is flushed to the disk, or its end not yet seen by the executor, the other is filled."""
@@ -67,7 +63,7 @@ def write_shards(
     _check_settings(size, quality, studies_per_shard, on_bad, overlap)
     clean(cleaning, "")
     items = source.items()
-    _refuse_foreign(out)
+    refuse_foreign(out, FILE, UNFINISHED, "were not written here")
     names = begin_names(out, source.licence)
     if on_bad == "fail" and source.drops:
         raise stopped(out, names, source.drops[0], "in the listing")
@@ -75,14 +71,14 @@ def write_shards(
     shared = shared_patients(source.name, items, names, overlap)
     settings = Settings(out=str(out), cleaning=cleaning, size=size, quality=quality, on_bad=on_bad)
     jobs = plan_tars(items, studies_per_shard, recipe_of(source, settings, names))
-    _claim(out)
+    claim(out, FILE, UNFINISHED)
     if names.salt:
         write_private_lines(out, LISTING, (private_drop(names, drop) for drop in source.drops))
     _run(source, settings, jobs, names)
     manifest = _manifest(source, settings, jobs, names, shared)
     _check_count(manifest, items, len(source.drops))
     manifest = write_manifest(out, manifest)
-    _release(out, {job.name for job in jobs})
+    release(out, (job.name for job in jobs), UNFINISHED)
     return manifest
 
 
@@ -158,33 +154,6 @@ def plan_tars(items: list[Item], studies_per_shard: int, recipe: str) -> list[Jo
     return jobs
 
 
-def _refuse_foreign(out: Place) -> None:
-    there = names_in(out)
-    tars = [name for name in there if name.endswith(".tar")]
-    if tars and FILE not in there and UNFINISHED not in there:
-        raise ConfigError(
-            f"{out} holds archives that were not written here ({', '.join(tars[:3])}): choose another directory"
-        )
-
-
-def _claim(out: Place) -> None:
-    """Make `out` ours: take the old manifest away, sweep what a broken run left."""
-    make_directory(out)
-    write_atomic(out / UNFINISHED, b"")
-    for name in names_in(out):
-        if name == FILE or (name.startswith(".") and name.endswith(".tmp")):
-            (out / name).unlink(missing_ok=True)
-
-
-def _release(out: Place, names: set[str]) -> None:
-    """Remove tars of an earlier, longer listing, then the mark of an unfinished run."""
-    keep = names | {index_path(Path(name)).name for name in names}
-    for name in names_in(out):
-        if NAME.fullmatch(name) and name not in keep:
-            (out / name).unlink()
-    (out / UNFINISHED).unlink(missing_ok=True)
-
-
 def _run(source: Source, settings: Settings, jobs: list[Job], names: Names) -> None:
     def write(row: dict) -> dict:
         with fence(source.licence):
@@ -192,16 +161,7 @@ def _run(source: Source, settings: Settings, jobs: list[Job], names: Names) -> N
             return {"name": job.name, "studies": len(write_tar(source, settings, job, names).studies)}
 
     rows = [{"job": job.model_dump_json()} for job in jobs]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS)
-    dataset.context.raise_original_map_exception = True
-    dataset.context.enable_progress_bars = False
-    try:
-        for _ in track(dataset.iter_rows(), "writing tars", len(jobs), disable=not sys.stdout.isatty()):
-            pass
-    except RayTaskError as error:
-        if isinstance(error.cause, OURS):
-            raise error.cause from None
-        raise
+    run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(jobs))
 
 
 def _manifest(source: Source, settings: Settings, jobs: list[Job], names: Names, shared: tuple[str, ...]) -> Manifest:

@@ -177,7 +177,7 @@ class ChexpertPlus:
         raise BadStudy("film is missing", f"{wanted} is not below {folder}/", wanted)
 
     def _drop(self, name: str, error: BadStudy, split: str = "") -> None:
-        self.drops.append(Drop(id=name, reason=error.reason, detail=error.detail, split=split, file=error.file))
+        self.drops.append(error.drop(name, split))
 
     def _table(self) -> Path:
         """The CSV; ConfigError when there are several."""

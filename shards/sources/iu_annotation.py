@@ -7,7 +7,7 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.manifest import BadStudy, Drop, Published, SplitCount
-from shards.sources.iu_exam import SECTIONS, Exam, Film, Listing, check_id, drop_of, patient_of, position_of
+from shards.sources.iu_exam import SECTIONS, Exam, Film, Listing, check_id, patient_of, position_of
 from shards.study import SPLITS, Split
 
 MAX_BYTES = 1_000_000_000
@@ -34,7 +34,7 @@ def _entries(path: Path) -> Iterator[Exam | Drop]:
                 yield _exam(path.name, split, row, entry)
             except BadStudy as error:
                 name = str(entry.get("id", "")) if isinstance(entry, dict) else ""
-                yield drop_of(name or f"{split}[{row}]", error, split)
+                yield error.drop(name or f"{split}[{row}]", split)
 
 
 def _exam(file: str, split: Split, row: int, entry: Any) -> Exam:

@@ -14,7 +14,6 @@ from shards.sources.iu_exam import (
     Listing,
     Position,
     check_id,
-    drop_of,
     exam_id,
     film_name,
     listed_films,
@@ -57,7 +56,7 @@ def read_kaggle(path: Path) -> Listing:
         try:
             listing.entries.append(_kaggle_exam(row, patient, place, films))
         except BadStudy as error:
-            listing.entries.append(drop_of(patient or place, error))
+            listing.entries.append(error.drop(patient or place))
     listing.entries += [*_without_report(path, films, {_patient(row) for row in rows}), *films.drops]
     if films.odd:
         some = ", ".join(repr(name[:100]) for name in films.odd[:5])
@@ -128,7 +127,7 @@ def _plain_entries(path: Path, needed: tuple[str, ...]) -> Iterator[Exam | Drop]
         try:
             yield _plain_exam(row, place)
         except BadStudy as error:
-            yield drop_of(row.cells.get("id", "") or place, error)
+            yield error.drop(row.cells.get("id", "") or place)
 
 
 def _plain_exam(row: Row, place: str) -> Exam:

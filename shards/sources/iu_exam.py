@@ -123,8 +123,3 @@ def check_id(identifier: object, shown: str) -> str:
         if KEY.fullmatch(key):
             return identifier
     raise BadStudy("id is not a name", f"{shown}; it must be 1 to 120 characters without '..'")
-
-
-def drop_of(name: str, error: BadStudy, split: str = "") -> Drop:
-    """The drop of an entry that `error` refuses."""
-    return Drop(id=name, reason=error.reason, detail=error.detail, split=split, file=error.file)

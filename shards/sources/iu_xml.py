@@ -11,7 +11,7 @@ from defusedxml import ElementTree
 from shards.errors import DataError
 from shards.manifest import BadStudy, Drop
 from shards.sources.iu_archive import Refused, read_reports
-from shards.sources.iu_exam import Exam, Listing, drop_of, exam_id, listed_films
+from shards.sources.iu_exam import Exam, Listing, exam_id, listed_films
 
 NUMBER = re.compile(r"CXR\d{1,9}")
 MESH = {"major": "mesh", "automatic": "mesh_automatic"}
@@ -40,7 +40,7 @@ def _entries(path: Path) -> Iterator[Exam | Drop]:
             patient = _number(root, name)
             yield _exam(root, patient, name, row)
         except BadStudy as error:
-            yield drop_of(patient or name, error)
+            yield error.drop(patient or name)
 
 
 def _parsed(name: str, data: bytes) -> Element:

@@ -15,7 +15,7 @@ from shards.manifest import BadStudy, Drop, Published
 from shards.sources import Item
 from shards.sources.iu_annotation import R2GEN
 from shards.sources.iu_compare import SPREADSHEET, compare
-from shards.sources.iu_exam import Exam, Listing, check_id, drop_of
+from shards.sources.iu_exam import Exam, Listing, check_id
 from shards.sources.iu_films import IMAGES, FilmIndex
 from shards.sources.iu_forms import Form, chosen, forms_there, read_form, root_of
 from shards.sources.iu_split import ANNOTATION, SplitBy, SplitOf, split_by, split_rule, told
@@ -140,7 +140,7 @@ class IuXray:
             try:
                 items.append(self._item(listing, entry, index, split_of, seen))
             except BadStudy as error:
-                self.drops.append(drop_of(entry.id, error, entry.split))
+                self.drops.append(error.drop(entry.id, entry.split))
         return items
 
     def _item(

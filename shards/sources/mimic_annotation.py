@@ -8,7 +8,7 @@ from typing import Any
 from shards.errors import DataError
 from shards.manifest import BadStudy, Drop
 from shards.sources.annotation import read_entries
-from shards.sources.mimic_tables import DICOM, NUMBER, Sample, drop_of, read_split
+from shards.sources.mimic_tables import DICOM, NUMBER, Sample, read_split
 from shards.sources.spans import Span, read_span
 from shards.study import SPLITS, Split
 
@@ -23,7 +23,7 @@ def read_samples(annotation: Path) -> tuple[list[Sample], list[Drop]]:
         try:
             sample = _sample(data, split, f"{annotation.name} {split}[{row}]", seen[split])
         except BadStudy as error:
-            drops.append(drop_of(f"{split}[{row}]", error, split))
+            drops.append(error.drop(f"{split}[{row}]", split))
             continue
         seen[split].add(sample.id)
         samples.append(sample._replace(table=annotation.name, row=row, span=(span.at, span.size, span.digest)))

@@ -25,7 +25,6 @@ from shards.sources.mimic_report import BOTH, find_reports, has_any, parse_repor
 from shards.sources.mimic_tables import (
     LABELS,
     Sample,
-    drop_of,
     find_table,
     need_table,
     read_labels,
@@ -196,7 +195,7 @@ class MimicCxr:
                 try:
                     yield self._item(sample, kept, labels.get(sample.study), faults.get(sample.study))
                 except BadStudy as error:
-                    self.drops.append(drop_of(sample.id, error, sample.split))
+                    self.drops.append(error.drop(sample.id, sample.split))
         self._note(counts, len(samples))
 
     def _item(self, sample: Sample, kept: list[tuple[Position, str]], labels: str | None, fault: int | None) -> Item:

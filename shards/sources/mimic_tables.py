@@ -140,11 +140,6 @@ class Sample(NamedTuple):
     """Where R2Gen's annotation holds it, when that lists the samples."""
 
 
-def drop_of(name: str, error: BadStudy, split: str) -> Drop:
-    """The drop that says why a row or sample is not used."""
-    return Drop(id=name, reason=error.reason, detail=error.detail, split=split, file=error.file)
-
-
 @dataclass(slots=True)
 class Listed:
     """A study as the split table lists it."""
@@ -168,7 +163,7 @@ def read_split(path: Path) -> tuple[dict[str, Listed], list[Drop]]:
         try:
             dicom, study, patient, split = _checked(path, row, cells, seen)
         except BadStudy as error:
-            drops.append(drop_of(f"row {row}", error, SPLIT_NAMES.get(cells[3], "") if cells else ""))
+            drops.append(error.drop(f"row {row}", SPLIT_NAMES.get(cells[3], "") if cells else ""))
             continue
         seen.add(dicom)
         listed = studies.setdefault(study, Listed(row, intern(patient), split))
