@@ -1,9 +1,9 @@
 """The annotation.json of the R2GenKG group's benchmark on CheXpert Plus: its own split, reports and lists of films."""
 
-import json
 from typing import Any, NamedTuple
 
 from shards.manifest import BadStudy
+from shards.sources.annotation import object_in
 from shards.sources.chexpert_films import Position, order, patient_of, position_of, refuse_path, stem_of
 from shards.study import KEY, Split, key_of
 
@@ -20,12 +20,7 @@ class Entry(NamedTuple):
 
 def entry_of(data: bytes, place: str, views: str) -> Entry:
     """The entry in `data`; BadStudy, in words that name `place` and quote no report, when it cannot be used."""
-    try:
-        entry = json.loads(data)
-    except ValueError as error:
-        raise BadStudy("entry is not UTF-8", f"{place}: {type(error).__name__}") from None
-    if not isinstance(entry, dict):
-        raise BadStudy("entry is not an object", f"{place} is a {type(entry).__name__}")
+    entry = object_in(data, place)
     identifier, report = entry.get("id"), entry.get("report")
     if not isinstance(identifier, str) or not KEY.fullmatch(key_of(identifier)) or ".." in identifier:
         raise BadStudy("id is not a name", f"{place}: it must be a text of 1 to 120 characters without '..'")

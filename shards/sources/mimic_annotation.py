@@ -7,7 +7,7 @@ from typing import Any
 
 from shards.errors import DataError
 from shards.manifest import BadStudy, Drop
-from shards.sources.annotation import read_entries
+from shards.sources.annotation import object_in, read_entries
 from shards.sources.mimic_tables import DICOM, NUMBER, Sample, read_split
 from shards.sources.spans import Span, read_span
 from shards.study import SPLITS, Split
@@ -32,12 +32,7 @@ def read_samples(annotation: Path) -> tuple[list[Sample], list[Drop]]:
 
 def _sample(data: bytes, split: Split, place: str, seen: set[str]) -> Sample:
     """The sample of one entry; BadStudy when it cannot be used."""
-    try:
-        entry = json.loads(data)
-    except ValueError as error:
-        raise BadStudy("entry is not UTF-8", f"{place}: {type(error).__name__}") from None
-    if not isinstance(entry, dict):
-        raise BadStudy("entry is not an object", f"{place} is a {type(entry).__name__}")
+    entry = object_in(data, place)
     film, study, patient = (_id(entry.get(name)) for name in ("id", "study_id", "subject_id"))
     if not DICOM.fullmatch(film) or not NUMBER.fullmatch(study) or not NUMBER.fullmatch(patient):
         raise BadStudy("id is not an id", f"{place}: id must be a dicom_id, study_id and subject_id eight digits")
