@@ -28,7 +28,7 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -c "from r2kg.engine import build_extension; build_extension()"
+	$(BIN)/python -c "from r2kg.training.engine import build_extension; build_extension()"
 	touch $@
 
 clean:

@@ -17,12 +17,12 @@ import typer
 
 from bench.ingest import IMAGE_PX, MICRO_BATCH, VIEWS, machine, make_films, start_ray, timed
 from jobs.cli import run
-from shards.index import Index
-from shards.manifest import read_manifest
-from shards.order import plan
-from shards.side_manifest import MEMBER
-from shards.side_write import Made, Maker, open_splits, write_side
-from shards.stream import read_batches, rows_per_block, split, stream_blocks
+from shards.stream.blocks import read_batches, rows_per_block, split, stream_blocks
+from shards.stream.index import Index
+from shards.stream.order import plan
+from shards.tars.manifest import read_manifest
+from shards.tars.side_manifest import MEMBER
+from shards.tars.side_write import Made, Maker, open_splits, write_side
 
 PATCHES, WIDTH = 49, 1024
 FILM_BYTES = 2 * PATCHES * WIDTH

@@ -31,15 +31,15 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.cli import run
-from shards.decode import decode
-from shards.index import Index
-from shards.manifest import FILE, Drop, read_manifest
-from shards.order import plan
-from shards.sources import Item
-from shards.sources.phantom import Phantom
-from shards.stream import read_batches, rows_per_block, split, stream_blocks
-from shards.study import Study, key_of
-from shards.write import write_shards
+from shards.films.stored import decode
+from shards.sources import Item, Listing
+from shards.sources.phantom.source import Phantom
+from shards.stream.blocks import read_batches, rows_per_block, split, stream_blocks
+from shards.stream.index import Index
+from shards.stream.order import plan
+from shards.study import Drop, Study, key_of
+from shards.tars.manifest import FILE, read_manifest
+from shards.tars.write import write_shards
 
 STORED_PX, IMAGE_PX, VIEWS, MICRO_BATCH = 512, 224, 2, 8
 SHARDS = 16
@@ -69,6 +69,10 @@ class RepeatedPhantom:
     name = "repeated-phantom"
     licence = "synthetic"
     cleaning = "r2gen-2020-iu"
+
+    def listing(self) -> Listing:
+        """What is listed."""
+        return Listing(self.items())
 
     def items(self) -> list[Item]:
         """Training studies only; copies of a drawing stand together, so that a worker draws few."""

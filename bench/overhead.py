@@ -32,19 +32,19 @@ from torch import nn
 from bench.ingest import machine, start_ray
 from jobs.cli import run as run_job
 from r2kg.config import Run, TinyLm
-from r2kg.engine import Engine, deepspeed_config
-from r2kg.models import build_model
-from r2kg.plan import Plan
+from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
-from r2kg.tiny_lm import write_tiny_lm
+from r2kg.systems import build_model
 from r2kg.tracking import Tracker
-from r2kg.train import UnreadStudies, Worker
-from shards.index import Index
-from shards.order import sequential_blocks
-from shards.records import read_targets
-from shards.sources.phantom import Phantom
-from shards.stream import Rows, read_batches, read_block, split, stream_blocks
-from shards.write import write_shards
+from r2kg.training.engine import Engine, deepspeed_config
+from r2kg.training.loop import UnreadStudies, Worker
+from r2kg.training.plan import Plan
+from shards.sources.phantom.source import Phantom
+from shards.stream.blocks import Rows, read_batches, read_block, split, stream_blocks
+from shards.stream.index import Index
+from shards.stream.order import sequential_blocks
+from shards.stream.records import read_targets
+from shards.tars.write import write_shards
 
 MICRO_BATCH = 8
 STREAM_BLOCK_STEPS = 5

@@ -9,14 +9,14 @@ from rich.console import Console
 
 from jobs.cli import run
 from r2kg.config import Run, saved_run
-from r2kg.evaluate import evaluate, scores_table
-from r2kg.generate import generate
-from r2kg.launch import train
 from r2kg.recipes import find_recipe
+from r2kg.scoring.evaluate import evaluate, scores_table
+from r2kg.scoring.generate import generate
 from r2kg.tracking import track_scores
-from shards.cluster import connect_ray
+from r2kg.training.launch import train
+from shards.session import connect_ray
 from shards.sources import open_source
-from shards.write import write_shards
+from shards.tars.write import write_shards
 
 
 def main(

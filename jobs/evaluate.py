@@ -7,10 +7,10 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
-from r2kg.context import scoring_context
-from r2kg.evaluate import DEFAULT_PROTOCOLS, evaluate, scores_table
+from r2kg.scoring.context import scoring_context
+from r2kg.scoring.evaluate import DEFAULT_PROTOCOLS, evaluate, scores_table
 from r2kg.tracking import track_scores
-from shards.manifest import read_manifest
+from shards.tars.manifest import read_manifest
 
 
 def main(

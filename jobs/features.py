@@ -6,11 +6,11 @@ import typer
 
 from jobs.cli import run
 from jobs.train import resolve
-from r2kg.features import NAME, refuse_tuned, write_features
-from r2kg.plan import checked_manifest
-from shards.cluster import connect_ray
-from shards.side_manifest import side_lines, without_member
-from shards.storage import is_local, place
+from r2kg.training.features import NAME, refuse_tuned, write_features
+from r2kg.training.plan import checked_manifest
+from shards.session import connect_ray
+from shards.tars.place import is_local, place
+from shards.tars.side_manifest import side_lines, without_member
 
 
 def main(

@@ -7,7 +7,7 @@ import typer
 
 from jobs.cli import run
 from r2kg.config import saved_run
-from r2kg.generate import generate
+from r2kg.scoring.generate import generate
 
 
 def main(

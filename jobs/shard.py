@@ -8,11 +8,11 @@ from rich.console import Console
 
 from jobs.cli import run
 from r2kg.overrides import parse_overrides
-from shards.cluster import connect_ray
-from shards.receipt import counts_table, receipt_lines
+from shards.session import connect_ray
 from shards.sources import SOURCES, open_source
-from shards.storage import is_local, place
-from shards.write import write_shards
+from shards.tars.place import is_local, place
+from shards.tars.receipt import counts_table, receipt_lines
+from shards.tars.write import write_shards
 
 
 def main(

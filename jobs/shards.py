@@ -8,10 +8,10 @@ from rich.console import Console
 
 from jobs.cli import run
 from shards.errors import DataError
-from shards.manifest import read_manifest
-from shards.receipt import counts_table, receipt_lines
-from shards.show import find_study, study_lines, write_films
-from shards.verify import contents_faults
+from shards.tars.manifest import read_manifest
+from shards.tars.receipt import counts_table, receipt_lines
+from shards.tars.show import find_study, study_lines, write_films
+from shards.tars.verify import contents_faults
 
 
 def verify(shards: Annotated[str, typer.Argument(help="directory or URL of the shards")]) -> None:

@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from shards.cluster import connect_ray
 from shards.errors import OnBad
-from shards.manifest import read_manifest
-from shards.side_manifest import side_lines
-from shards.storage import is_local, place
-from shards.subgraph_write import NAME, write_subgraphs
+from shards.graphs.write import NAME, write_subgraphs
+from shards.session import connect_ray
+from shards.tars.manifest import read_manifest
+from shards.tars.place import is_local, place
+from shards.tars.side_manifest import side_lines
 
 
 def main(

@@ -7,9 +7,9 @@ import typer
 
 from jobs.cli import run
 from r2kg.config import Run, load_run
-from r2kg.launch import train
 from r2kg.overrides import parse_overrides
 from r2kg.recipes import find_recipe
+from r2kg.training.launch import train
 
 
 def main(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from r2kg.overrides import assign
 from shards.errors import ConfigError
-from shards.storage import place
+from shards.tars.place import place
 
 
 class Part(BaseModel):
@@ -103,7 +103,7 @@ class Model(Part):
     """The generator. With `graph` and `bank` None it is R2GenGPT (Wang et al. 2023)."""
 
     system: Literal["r2genkg"] = "r2genkg"
-    """Key of r2kg.models.MODELS."""
+    """Key of r2kg.systems.MODELS."""
     vision: Vision = Vision()
     """Image encoder."""
     llm: Llm = Llm()

@@ -5,9 +5,30 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from shards.errors import DataError
+
 KEY = re.compile(r"[a-z0-9_-]{1,120}")
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Label = Literal[-1, 0, 1] | None
+"""1 present, 0 absent, -1 uncertain, None not mentioned."""
+FINDINGS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 observations that CheXpert's labelers mark (Irvin et al., AAAI 2019)."""
 
 
 class Record(BaseModel):
@@ -43,8 +64,8 @@ class Study(Record):
     """The section that is the target, as written."""
     target: str
     """`report` after the manifest's named cleaning: what models are trained to write."""
-    labels: dict[str, Literal[-1, 0, 1] | None] = Field(default_factory=dict)
-    """Finding name → 1 present, 0 absent, -1 uncertain, None not mentioned."""
+    labels: dict[str, Label] = Field(default_factory=dict)
+    """Finding name → `Label`."""
     triples: tuple[tuple[str, str, str], ...] = ()
     """(head, relation, tail) with relations modify, located_at, suggestive_of."""
     provenance: dict[str, str] = Field(default_factory=dict)
@@ -61,3 +82,33 @@ class Study(Record):
 def key_of(identifier: str) -> str:
     """Turn a dataset's own identifier into a shard key: lower case, every other character a hyphen."""
     return re.sub(r"[^a-z0-9_-]", "-", identifier.lower())
+
+
+class Drop(Record):
+    """One study, or one film of it, that the raw dataset lists and the shards do not hold."""
+
+    id: str
+    """Identifier as the dataset's owner wrote it."""
+    reason: str
+    """Short slug that drops are counted by: "image does not decode", "empty report", ..."""
+    detail: str
+    """The values: what was found, where. Never report text."""
+    split: str = ""
+    file: str = ""
+    """Path of the film at fault below the raw dataset's root, when one film is at fault."""
+
+
+class BadStudy(DataError):
+    """One study, not the dataset, is at fault. Carries what a `Drop` says of it."""
+
+    def __init__(self, reason: str, detail: str, file: str = ""):
+        """`reason` is the slug drops are counted by; neither text may hold report text."""
+        super().__init__(reason, detail, file)
+        self.reason, self.detail, self.file = reason, detail, file
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+    def drop(self, identifier: str, split: str = "") -> Drop:
+        """The drop that says why the study `identifier` is not used."""
+        return Drop(id=identifier, reason=self.reason, detail=self.detail, split=split, file=self.file)

@@ -1,13 +1,20 @@
 """The README's commands run as they stand, on fewer films and steps."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.shards.sources.chexpert_tree import write_chexpert_tree
+from tests.shards.sources.mimic_tree import write_annotation, write_mimic_tree
+from tests.shards.sources.test_iu_xml import film as draw_film
+from tests.shards.sources.test_iu_xml import pack, report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -54,6 +61,52 @@ def test_from_films_to_scores_by_the_commands(tmp_path):
     printed = [run(command, tmp_path) for command in chain]
     scores = Path(printed[-1].splitlines()[-1])
     assert scores.name == "scores.json" and scores.is_file()
+
+
+def write_mimic(folder: Path) -> None:
+    tree = write_mimic_tree(folder / "mimic-cxr-jpg", patients=8, zipped=True)
+    write_annotation(tree, folder / "annotation.json")
+    tree.reports.rename(folder / "mimic-cxr-reports.zip")
+
+
+def write_chexpert(folder: Path) -> None:
+    tree = write_chexpert_tree(folder / "chexpert-plus", patients=20)
+    rows = {"train": [0, 1], "val": [4], "test": [3, 6]}  # rows 1 and 3 are of one patient
+    tree.write_annotation(rows).rename(folder / "annotation.json")
+
+
+def write_iu(folder: Path) -> None:
+    raw, listing = folder / "iu_xray", {}
+    series = ("IM-0009-1001", "IM-0009-2001")
+    for number, split in enumerate(("train", "train", "val", "test"), 1):
+        name = f"CXR{number}_IM-0009" if number > 1 else "CXR1_1_IM-0009"
+        for at, image in enumerate(series):
+            draw_film(raw / "images" / name / f"{at}.png", 2 * number + at)
+            draw_film(raw / "NLMCXR_png" / f"CXR{number}_{image}.png", 2 * number + at)
+        films = [f"{name}/{at}.png" for at in range(2)]
+        entry = {"id": name, "report": f"Drawn film {number} is clear.", "image_path": films}
+        listing.setdefault(split, []).append(entry)
+    (raw / "annotation.json").write_text(json.dumps(listing))
+    pack(raw / "NLMCXR_reports.tgz", [(f"ecgen-radiology/{n}.xml", report(n)) for n in range(1, 5)])
+
+
+RAW = {"mimic_cxr": write_mimic, "chexpert_plus": write_chexpert, "iu_xray": write_iu}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", RAW)
+def test_everybodys_data_becomes_shards_by_the_commands(source, tmp_path):
+    RAW[source](tmp_path)
+    commands = [command for command in COMMANDS if command.startswith(f"r2kg shard {source}")]
+    assert len(commands) >= 2
+    for command in commands:
+        printed = run(command, tmp_path)
+        assert "studies given" in printed and "Fingerprint" in printed
+        out = shlex.split(command)[shlex.split(command).index("--out") + 1]
+        assert (tmp_path / out / "manifest.json").is_file()
+        shutil.rmtree(tmp_path / out)  # two commands may name one directory
+    if source == "chexpert_plus":
+        assert "Warning: patient in two splits (1)" in printed
 
 
 def test_a_wrong_verb_or_recipe_is_one_sentence():

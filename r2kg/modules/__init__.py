@@ -1,1 +1,1 @@
-"""Network parts that the systems of r2kg.models are composed of."""
+"""Network parts that the systems of r2kg.systems are composed of."""

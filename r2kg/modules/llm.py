@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from r2kg.config import Decoding, Llm, Lora
-from r2kg.decode import Generated, decode
+from r2kg.modules.beams import Generated, decode
 from shards.errors import ConfigError
 
 IGNORED = -100

@@ -1,21 +1,21 @@
-"""Raw datasets, one module per layout. A source lists studies in the driver and reads them one by one in workers."""
+"""Raw datasets, a folder each. A source lists studies in the driver and reads them one by one in workers."""
 
 import inspect
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from shards.errors import ConfigError
-from shards.manifest import Drop, Published
-from shards.study import Record, Split, Study
+from shards.study import Drop, Record, Split, Study
 
 SOURCES: dict[str, str] = {
-    "phantom": "shards.sources.phantom:Phantom",
-    "iu_xray": "shards.sources.iu_xray:IuXray",
-    "mimic_cxr": "shards.sources.mimic_cxr:MimicCxr",
-    "chexpert_plus": "shards.sources.chexpert_plus:ChexpertPlus",
+    "phantom": "shards.sources.phantom.source:Phantom",
+    "iu_xray": "shards.sources.iu_xray.source:IuXray",
+    "mimic_cxr": "shards.sources.mimic_cxr.source:MimicCxr",
+    "chexpert_plus": "shards.sources.chexpert_plus.source:ChexpertPlus",
 }
 """Name → "module:Class", imported on use so that listing names costs nothing."""
 
@@ -32,41 +32,95 @@ class Item(Record):
     """What `read` of the same source needs, in JSON types: row, file names, index."""
 
 
-class Source(Protocol):
-    """One raw dataset. Instances are picklable and cheap to construct; nothing is opened before `items`."""
+class SplitCount(Record):
+    """Size of one split."""
 
-    name: str
-    licence: str
-    """Tag carried by the manifest: "synthetic", "cc-by-nc-nd-4.0", …"""
-    cleaning: str
-    """Name in `shards.clean.CLEANINGS` that this source's reports are usually cleaned with."""
-    drops: list[Drop]
-    """Studies refused while listing; complete once `items` has returned."""
-    notes: list[str]
-    """What the listing found worth telling: where two forms of the raw data differ and why. Neither report text nor,
-    for credentialed data, identifiers."""
-    published: Published | None
+    studies: int = 0
+    images: int = 0
+    patients: int = 0
+    """Distinct patients; 0 when the dataset does not tell."""
+
+
+class Published(Record):
+    """What the dataset's owner or a paper says the splits hold, to be printed beside our own counts."""
+
+    citation: str
+    """Who says so: paper, table, or file."""
+    splits: dict[str, SplitCount]
+    """Split → counts; 0 where nothing was published."""
+
+
+class Listing(NamedTuple):
+    """All that a raw dataset lists."""
+
+    items: Sequence[Item]
+    """Usable studies."""
+    drops: Sequence[Drop] = ()
+    """Studies refused while listing."""
+    notes: Sequence[str] = ()
+    """What is worth telling: where two forms of the raw data differ and why. Neither report text nor, for credentialed
+    data, identifiers."""
+    published: Published | None = None
     """Published counts of what is being read, where there are any."""
 
-    def items(self) -> list[Item]:
-        """All usable studies. Raises DataError when the dataset as a whole is missing or not what it should be."""
-        ...
+
+class Source(Record):
+    """One raw dataset; its fields are the options of `r2kg shard NAME key=value`.
+
+    Instances are picklable and cheap to construct; nothing is opened before `listing`. An option that is unknown or has
+    a value that cannot be is a ConfigError.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+    name: ClassVar[str]
+    licence: ClassVar[str]
+    """Tag carried by the manifest: "synthetic", "cc-by-nc-nd-4.0", … (`shards.privacy.TERMS`)"""
+    cleaning: ClassVar[str]
+    """Name in `shards.clean.CLEANINGS` that this source's reports are usually cleaned with."""
+
+    def __init__(self, **options: Any):
+        """Check the options, also against each other."""
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise ConfigError(f"source {self.name!r}: {'; '.join(map(self._told, error.errors()))}") from None
+
+    def listing(self) -> Listing:
+        """All studies. Raises DataError when the dataset as a whole is missing or not what it should be."""
+        raise NotImplementedError
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study with `target` left empty, and its films (uint8 [H, W], in the order of `Study.views`).
 
-        Raises DataError when this one study is unusable.
+        Raises BadStudy, or another DataError, when this one study is unusable.
         """
-        ...
+        raise NotImplementedError
+
+    @classmethod
+    def _told(cls, error: Any) -> str:
+        option = ".".join(map(str, error["loc"]))
+        if error["type"] == "extra_forbidden":
+            return f"it has no option {option}: its options are {', '.join(cls.model_fields)}"
+        if error["type"] == "missing":
+            return f"{option}= is missing"
+        given = f"{option}={error['input']!r}: " if option else ""
+        return given + error["msg"].removeprefix("Value error, ")
 
 
 def open_source(name: str, **options: Any) -> Source:
-    """Construct the source called `name`; an unknown name or option is a ConfigError that lists the known ones."""
-    if name not in SOURCES:
-        raise ConfigError(f"unknown source {name!r}: use one of {', '.join(sorted(SOURCES))}")
-    module, _, cls = SOURCES[name].partition(":")
-    source = getattr(import_module(module), cls)
+    """The source called `name`, or of your own as "their.module:Class"; ConfigError lists the names that are known."""
+    if name not in SOURCES and ":" not in name:
+        raise ConfigError(
+            f"unknown source {name!r}: use one of {', '.join(sorted(SOURCES))}, or a class of your own as "
+            "their.module:Class"
+        )
+    module, _, cls = SOURCES.get(name, name).partition(":")
+    try:
+        source = getattr(import_module(module), cls)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"source {name!r} cannot be imported: {error}") from error
     known = list(inspect.signature(source).parameters)
-    if unknown := sorted(set(options) - set(known)):
+    if "options" not in known and (unknown := sorted(set(options) - set(known))):
         raise ConfigError(f"source {name!r} has no option {', '.join(unknown)}: its options are {', '.join(known)}")
     return source(**options)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.manifest import BadStudy
 from shards.sources.json_cursor import json_fault, open_json
 from shards.sources.spans import Span, shown_names, span_of
-from shards.study import SPLITS, Split
+from shards.study import SPLITS, BadStudy, Split
 
 MAX_BYTES = 1_000_000_000
 

@@ -2,10 +2,11 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.manifest import BadStudy
+from shards.study import BadStudy
 
 
 class Span(NamedTuple):
@@ -36,8 +37,9 @@ def read_span(path: Path, span: Span) -> bytes:
     return data
 
 
-def shown_names(names: list[str]) -> str:
-    """Names found in a file, for messages: anything but plain words, which may be identifiers or text, is counted."""
-    plain = [name for name in names if re.fullmatch(r"[a-z_]{1,40}", name)]
+def shown_names(names: Iterable[str]) -> str:
+    """Names found in a file, for messages: what is no plain name may be a report, and is counted."""
+    names = list(names)
+    plain = [name for name in names if re.fullmatch(r"[A-Za-z_]{1,40}( [A-Za-z_]{1,40})?", name)]
     others = len(names) - len(plain)
-    return ", ".join(plain[:40] + ([f"{others} that are no plain words"] if others else [])) or "none"
+    return ", ".join(plain[:40] + ([f"{others} that are no plain names"] if others else [])) or "none"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.guard import PRIVATE
-from shards.index import Index
-from shards.manifest import read_manifest
-from tests.shards.mimic_tree import MimicTree, write_mimic_tree
+from shards.stream.index import Index
+from shards.tars.manifest import read_manifest
+from shards.tars.private import PRIVATE
+from tests.shards.sources.mimic_tree import MimicTree, write_mimic_tree
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

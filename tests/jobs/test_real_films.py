@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from r2kg.config import TinyLm, saved_run
-from r2kg.evaluate import evaluate, read_predictions
-from r2kg.generate import generate
-from r2kg.launch import train
 from r2kg.recipes import find_recipe
-from shards.sources.iu_xray import IuXray
-from shards.write import write_shards
+from r2kg.scoring.evaluate import evaluate, read_predictions
+from r2kg.scoring.generate import generate
+from r2kg.training.launch import train
+from shards.sources.iu_xray.source import IuXray
+from shards.tars.write import write_shards
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,0 +1,143 @@
+"""R2GenKG (arXiv 2508.03426). Without graph and bank it is R2GenGPT (Wang et al. 2023): film tokens in an LLM's prompt.
+
+Shapes: B batch, V views, S side in pixels, P patches, T report tokens, D_v vision width, D_l language model's width.
+"""
+
+import json
+from typing import Any, NotRequired, TypedDict
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from r2kg.config import Decoding, Model
+from r2kg.modules.beams import Generated
+from r2kg.modules.llm import ReportWriter
+from r2kg.modules.vision import VisionEncoder
+from shards.errors import ConfigError
+
+
+class Batch(TypedDict):
+    """What the model receives: tensors only, so that a training loop can move them without knowing them."""
+
+    images: NotRequired[Tensor]
+    """uint8 [B, V, S, S], grey."""
+    features: NotRequired[Tensor]
+    """bf16 [B, V, P, D_v], what the frozen encoder made of the films, in place of images."""
+    view_mask: Tensor
+    """bool [B, V], True where there is a film."""
+    input_ids: Tensor
+    """int64 [B, T], report and EOS, right-padded."""
+    labels: Tensor
+    """int64 [B, T], input_ids with -100 on padding and on every token of an invalid row."""
+
+
+class R2GenKG(nn.Module):
+    """Vision encoder → linear projection → LayerNorm → soft tokens in the prompt of a causal LM (R2GenKG §1.1, §1.5).
+
+    R2GenGPT's modes are choices of model.vision.tuning: shallow = frozen, delta = lora, deep = full. The image tokens
+    only are spliced in for now: model.graph and model.bank have no other value than None.
+
+    Raises:
+        ConfigError: a part cannot be built from its configuration.
+    """
+
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.writer = ReportWriter(config.llm, config.prompt)
+        self.projection = nn.Linear(self.vision.width, self.writer.width)
+        self.norm = nn.LayerNorm(self.writer.width)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`loss`, under the name that DeepSpeed calls."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": mean over this micro-batch's target tokens, fp32 scalar}; 0 when there are none.
+
+        The engine rescales it to the mean over the global batch by (labels != -100).sum().
+        """
+        soft = self.soft_tokens(_films(batch), batch["view_mask"])
+        return {"loss": self.writer.loss(soft, batch["input_ids"], batch["labels"])}
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, decoding: Decoding) -> list[Generated]:
+        """Write a report for every row, also for invalid ones; dropout is off meanwhile."""
+        was_training = self.training
+        self.eval()
+        try:
+            return self.writer.write(self.soft_tokens(_films(batch), batch["view_mask"]), decoding)
+        finally:
+            self.train(was_training)
+
+    def soft_tokens(self, films: Tensor, view_mask: Tensor) -> Tensor:
+        """Films uint8 [B, V, S, S] or their features bf16 [B, V, P, D_v], and bool [B, V], to what the LM sees of them.
+
+        Returns:
+            [B, P, D_l]
+        """
+        if films.is_floating_point():
+            tokens = self.vision.average(films.to(self.projection.weight.dtype), view_mask)  # [B, P, D_v]
+        else:
+            tokens = self.vision(films, view_mask)
+        return self.norm(self.projection(tokens.to(self.projection.weight.dtype)))
+
+    def collate(self, rows: dict[str, Any]) -> Batch:
+        """Turn rows of the stream into a batch; an invalid row keeps its place and has no target.
+
+        Args:
+            rows: images uint8 [n, V, S, S] or features uint16 [n, V, P, D_v] (bits of bf16), view_mask bool [n, V],
+                valid bool [n], record: n JSON texts of a Study.
+        """
+        films = self._features(rows["features"]) if "features" in rows else self._images(rows["images"])
+        targets = [
+            json.loads(record)["target"] if valid else None
+            for record, valid in zip(rows["record"], rows["valid"], strict=True)
+        ]
+        input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
+        return Batch(
+            **films,
+            view_mask=torch.tensor(rows["view_mask"]),
+            input_ids=input_ids,
+            labels=labels,
+        )
+
+    def _images(self, images: NDArray) -> dict[str, Tensor]:
+        if (side := images.shape[-1]) != self.config.vision.image_px:
+            raise ConfigError(
+                f"films are {side} px, model.vision.image_px={self.config.vision.image_px}: make them equal"
+            )
+        return {"images": torch.tensor(images)}  # a copy: the stream's arrays are read-only
+
+    def _features(self, features: NDArray) -> dict[str, Tensor]:
+        if features.shape[2:] != (made := (self.vision.patches, self.vision.width)):
+            raise ConfigError(f"features are {features.shape[2:]} a film, this encoder makes {made}: write them again")
+        return {"features": torch.tensor(features).view(torch.bfloat16)}
+
+    def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Groups of the optimiser (vision, projection, llm; empty ones left out) → named trained parameters.
+
+        Names are those of named_parameters(). "projection" is the projection and its LayerNorm.
+        """
+        group_of = {"vision": "vision", "projection": "projection", "norm": "projection", "writer": "llm"}
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(group_of[name.partition(".")[0]], []).append((name, parameter))
+        return groups
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Recompute activations in backward: less memory, about a third more time."""
+        self.vision.gradient_checkpointing(on)
+        self.writer.gradient_checkpointing(on)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name what a checkpoint leaves out: the language model's files, the encoder's name and weights."""
+        vision = self.config.vision
+        return {"llm": self.writer.fingerprint(), "vision": {"name": vision.name, "weights": vision.weights}}
+
+
+def _films(batch: Batch) -> Tensor:
+    return batch["images"] if "images" in batch else batch["features"]

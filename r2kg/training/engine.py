@@ -1,0 +1,234 @@
+"""DeepSpeed behind `step`, `validation_loss`, `state` and `load`: the only file that knows ZeRO.
+
+The state is portable: full tensors of what is trained, so a run continues on another number of workers or at another
+ZeRO stage, which DeepSpeed's own checkpoints do not allow.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from r2kg.config import Run
+from r2kg.systems import load_trainable_state
+from r2kg.training.checkpoint import MOMENTS, weights_of
+from r2kg.training.optim import build_optimizer, learning_rate
+
+
+def put_ninja_on_path() -> None:
+    """DeepSpeed builds an extension at first use with the `ninja` beside this Python, which PATH need not name."""
+    folder = str(Path(sys.executable).parent)
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
+
+
+def build_extension() -> None:
+    """Build what DeepSpeed needs on this machine's CPUs, about a minute once, so that no run waits for it."""
+    put_ninja_on_path()
+    deepspeed.get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+
+
+def deepspeed_config(run: Run) -> dict:
+    """DeepSpeed's JSON for this run. The optimiser is ours; the learning rate is set before every step.
+
+    bf16 at stage 0 is autocast over fp32 weights: DeepSpeed's own wrapper there gives no access to Adam's moments.
+    """
+    engine, train = run.engine, run.train
+    zero = {"stage": engine.zero, "overlap_comm": train.gpus}
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.gpus}
+    if engine.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": train.gpus}
+    precision = {"bf16": {"enabled": engine.precision == "bf16"}}
+    if engine.precision == "bf16" and engine.zero == 0:
+        precision = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    elif engine.precision == "bf16":
+        precision["data_types"] = {"grad_accum_dtype": "fp32"}
+    return {
+        **precision,
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": run.optim.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+class Engine:
+    """One worker's view of the sharded model. All methods are collective: every worker calls them in the same order."""
+
+    def __init__(self, model: nn.Module, run: Run, steps: int, steps_per_epoch: float, state: dict | None = None):
+        """Shard `model` as `run.engine` says. `state` (see `state`) restores weights now, moments at the first step."""
+        deepspeed_logger.setLevel(logging.WARNING)
+        put_ninja_on_path()
+        self.run, self.steps, self.steps_per_epoch, self.step_number = run, steps, steps_per_epoch, 0
+        self._names = [(name, p) for pairs in model.trainable().values() for name, p in pairs]
+        self._restore = state
+        if state:
+            load_trainable_state(model, weights_of(state["tensors"]))
+        if run.engine.precision == "bf16" and run.engine.zero == 0:
+            _cast_frozen(model)
+        optimizer = build_optimizer(model, run.optim, run.engine.offload_optimizer)
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(run), dist_init_required=not dist.is_initialized()
+        )
+        self.device, self.world = self.deepspeed.device, self.deepspeed.world_size
+
+    def step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+        """One optimiser step over this worker's micro-batches of a global step.
+
+        The loss is the mean over the target tokens of the *global* batch, whatever the split over workers and
+        micro-batches: each micro-batch's mean is weighted by its share of all tokens, undoing DeepSpeed's averaging.
+
+        Returns:
+            loss (nats per token), tokens, lr, grad_norm; equal on all workers.
+        """
+        counts = [int((batch["labels"] != -100).sum()) for batch in batches]
+        batches = [_to(batch, self.device) for batch in batches]
+        if self._restore:
+            self._load_moments(batches)
+        self._set_learning_rate()
+        _seed(self.run.train.seed, self.step_number)
+        tokens = max(1.0, self._sum(sum(counts)))
+        total = self._pass(batches, [n / tokens for n in counts])
+        self.step_number += 1
+        return {
+            "loss": self._sum(total),
+            "tokens": tokens,
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "grad_norm": float(self.deepspeed.get_global_grad_norm() or 0.0),
+        }
+
+    @torch.no_grad()
+    def validation_loss(self, batches) -> float:
+        """Mean loss per target token over `batches` of all workers, nats; same number of batches on every worker."""
+        self.deepspeed.eval()
+        total, tokens = 0.0, 0
+        for batch in batches:
+            count = int((batch["labels"] != -100).sum())
+            loss = self.deepspeed(_to(batch, self.device))["loss"]
+            total, tokens = total + float(loss) * count, tokens + count
+        self.deepspeed.train()
+        return self._sum(total) / max(1.0, self._sum(tokens))
+
+    def state(self) -> dict[str, Tensor]:
+        """This worker's part of the trainable state: fp32 weights and Adam moments of every `world`-th tensor, on host.
+
+        Keys are NAME, NAME.exp_avg, NAME.exp_avg_sq. The parts of all workers together are the whole state.
+        """
+        self._link_moments()
+        rank, part = self.deepspeed.global_rank, {}
+        for number, (name, parameter) in enumerate(self._names):
+            full = {name: self._weight(parameter)}
+            full |= {f"{name}.{moment}": self._moment(parameter, moment) for moment in MOMENTS}
+            if number % self.world == rank:
+                part |= {key: value.detach().float().cpu().clone() for key, value in full.items()}
+        return part
+
+    def _pass(self, batches: list[dict], shares: list[float]) -> float:
+        """Forward and backward of each micro-batch, then the update. Returns this worker's share of the loss."""
+        scale, total = self.world * len(batches), 0.0
+        for batch, share in zip(batches, shares, strict=True):
+            loss = self.deepspeed(batch)["loss"] * share
+            total += loss.detach().float()
+            self.deepspeed.backward(loss * scale)
+            self.deepspeed.step()
+        return float(total)
+
+    def _set_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                group["peak"], self.run.optim, self.step_number, self.steps, self.steps_per_epoch
+            )
+
+    def _load_moments(self, batches: list[dict]) -> None:
+        """Adam's moments exist only after a step: make one that changes nothing, then fill them and the counter."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        self._pass(batches, [0.0] * len(batches))
+        self._link_moments()
+        tensors = self._restore["tensors"]
+        for name, parameter in self._names:
+            self._set_weight(parameter, tensors[name].to(self.device))
+            for moment in MOMENTS:
+                self._set_moment(parameter, moment, tensors[f"{name}.{moment}"].to(self.device))
+        for state in self._base.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"].fill_(self._restore["step"])
+            elif "step" in state:
+                state["step"] = self._restore["step"]
+        self.step_number, self._restore = self._restore["step"], None
+
+    def _link_moments(self) -> None:
+        """DeepSpeed 0.19.8 links moments after the first group's first step, when later groups have none yet."""
+        if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @property
+    def _base(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    @property
+    def _plain(self) -> bool:
+        """Stage 0 has no DeepSpeed wrapper around the optimiser."""
+        return self._base is self.optimizer
+
+    def _weight(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.data if self._plain else safe_get_full_fp32_param(parameter)
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        if self._plain:
+            return self.optimizer.state[parameter][moment]
+        return safe_get_full_optimizer_state(parameter, moment)
+
+    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+        if self._plain:
+            parameter.data.copy_(value)
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        if self._plain:
+            self.optimizer.state[parameter][moment].copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _sum(self, value: float) -> float:
+        if self.world == 1:
+            return float(value)
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)
+
+
+def _cast_frozen(model: nn.Module) -> None:
+    """Stage 0 trains fp32 weights under autocast (the papers' bf16-mixed); what is frozen needs no fp32 copy."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _to(batch: dict, device: torch.device) -> dict:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _seed(seed: int, step: int) -> None:
+    """Dropout depends on (seed, step, worker) alone, so a continued run repeats an undisturbed one."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)

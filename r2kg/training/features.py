@@ -1,0 +1,220 @@
+"""What a frozen encoder makes of every film, written once as a side of the shards and streamed in place of the films.
+
+A frozen encoder gives the same tokens in every epoch; R2GenGPT's shallow mode spends most of its time on them. Features
+are stored per film, so that averaging and everything after it stay the run's own, as bf16: a run in fp32 sees them
+rounded, a run in bf16 sees what it would have computed.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import torch
+from torch import nn
+
+from r2kg.config import Run
+from r2kg.modules.vision import VisionEncoder
+from shards.errors import ConfigError, DataError
+from shards.stream.blocks import read_block
+from shards.stream.index import Index
+from shards.stream.order import Block
+from shards.tars.manifest import Manifest
+from shards.tars.place import Place
+from shards.tars.side_manifest import HOW, MEMBER, UNREAD, SideManifest, read_side, refuse_other, side_faults
+from shards.tars.side_write import Made, open_splits, write_side
+
+NAME = "features-{}"
+"""Place below SHARDS/side, by the encoder's name."""
+RESIZE = "bicubic to a square"
+DTYPE = "bf16"
+DECIDING = ("encoder", "name", "transform", "dtype", "patches", "width")
+"""Fields of the description that a run's own encoder must agree with."""
+READERS = 2
+AHEAD = 4
+"""Batches that are read and decoded while one is encoded."""
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def write_features(run: Run, manifest: Manifest, out: str | Place, actors: int = 1) -> SideManifest:
+    """Encode every film of `run.data.shards` with the run's encoder into `out`.
+
+    `actors` processes hold the encoder, with one GPU each where the cluster has them. What is written depends on the
+    encoder, `data.views`, `train.micro_batch` (last bits) and the kind of device, not on the number of actors.
+
+    Raises:
+        ConfigError: the encoder is not frozen or cannot be built.
+        DataError: under data.on_bad="fail" the first film that cannot be read; torn indices of the shards.
+    """
+    refuse_tuned(run)
+    indices = open_splits(run.data.shards, manifest)
+    description = describe(run, frozen_encoder(run))
+    saved = run.model_dump_json()
+
+    def build() -> "FilmEncoder":
+        return FilmEncoder(Run.model_validate_json(saved), description["encoder"])
+
+    return write_side(run.data.shards, out, "features", manifest, indices, description, build, actors=actors)
+
+
+def refuse_tuned(run: Run) -> None:
+    """ConfigError when training would change the encoder."""
+    if (tuning := run.model.vision.tuning) != "frozen":
+        raise ConfigError(
+            f"features are what an encoder makes that never changes, and model.vision.tuning={tuning} changes it: set "
+            'model.vision.tuning=frozen, or data.features="" to read the films'
+        )
+
+
+def check_features(run: Run, manifest: Manifest) -> SideManifest:
+    """The side at `run.data.features`, after comparing it with the shards and with the run's own encoder.
+
+    Damage is a DataError under data.on_bad=fail, and printed under skip.
+
+    Raises:
+        ConfigError: the encoder is tuned, or the features are another encoder's or of other or fewer films.
+        DataError: no side, of another kind, or of other shards.
+    """
+    refuse_tuned(run)
+    where = run.data.features
+    side = read_side(where)
+    refuse_other(where, side, manifest, "features")
+    _refuse_encoder(where, side.description, describe(run, frozen_encoder(run)))
+    if (held := side.extent[0]) < run.data.views:
+        raise ConfigError(
+            f"the features at {where} are of {held} views a study, data.views={run.data.views}: lower it, or write "
+            f"them again with {HOW['features']}"
+        )
+    if faults := side_faults(where, side, run.data.verify):
+        told = f"features at {where} are damaged: {'; '.join(faults)}"
+        if run.data.on_bad == "fail":
+            raise DataError(f"{told}. Way out: write them again with {HOW['features']}, whole tars are kept")
+        print(f"{told}. Studies that cannot be read are skipped and named.")
+    return side
+
+
+def features_or_films(run: Run, manifest: Manifest) -> Run:
+    """The run as it can read these shards: without features that are gone, damaged or of other shards, which is said.
+
+    Its encoder makes the same of the films but for rounding; ConfigError where it does not, as in `check_features`.
+    """
+    if run.data.features:
+        try:
+            check_features(run, manifest)
+        except DataError as error:
+            print(f"{error}. Films are read instead.")
+            return run.change({"data.features": ""})
+    return run
+
+
+def _refuse_encoder(where: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    differing = [field for field in DECIDING if theirs.get(field) != ours[field]]
+    if differing:
+        pairs = [f"{field}: {_short(theirs.get(field))} there, {_short(ours[field])} here" for field in differing]
+        named = "; ".join(pairs)
+        raise ConfigError(
+            f"the features at {where} are not what this run's encoder makes of the films ({named}): the model would be "
+            f"trained on another encoder's tokens. Way out: write them again with {HOW['features']}, give the encoder "
+            'they were made with, or set data.features="" to read the films'
+        )
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
+
+
+def film_bytes(run: Run) -> int:
+    """Size of one film's features in a row of the stream; 0 when films are streamed."""
+    if not run.data.features:
+        return 0
+    _, patches, width = read_side(run.data.features).extent
+    return 2 * patches * width
+
+
+def frozen_encoder(run: Run) -> VisionEncoder:
+    """The encoder as the run's own model has it, on the CPU: built first and from the same seed."""
+    torch.manual_seed(run.train.seed)
+    return VisionEncoder(run.model.vision)
+
+
+def describe(run: Run, vision: VisionEncoder) -> dict[str, Any]:
+    """What decides the features, for side.json."""
+    config = run.model.vision
+    return {
+        "encoder": encoder_fingerprint(vision.encoder, config.name, config.options),
+        "name": config.name,
+        "transform": {"image_px": config.image_px, "grey": [list(pair) for pair in vision.scale], "resize": RESIZE},
+        "dtype": DTYPE,
+        "patches": vision.patches,
+        "width": vision.width,
+        "views": run.data.views,
+        "precision": run.engine.precision,
+    }
+
+
+def encoder_fingerprint(encoder: nn.Module, name: str, options: dict[str, Any]) -> str:
+    """SHA-256 over timm's name, its options, and names, types, shapes and bytes of all tensors."""
+    digest = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
+    for key, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FilmEncoder:
+    """The maker of a side of features: holds the encoder, takes the studies of one tar."""
+
+    def __init__(self, run: Run, fingerprint: str):
+        """Build the encoder; ConfigError when its weights are not here what they are where `fingerprint` was taken."""
+        self.run = run
+        self.device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+        self.vision = frozen_encoder(run).eval()
+        vision = run.model.vision
+        if (found := encoder_fingerprint(self.vision.encoder, vision.name, vision.options)) != fingerprint:
+            raise ConfigError(
+                f"the weights of {vision.name} on this node have fingerprint {found[:12]}, the driver's "
+                f"{fingerprint[:12]}: give all nodes the same model.vision.weights"
+            )
+        self.vision.to(self.device, torch.bfloat16 if run.engine.precision == "bf16" else torch.float32)
+
+    def __call__(self, index: Index, rows: range, given: bytes) -> Iterator[Made]:
+        """KEY.features of every study: its films' tokens, bf16 [V, P, D], for the films that are streamed."""
+        size, data = self.run.train.micro_batch, self.run.data
+        parts = [np.arange(at, min(at + size, rows.stop)) for at in range(rows.start, rows.stop, size)]
+
+        def read(part: np.ndarray) -> dict[str, np.ndarray]:
+            block = Block(0, 0, part[None])
+            return read_block(index, block, self.run.model.vision.image_px, data.views, data.on_bad)
+
+        for films in ahead(read, parts):
+            yield from self._made(films)
+
+    @torch.inference_mode()
+    def _made(self, rows: dict[str, np.ndarray]) -> Iterator[Made]:
+        mask = rows["view_mask"]
+        films = torch.from_numpy(rows["images"][mask]).to(self.device)
+        tokens = self.vision.encode(films) if len(films) else torch.zeros(0)
+        stored = tokens.to(torch.bfloat16).cpu().view(torch.uint16).numpy().astype("<u2", copy=False)
+        ends = mask.sum(1).cumsum()
+        for end, views, bad in zip(ends.tolist(), mask.sum(1).tolist(), rows["bad"], strict=True):
+            if bad:
+                yield Made(cause=UNREAD, detail=bad.partition(": ")[2])
+            else:
+                yield Made({MEMBER["features"]: stored[end - views : end].tobytes()}, totals={"films": views})
+
+
+def ahead(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """`map` whose next `AHEAD` results are made by threads meanwhile: reading and decoding release the interpreter."""
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,249 @@
+"""The one training loop, run by every Ray Train worker for every system.
+
+A run is a cursor: `step` optimiser steps of `global_batch` studies have been taken. Everything else (order, learning
+rate, dropout, weights) follows from the cursor, the seed and the newest good checkpoint, so a worker that was killed,
+a run that was submitted again and a run on other workers all go the same way.
+"""
+
+import json
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import ray.train
+import torch
+import torch.distributed as dist
+
+from r2kg.config import Run
+from r2kg.systems import build_model
+from r2kg.tracking import Tracker, tracking_note
+from r2kg.training.checkpoint import newest_checkpoint, prune, read_state, read_tensors, write_checkpoint
+from r2kg.training.engine import Engine
+from r2kg.training.plan import Plan
+from shards.errors import CheckpointError, ConfigError, DataError
+from shards.privacy import fenced
+from shards.stream.blocks import Rows, read_batches
+
+LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "timm", "ray", "r2kg")
+OURS = (ConfigError, DataError, CheckpointError)
+MISTAKES = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, FileNotFoundError)
+"""With `OURS`, what a restart cannot mend. A lost worker shows as RuntimeError or RayError in those that are left."""
+
+
+def train_worker(config: dict) -> dict:
+    """Entry point of a Ray Train worker; `config` holds the run and its plan as JSON.
+
+    Returns:
+        {"step", "loss", "validation_loss"} on every rank.
+    """
+    run, plan = Run.model_validate_json(config["run"]), Plan(**config["plan"])
+    try:
+        return _train(run, plan)
+    except Exception as error:
+        shown = fenced(error, plan.licence, run.privacy.allow_text)
+        note_failure(run, error, shown)
+        if shown is error:
+            raise
+        raise shown from None
+
+
+def _train(run: Run, plan: Plan) -> dict:
+    torch.manual_seed(run.train.seed)
+    start = newest_checkpoint(run.directory, warn=print)
+    model = build_model(run.model)
+    if run.engine.gradient_checkpointing:
+        model.gradient_checkpointing()
+    frozen = model.fingerprint()
+    state = _resume(run, plan, start, frozen)
+    engine = Engine(model, run, plan.steps, plan.steps_per_epoch, state)
+    worker = Worker(run, plan, model, engine, frozen)
+    return worker.fit(state["step"] if state else 0)
+
+
+class Worker:
+    """What one worker holds while the loop runs."""
+
+    def __init__(self, run: Run, plan: Plan, model, engine: Engine, frozen: dict):
+        """`frozen` names the weights that are not stored: source, revision, hash."""
+        context = ray.train.get_context()
+        self.run, self.plan, self.model, self.engine, self.frozen = run, plan, model, engine, frozen
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.tracker = Tracker(run) if self.rank == 0 else None
+        self.unread = UnreadStudies(run.directory, self.rank)
+        self.validation_loss: float | None = None
+        self.validated_at = -1
+
+    def fit(self, first: int) -> dict:
+        """Take the steps from `first` to the end of the plan."""
+        train, metrics = self.run.train, {}
+        self.clock = (first, time.monotonic())
+        self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
+        for step, rows in self._steps(first):
+            if metrics and step % train.checkpoint_every == 0:
+                self.save(step)
+            if metrics and train.validate_every and step % train.validate_every == 0:
+                self.validate(step)
+            metrics = self.engine.step([self.model.collate(micro) for micro in rows])
+            if not metrics["loss"] < float("inf"):
+                raise ConfigError(
+                    f"loss is {metrics['loss']} at step {step} (lr {metrics['lr']:.2g}, gradient norm "
+                    f"{metrics['grad_norm']:.2g}): lower optim.lr, or set optim.clip=1.0"
+                )
+            if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
+                self.log(step + 1, metrics)
+        if metrics:
+            self._check_end()
+            self.save(self.plan.steps)
+        return self.finish(metrics)
+
+    def log(self, step: int, metrics: dict) -> None:
+        """Record the newest step's loss and the speed since the last record."""
+        (since, then), self.clock = self.clock, (step, time.monotonic())
+        if self.tracker:
+            speed = (step - since) * self.run.train.global_batch / (self.clock[1] - then)
+            record = {f"train.{name}": value for name, value in metrics.items()}
+            self.tracker.log(step, **record, **{"train.studies_per_s": speed, "train.unread": len(self.unread.named)})
+
+    def say(self, sentence: str) -> None:
+        """An event of the run; rank 0 speaks for all."""
+        if self.tracker:
+            self.tracker.say(sentence)
+
+    def validate(self, step: int) -> None:
+        """Loss per token on the validation split; all workers."""
+        if not self.plan.validation_studies:
+            return
+        rows = read_batches(ray.train.get_dataset_shard("val"), self.run.train.micro_batch)
+        self.validation_loss = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
+        self.validated_at = step
+        if self.tracker:
+            self.tracker.log(step, **{"val.loss": self.validation_loss})
+        ray.train.report({"step": step, "validation_loss": self.validation_loss})
+
+    def save(self, step: int) -> None:
+        """Validate, write a checkpoint, delete those that are no longer wanted; all workers."""
+        if self.validated_at != step:
+            self.validate(step)
+        state = {
+            "step": step,
+            "samples_seen": step * self.run.train.global_batch,
+            "seed": self.run.train.seed,
+            "world": self.world,
+            "shards": self.plan.shards,
+            "graph": None,
+            "frozen": self.frozen,
+            "validation_loss": self.validation_loss,
+            "run": self.run.model_dump(mode="json"),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }
+        write_checkpoint(self.run.directory, self.engine.state(), state, self.rank, self.world, _barrier)
+        if self.rank == 0:
+            prune(self.run.directory, self.run.train.checkpoints_kept)
+        loss = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.3f}"
+        self.say(f"Checkpoint at step {step} of {self.plan.steps}{loss}.")
+
+    def finish(self, metrics: dict) -> dict:
+        """Close tracking; say what was not seen."""
+        if self.tracker:
+            self.tracker.log(self.plan.steps, **{"train.unread": len(self.unread.named)})
+            self.say(tracking_note(self.tracker.close(), self.tracker))
+        return {"step": self.plan.steps, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
+
+    def _check_end(self) -> None:
+        """A stream that ended early must not pass for a whole run."""
+        if self.engine.step_number != self.plan.steps:
+            raise DataError(
+                f"the stream ended after step {self.engine.step_number} of {self.plan.steps}: shards were lost while "
+                "the run read them. Restore them and submit the run again"
+            )
+
+    def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
+        """(step, this worker's micro-batches of it) from step `first` on."""
+        stream = read_batches(ray.train.get_dataset_shard("train"), self.run.train.micro_batch)
+        consumed = _consumed(self.run, self.rank, self.world)
+        for step, rows in enumerate(_grouped(stream, self.run.train.accumulation), first):
+            if int(rows[0]["step"][0]) != step:
+                raise CheckpointError(f"the stream gave step {int(rows[0]['step'][0])}, the weights are at {step}")
+            for micro in rows:
+                self.unread.add(micro["bad"])
+            if consumed:
+                index = [int(i) for micro in rows for i in micro["index"]]
+                consumed.write(json.dumps({"step": step, "index": index}) + "\n")
+                consumed.flush()
+            yield step, rows
+
+
+class UnreadStudies:
+    """Studies that could not be read, counted and named in unread-RANK.jsonl; the loss is zero on them."""
+
+    def __init__(self, directory: Path, rank: int):
+        """Continue the file of this rank."""
+        self.path = directory / f"unread-{rank:05d}.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.named: dict[str, str] = dict(json.loads(line) for line in lines)
+
+    def add(self, complaints: Iterable[str]) -> None:
+        """Each complaint is "KEY: cause", or empty for a study that was read."""
+        for complaint in filter(None, complaints):
+            key, _, cause = complaint.partition(": ")
+            if key not in self.named:
+                self.named[key] = cause
+                with self.path.open("a") as file:
+                    file.write(json.dumps([key, cause]) + "\n")
+                print(f"Study {key} was skipped: {cause}")
+
+
+def note_failure(run: Run, error: Exception, shown: BaseException) -> None:
+    """Leave failure.json for the driver if `error` is one that a restart cannot mend; then nothing is restarted.
+
+    It says what `shown` says: for credentialed data a library's own message is not in it.
+    """
+    chain, cause = [], error
+    while cause is not None and len(chain) < 20:
+        chain.append(cause)
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    ours = next((link for link in chain if isinstance(link, OURS)), None)
+    if ours or isinstance(error, (*MISTAKES, torch.OutOfMemoryError)):
+        note = {"kind": type(ours or error).__name__, "message": str(ours or shown)}
+        text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
+        note["traceback"] = text[-8000:]
+        (run.directory / "failure.json").write_text(json.dumps(note))
+
+
+def _resume(run: Run, plan: Plan, start: Path | None, frozen: dict) -> dict | None:
+    """Tensors and step of the checkpoint to go on from, after checking that it belongs to these shards and weights."""
+    if start is None:
+        return None
+    state = read_state(start)
+    then_and_now = {"shards": (state["shards"], plan.shards), "frozen weights": (state["frozen"], frozen)}
+    for what, (then, now) in then_and_now.items():
+        if then != now and not run.train.accept_changes:
+            raise CheckpointError(
+                f"{start} was trained with {what} {then}, but now they are {now}: it would go on with other data or "
+                "another base. Restore them, choose another name=, or set train.accept_changes=true"
+            )
+    return {"tensors": read_tensors(start), "step": state["step"]}
+
+
+def _grouped(stream: Iterator[Rows], size: int) -> Iterator[list[Rows]]:
+    group = []
+    for rows in stream:
+        group.append(rows)
+        if len(group) == size:
+            yield group
+            group = []
+
+
+def _consumed(run: Run, rank: int, world: int):
+    if not run.train.record_studies:
+        return None
+    folder = run.directory / "consumed"
+    folder.mkdir(exist_ok=True)
+    return (folder / f"{rank:05d}-of-{world:05d}.jsonl").open("a")
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,163 @@
+"""What a run will do, computed and checked before any worker starts."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from r2kg.config import Run, load_run
+from r2kg.protocol import PROTOCOLS
+from r2kg.systems import build_model
+from r2kg.training.checkpoint import check_room
+from r2kg.training.features import check_features
+from shards.errors import ConfigError
+from shards.tars.manifest import Manifest, read_manifest
+from shards.tars.verify import faults_of, verify
+
+BYTES_PER_TRAINED = 12  # fp32 weight and two Adam moments
+MAY_CHANGE = (
+    "root", "data.shards", "data.features", "data.verify", "data.on_bad", "engine", "tracking", "privacy", "protocols",
+    "decoding", "train.epochs", "train.steps", "train.workers", "train.micro_batch", "train.gpus",
+    "train.cpus_per_worker", "train.max_restarts", "train.checkpoint_every", "train.checkpoints_kept",
+    "train.validate_every", "train.log_every", "train.record_studies", "train.accept_changes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Derived numbers of a run."""
+
+    studies: int
+    """Studies of the training split."""
+    validation_studies: int
+    """Studies the validation loss is taken over."""
+    steps: int
+    """Optimiser steps of the whole run."""
+    steps_per_epoch: float
+    """Studies / global batch; not whole, since steps run across epochs."""
+    shards: str
+    """Fingerprint of the shards."""
+    licence: str
+    """Terms tag of the shards: decides what errors may say."""
+    trained: dict[str, int]
+    """Trained parameters by group."""
+    parameters: int
+    """All parameters."""
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint on disk."""
+        return BYTES_PER_TRAINED * sum(self.trained.values())
+
+    def sentence(self, run: Run) -> str:
+        """One line for the log."""
+        groups = ", ".join(f"{name} {count:,}" for name, count in self.trained.items())
+        train = run.train
+        return (
+            f"{run.name}: {self.studies:,} studies, {self.steps:,} steps of {train.global_batch} "
+            f"({train.workers} workers × {train.micro_batch} × {train.accumulation}), ZeRO-{run.engine.zero} "
+            f"{run.engine.precision}, {sum(self.trained.values()):,} of {self.parameters:,} parameters trained "
+            f"({groups}), checkpoints of {self.checkpoint_bytes / 1e6:,.1f} MB."
+        )
+
+
+def preflight(run: Run, manifest: Manifest) -> Plan:
+    """Check everything that can be checked without a worker, and return the numbers.
+
+    Raises:
+        ConfigError: unknown protocol, LM or system that cannot be built.
+        CheckpointError: no room for the run's checkpoints.
+    """
+    unknown = [name for name in run.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise ConfigError(f"unknown protocols {unknown}; known: {', '.join(PROTOCOLS)}")
+    if run.data.features:
+        check_features(run, manifest)
+    studies = manifest.splits["train"].studies
+    trained, parameters = parameter_counts(run)
+    plan = Plan(
+        studies=studies,
+        validation_studies=min(run.train.validation_studies, manifest.splits["val"].studies),
+        steps=run.train.steps or math.ceil(run.train.epochs * studies / run.train.global_batch),
+        steps_per_epoch=studies / run.train.global_batch,
+        shards=manifest.fingerprint,
+        licence=manifest.licence,
+        trained=trained,
+        parameters=parameters,
+    )
+    parent = _existing(run.directory)
+    check_room(parent, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))
+    return plan
+
+
+def checked_manifest(run: Run) -> Manifest:
+    """The manifest of `run.data.shards`, after comparing the shards with it as `run.data.verify` says.
+
+    Damage is printed under data.on_bad=skip: every study is checked again when it is read, and those that cannot be
+    are skipped and named. Under fail it is a DataError.
+    """
+    if not run.data.shards:
+        raise ConfigError("data.shards is empty: give the directory that `r2kg shard` wrote, e.g. data.shards=films")
+    manifest = read_manifest(run.data.shards)
+    if run.data.on_bad == "fail":
+        verify(run.data.shards, manifest, run.data.verify)
+    elif faults := faults_of(run.data.shards, manifest, run.data.verify):
+        print(f"Shards are damaged: {'; '.join(faults)}. Studies that cannot be read are skipped and named.")
+    return manifest
+
+
+def parameter_counts(run: Run) -> tuple[dict[str, int], int]:
+    """Trained parameters by group, and all parameters; built on the meta device, so a 7B model costs no memory."""
+    with torch.device("meta"):
+        model = build_model(run.model)
+    trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
+    return {name: count for name, count in trained.items() if count}, sum(p.numel() for p in model.parameters())
+
+
+def open_run(run: Run) -> bool:
+    """Make the run's directory and save run.json, or check that this is the run that began there.
+
+    Returns:
+        True when the run is continued.
+
+    Raises:
+        ConfigError: the directory holds a different experiment; the differing fields are named.
+    """
+    saved = run.directory / "run.json"
+    run.directory.mkdir(parents=True, exist_ok=True)
+    (run.directory / "failure.json").unlink(missing_ok=True)
+    if not saved.exists():
+        run.save(saved)
+        return False
+    changed = differences(load_run(saved).model_dump(), run.model_dump())
+    fixed = [field for field in changed if not field.startswith(MAY_CHANGE)]
+    if fixed:
+        named = "; ".join(f"{field}: {changed[field][0]} then, {changed[field][1]} now" for field in fixed)
+        raise ConfigError(
+            f"run {run.name!r} exists in {run.directory} with other settings ({named}): "
+            "choose another name=, or submit it with the settings it began with"
+        )
+    shutil.copy(saved, saved.with_suffix(".json.before"))
+    run.save(saved)
+    return True
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
+    """Dotted fields that differ, with both values."""
+    found = {}
+    for key in old.keys() | new.keys():
+        one, two = old.get(key), new.get(key)
+        if isinstance(one, dict) and isinstance(two, dict):
+            found |= differences(one, two, f"{prefix}{key}.")
+        elif json.dumps(one) != json.dumps(two):
+            found[prefix + key] = (one, two)
+    return dict(sorted(found.items()))
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,1 @@
+"""Pixels: raw rasters and DICOM to grey uint8, stored films at training speed."""

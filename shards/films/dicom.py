@@ -1,0 +1,277 @@
+"""DICOM films as grey uint8 [H, W]. All failures are DataError; no tag that tells of the patient is read.
+
+The rules, in this order, each applied every time (PS3.3 C.7.6.3, C.11.1, C.11.2):
+
+- file: preamble and "DICM" at byte 128, and a transfer syntax of the standard; others are refused, also headless ones
+- one frame with Pixel Data; more frames, an Enhanced object or floating-point pixels are refused. Rows and Columns are
+  bounded as other films are, before anything is decoded
+- transfer syntaxes: uncompressed, deflated (at most `MAX_FILE_BYTES` when inflated), RLE, JPEG Baseline and 8-bit
+  Extended, JPEG 2000; others need the package that the refusal names. The compressed picture must have the header's
+  size, and decoders are the same on every machine
+- length: fewer bytes than the header demands are refused; up to `MAX_PADDING_BYTES` too many are padding, more refused
+- stored values: the BitsStored bits below HighBit, at most 16; bits above and below (overlays) are cut off, overlay
+  planes are ignored; signed where PixelRepresentation says so
+- Modality LUT Sequence, else RescaleSlope and RescaleIntercept, else nothing
+- VOI LUT Sequence, else WindowCenter and WindowWidth, the first of several, as VOILUTFunction says (LINEAR,
+  LINEAR_EXACT, SIGMOID), else the whole range that BitsStored can hold, so that films of one detector stay comparable:
+  neither minimum to maximum nor percentiles
+- 16 bits, of values or of VOI LUT entries, is what devices declare that fill 12: there the range is the smallest depth
+  of 8, 10, 12, 14, 16 bits that holds what is there, as for 16-bit PNG
+- MONOCHROME1 is inverted; Presentation LUT Shape says the same and is ignored
+- pixels from PixelPaddingValue to PixelPaddingRangeLimit are black in the film, whatever the polarity
+- RGB, YBR and PALETTE COLOR become luminance (ITU-R 601); LUTs, windows and padding do not apply to colour
+- a window, slope or table that cannot be right (width 0, slope 0, no entries) is refused, not guessed at
+"""
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets, parse_fragments
+from pydicom.filereader import read_dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.utils import get_expected_length
+from pydicom.tag import BaseTag, Tag
+
+from shards.errors import DataError
+from shards.films.limits import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    Film,
+    content_of,
+    refuse_content,
+    refuse_file,
+    refuse_size,
+    shown,
+    undecodable,
+)
+from shards.films.tones import MAX_BITS, PALETTES, Header, film_of, number_of
+
+MAX_PADDING_BYTES = 4096
+PREAMBLE_BYTES = 132
+PHOTOMETRIC = {
+    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+}
+"""Photometric interpretations that are read, and their samples per pixel."""
+REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+READ: list[BaseTag | int] = [
+    Tag(keyword)
+    for keyword in (
+        *REQUIRED,
+        *("PhotometricInterpretation", "PlanarConfiguration", "HighBit", "NumberOfFrames", "PixelData"),
+        *("SharedFunctionalGroupsSequence", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+        *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+        *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+        *(f"{palette}{part}" for palette in PALETTES for part in ("Descriptor", "Data")),
+    )
+]
+"""The only tags that are kept of a file (and the character set, which pydicom always keeps)."""
+PILLOW = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000Lossless, uid.JPEG2000)
+"""Transfer syntaxes that Pillow decodes."""
+JP2_SIGNATURE = b"\0\0\0\x0cjP  "
+J2K_START = b"\xff\x4f\xff\x51"
+
+
+def open_dicom(path: Path) -> Film:
+    """A DICOM film as grey uint8 [H, W] by the rules of this module; DataError names the file and the cause."""
+    try:
+        refuse_file(Path(path))
+        with _silent_pydicom():
+            return _read(Path(path).read_bytes(), Path(path).suffix)
+    except Exception as error:  # hostile bytes: pydicom and Pillow document no closed set
+        raise undecodable(shown(path), error) from error
+
+
+@contextmanager
+def _silent_pydicom() -> Iterator[None]:
+    """Without pydicom's warnings and log records: they quote values of the file."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(data: bytes, suffix: str) -> Film:
+    if content_of(data[:HEAD_BYTES]):
+        refuse_content(data[:HEAD_BYTES], "DICOM", suffix)
+    else:
+        raise DataError("there is no DICM at byte 128: not DICOM, or without the preamble that dcmconv or pydicom adds")
+    try:
+        dataset, syntax = _parse(data)
+        header = _header(dataset)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the DICOM header is damaged ({type(error).__name__})") from None
+    return film_of(dataset, header, _stored_values(dataset, header, syntax))
+
+
+def _parse(data: bytes) -> tuple[Dataset, uid.UID]:
+    """The tags of `READ`, with the transfer syntax that the file names."""
+    file = io.BytesIO(data)
+    file.seek(PREAMBLE_BYTES)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    syntax = uid.UID(str(meta.get("TransferSyntaxUID") or ""))
+    if syntax not in uid.AllTransferSyntaxes:
+        raise DataError("the file names no transfer syntax of the DICOM standard")
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        file = io.BytesIO(_inflate(data[file.tell() :]))
+    dataset = read_dataset(file, syntax.is_implicit_VR, syntax.is_little_endian, specific_tags=READ)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset, syntax
+
+
+def _inflate(data: bytes) -> bytes:
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = stream.decompress(data, MAX_FILE_BYTES + 1)
+    if len(inflated) > MAX_FILE_BYTES:
+        raise DataError(f"the deflated data is more than {MAX_FILE_BYTES:,} bytes long when inflated")
+    if not stream.eof:
+        raise DataError("the deflated data is cut off")
+    return inflated
+
+
+def _header(dataset: Dataset) -> Header:
+    if "SharedFunctionalGroupsSequence" in dataset:
+        raise DataError("it is an Enhanced DICOM object, whose windows lie in functional groups not read here")
+    if (frames := number_of(dataset, "NumberOfFrames") or 1) != 1:
+        raise DataError(f"the file holds {frames:.0f} frames; a film has one")
+    if missing := [keyword for keyword in REQUIRED if number_of(dataset, keyword) is None]:
+        raise DataError(f"the DICOM header lacks {', '.join(missing)}")
+    rows, columns, samples, allocated, stored, signed = (int(number_of(dataset, keyword) or 0) for keyword in REQUIRED)
+    refuse_size(columns, rows, samples=samples)
+    high = number_of(dataset, "HighBit")
+    header = Header(
+        rows=rows,
+        columns=columns,
+        samples=samples,
+        allocated=allocated,
+        stored=stored,
+        high=stored - 1 if high is None else int(high),
+        signed=signed == 1,
+        photometric=str(dataset.get("PhotometricInterpretation") or "").strip(),
+    )
+    _refuse_layout(header, signed)
+    dataset.NumberOfFrames = 1
+    return header
+
+
+def _refuse_layout(header: Header, representation: int) -> None:
+    if PHOTOMETRIC.get(header.photometric) != header.samples:
+        known = ", ".join(PHOTOMETRIC)
+        raise DataError(f"{header.samples} samples per pixel with {header.photometric[:16]!r}; read are {known}")
+    if header.allocated not in (1, 8, 16, 32) or not 0 < header.stored <= header.high + 1 <= header.allocated:
+        bits = f"BitsAllocated {header.allocated}, BitsStored {header.stored}, HighBit {header.high}"
+        raise DataError(f"{bits} cannot be")
+    if header.stored > MAX_BITS:
+        raise DataError(f"BitsStored is {header.stored}; a film has at most {MAX_BITS}")
+    if representation not in (0, 1) or (header.signed and (header.samples > 1 or header.photometric.startswith("P"))):
+        raise DataError(f"PixelRepresentation {representation} cannot be with {header.photometric}")
+    if header.photometric.startswith("YBR") and (header.allocated, header.stored) != (8, 8):
+        raise DataError(f"{header.photometric} is read with 8 bits, not {header.stored} of {header.allocated}")
+
+
+def _stored_values(dataset: Dataset, header: Header, syntax: uid.UID) -> NDArray[Any]:
+    """The stored values, unused bits cut off: [H, W], or [H, W, 3] as RGB."""
+    if "PixelData" not in dataset or not dataset.PixelData:
+        raise DataError("there is no Pixel Data, or it is cut off")
+    plugin = _plugin(header, syntax)
+    if syntax.is_encapsulated:
+        _check_frame(dataset, header, syntax)
+    else:
+        _refuse_length(len(dataset.PixelData), get_expected_length(dataset))
+    own = not syntax.is_encapsulated or syntax == uid.RLELossless
+    options: Any = {"correct_unused_bits": False} if own else {}
+    try:
+        values, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **options)
+    except Exception as error:
+        raise DataError(f"{syntax.name} pixels are damaged or of a kind not read here ({_last_line(error)})") from error
+    if own and header.allocated > 1:
+        values = (values << (header.allocated - 1 - header.high)) >> (header.allocated - header.stored)
+    return values
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]
+
+
+def _plugin(header: Header, syntax: uid.UID) -> str:
+    """The decoder that every machine has, else "" for whatever is installed; DataError says what to install."""
+    deep = syntax == uid.JPEGExtended12Bit and header.stored != 8
+    if syntax in PILLOW and not deep:
+        return "pillow"
+    if not syntax.is_encapsulated or syntax == uid.RLELossless:
+        return "pydicom" if syntax == uid.RLELossless else ""
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise DataError(f"transfer syntax {syntax.name} ({syntax}) holds no film that is read here") from None
+    if not decoder.is_available or (deep and decoder.available_plugins == ("pillow",)):
+        package = "pylibjpeg-openjpeg" if "2000" in syntax.name else "pylibjpeg-libjpeg"
+        what = f"transfer syntax {syntax.name} ({syntax}) with {header.stored} bits"
+        raise DataError(f"{what} needs another decoder: pip install pylibjpeg {package}")
+    return ""
+
+
+def _refuse_length(found: int, expected: int) -> None:
+    if not expected <= found <= expected + MAX_PADDING_BYTES:
+        raise DataError(f"there are {found:,} bytes of pixels where the header means {expected:,}")
+
+
+def _check_frame(dataset: Dataset, header: Header, syntax: uid.UID) -> None:
+    """Leave in Pixel Data the one frame; DataError when it is not one, not of the header's size, or inflates beyond."""
+    fragments = io.BytesIO(dataset.PixelData)
+    offsets = parse_basic_offsets(fragments)
+    if len(offsets) > 1 or (syntax == uid.RLELossless and parse_fragments(fragments)[0] > 1):
+        raise DataError("the pixel data holds several frames where the header says one")
+    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    if syntax == uid.RLELossless:
+        _refuse_rle(frame, header.rows * header.columns)
+    elif syntax in PILLOW:
+        frame = _codestream(frame)
+        _refuse_picture(frame, header)
+    dataset.PixelData = encapsulate([frame])
+
+
+def _refuse_picture(frame: bytes, header: Header) -> None:
+    with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
+        found = (*picture.size, len(picture.getbands()))
+    if found != (header.columns, header.rows, header.samples):
+        expected = f"{header.columns}x{header.rows} px of {header.samples} samples"
+        raise DataError(f"the compressed picture is {found[0]}x{found[1]} px of {found[2]}, the header says {expected}")
+
+
+def _codestream(frame: bytes) -> bytes:
+    """The frame without the JP2 boxes that some writers leave around it: pydicom loops for ever over one of no size."""
+    return frame[max(0, frame.find(J2K_START)) :] if frame.startswith(JP2_SIGNATURE) else frame
+
+
+def _refuse_rle(frame: bytes, pixels: int) -> None:
+    """DataError when a segment inflates beyond the film: found without inflating it, since pydicom sets no bound."""
+    count, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
+    for start, end in pairwise([*starts[:count], len(frame)]):
+        at, inflated = start, 0
+        while at < min(end, len(frame)) and inflated <= pixels + MAX_PADDING_BYTES:
+            length = frame[at]
+            inflated += length + 1 if length < 128 else 257 - length if length > 128 else 0
+            at += length + 2 if length < 128 else 2 if length > 128 else 1
+        if inflated > pixels + MAX_PADDING_BYTES:
+            raise DataError(f"the RLE pixels inflate to more than the {pixels:,} the header means")

@@ -1,0 +1,49 @@
+"""A raw film of any format that is read, by its suffix. All failures are DataError."""
+
+import warnings
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.films.limits import Film, refuse_file, shown, undecodable
+from shards.films.raster import FORMATS, open_raster
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+"""Read by shards.films.dicom, whose docstring has the rules of its own."""
+
+
+def open_film(path: Path) -> Film:
+    """A raw film as grey uint8 [H, W]. The rules, each applied every time:
+
+    - what is read: `FORMATS` and DICOM, by suffix in any case; the content must be what the suffix says. Regular files
+      of 1 to `MAX_FILE_BYTES` bytes, one frame (of a multi-picture JPEG the first: the others are its previews)
+    - size: every side at least `MIN_SIDE_PX`, no side more than `MAX_ASPECT` times the other, at most `MAX_PIXELS`,
+      all read from the header before anything is decoded
+    - truncated or damaged data is refused, never filled with grey
+    - 1-, 2- and 4-bit grey is stretched to 0..255; palette, RGB and CMYK become luminance (ITU-R 601); a CMYK JPEG has
+      Adobe's polarity, whatever its markers
+    - 16-bit grey films are scaled by the smallest depth of 8, 10, 12, 14, 16 bits that holds the largest value, float
+      films too, but one whose largest value is at most 1 is taken as a fraction of white; negative values, NaN and
+      values above 65535 are refused
+    - 16 bits per colour, or grey of 16 bits with alpha, is refused: it cannot be read without losing the low byte
+    - alpha and transparent colours are dropped, not composited: what lies below is the film
+    - a TIFF whose zero is white is inverted; the EXIF orientation is applied, all eight
+    - gamma, ICC profiles, resolution and text are ignored
+
+    Raises `DataError` naming the file and the cause, for every fault.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        from shards.films.dicom import open_dicom  # here: pydicom is no cost to those who have none
+
+        return open_dicom(path)
+    if suffix not in FORMATS:
+        known = ", ".join((*FORMATS, *DICOM_SUFFIXES))
+        raise DataError(f"{shown(path)}: {suffix or 'no suffix'} is not a film format read here ({known})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            refuse_file(path)
+            return open_raster(path, FORMATS[suffix])
+    except Exception as error:  # as in decode
+        raise undecodable(shown(path), error) from error

@@ -1,0 +1,190 @@
+"""From the stored values of a DICOM film to grey: modality LUT, VOI LUT or window, polarity, padding, palettes.
+
+The whole pipeline runs once on every value that can be stored (65,536 at most), not on the pixels. The rules are in
+`shards.films.dicom`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from shards.errors import DataError
+from shards.films.limits import Film, depth_of
+
+MAX_BITS = 16
+PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
+
+Values = NDArray[np.float64]
+Tones = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Header:
+    """How the stored values are laid out. Bits and pixels."""
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    photometric: str
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Least and largest value that can be stored."""
+        return _range(self.stored, self.signed)
+
+
+def _range(bits: int, signed: bool) -> tuple[int, int]:
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup table: `entries` for the values from `first` on; the ends go on for what lies outside."""
+
+    first: int
+    bits: int
+    entries: Values
+
+    def of(self, values: Values) -> Values:
+        """The entries of the values, which are rounded."""
+        return self.entries[np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1).astype(np.int64)]
+
+
+def number_of(dataset: Dataset, keyword: str) -> float | None:
+    """The first value of an element as a finite number; None when there is none."""
+    try:
+        value = dataset.get(keyword)
+        first = value if isinstance(value, str | bytes | int | float | None) else next(iter(value), None)
+        number = None if first is None or first == "" else float(first)
+    except Exception:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise DataError(f"{keyword} is no number")
+    return number
+
+
+def film_of(dataset: Dataset, header: Header, stored: NDArray[Any]) -> Film:
+    """The film of stored values [H, W], or [H, W, 3] when they are colours."""
+    low, high = header.range
+    if stored.min() < low or stored.max() > high:
+        raise DataError(f"pixel values {stored.min()} to {stored.max()} do not fit the {header.stored} bits stored")
+    every = np.arange(low, high + 1, dtype=np.float64)
+    if header.samples == 3:
+        table = _to_8_bits(every / _used(header, stored)[1])
+        return np.array(Image.fromarray(table[stored]).convert("L"))
+    at = stored.astype(np.int32) - low
+    if header.photometric == "PALETTE COLOR":
+        return _palette(dataset, every)[at]
+    padding = _padding(dataset, header, every)
+    shown = stored[~padding[at]] if header.stored == MAX_BITS and padding.any() else stored
+    return np.where(padding, np.uint8(0), _grey(dataset, header, every, _used(header, shown)))[at]
+
+
+def _used(header: Header, stored: NDArray[Any]) -> tuple[int, int]:
+    """The range that is black to white without a window: what BitsStored can hold, of 16 bits what is in use."""
+    if header.stored < MAX_BITS or stored.size == 0:
+        return header.range
+    least, most = int(stored.min()), int(stored.max())
+    if least >= 0:
+        return _range(depth_of(most), signed=False)
+    return _range(depth_of(2 * max(most, -1 - least) + 1), signed=True)
+
+
+def _grey(dataset: Dataset, header: Header, every: Values, used: tuple[int, int]) -> Tones:
+    values, least, most = _modality(dataset, every, used)
+    grey = _voi(dataset, values, least, most)
+    return _to_8_bits(1 - grey if header.photometric == "MONOCHROME1" else grey)
+
+
+def _to_8_bits(fractions: Values) -> Tones:
+    return np.round(np.clip(fractions, 0, 1) * 255).astype(np.uint8)
+
+
+def _modality(dataset: Dataset, every: Values, used: tuple[int, int]) -> tuple[Values, float, float]:
+    """Values after the modality LUT or the rescale, and which of them are black and white without a window."""
+    if (lut := _first_item(dataset, "ModalityLUTSequence")) is not None:
+        table = _table(lut, "LUT", least=every[0])
+        return table.of(every), 0, 2**table.bits - 1
+    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
+    slope, intercept = 1 if slope is None else slope, intercept or 0
+    ends = sorted(end * slope + intercept for end in used)
+    if ends[0] == ends[1] or not np.isfinite(ends).all():
+        raise DataError(f"RescaleSlope {slope} makes one grey of all values")
+    return every * slope + intercept, ends[0], ends[1]
+
+
+def _voi(dataset: Dataset, values: Values, least: float, most: float) -> Values:
+    """Values as fractions of white."""
+    if (lut := _first_item(dataset, "VOILUTSequence")) is not None:
+        table = _table(lut, "LUT", least)
+        bits = depth_of(table.entries.max()) if table.bits == MAX_BITS else table.bits
+        return table.of(values) / (2**bits - 1)
+    centre, width = number_of(dataset, "WindowCenter"), number_of(dataset, "WindowWidth")
+    if centre is None and width is None:
+        return (values - least) / (most - least)
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+    if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
+        raise DataError(f"WindowCenter {centre} with WindowWidth {width} is no {function[:16]} window")
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    if function not in ("LINEAR", "LINEAR_EXACT"):
+        raise DataError(f"VOILUTFunction {function[:16]!r} is none of LINEAR, LINEAR_EXACT, SIGMOID")
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    return (values > centre).astype(np.float64) if width == 0 else (values - centre) / width + 0.5
+
+
+def _first_item(dataset: Dataset, keyword: str) -> Dataset | None:
+    try:
+        return next(iter(dataset.get(keyword) or ()), None)
+    except Exception as error:
+        raise DataError(f"{keyword} is damaged ({type(error).__name__})") from None
+
+
+def _table(item: Dataset, name: str, least: float) -> Table:
+    """The table `name` of a dataset. pydicom's own functions wrap tables of 8 bits with more than 256 entries."""
+    try:
+        length, first, bits = (int(value) for value in item[f"{name}Descriptor"].value)
+        data = item[f"{name}Data"].value
+        length = length % 65536 or 65536
+        if isinstance(data, bytes):
+            wide = ">u2" if item.original_encoding[1] is False else "<u2"
+            entries = np.frombuffer(data, wide if len(data) >= 2 * length else np.uint8)
+        else:
+            entries = np.atleast_1d(np.asarray(data)) & 0xFFFF
+    except Exception as error:
+        raise DataError(f"the table of {name}Data is missing or damaged ({type(error).__name__})") from None
+    if not 8 <= bits <= MAX_BITS or len(entries) < length:
+        raise DataError(f"the table {name}Data of {bits} bits has {len(entries)} of {length} entries")
+    first -= 65536 if least < 0 and first >= 32768 else 0
+    return Table(first, bits, np.minimum(entries[:length], 2**bits - 1).astype(np.float64))
+
+
+def _palette(dataset: Dataset, every: Values) -> Tones:
+    tables = [_table(dataset, palette, least=0) for palette in PALETTES]
+    colours = [_to_8_bits(table.of(every) / (2**table.bits - 1)) for table in tables]
+    return np.array(Image.fromarray(np.stack(colours, axis=-1)[None]).convert("L"))[0]
+
+
+def _padding(dataset: Dataset, header: Header, every: Values) -> NDArray[np.bool_]:
+    """Which stored values are padding, written as signed or not and with the unused bits filled or not."""
+    first = number_of(dataset, "PixelPaddingValue")
+    if first is None:
+        return np.zeros(len(every), bool)
+    last = number_of(dataset, "PixelPaddingRangeLimit")
+    ends = sorted(_within(header, first if end is None else end) for end in (first, last))
+    return (every >= ends[0]) & (every <= ends[1])
+
+
+def _within(header: Header, value: float) -> int:
+    kept = int(value) & ((1 << header.stored) - 1)
+    return kept - (1 << header.stored) if header.signed and kept >> (header.stored - 1) else kept

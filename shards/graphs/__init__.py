@@ -1,0 +1,1 @@
+"""Triples and subgraphs of studies, as a side of the shards."""

@@ -1,0 +1,1 @@
+"""CheXpert Plus."""

@@ -1,0 +1,47 @@
+"""The raw films below one directory: found, bounded to it, decoded. What fails is a BadStudy that names the film."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.films.limits import Film
+from shards.films.raw import open_film
+from shards.study import BadStudy
+
+
+@dataclass(frozen=True)
+class Films:
+    """Films below `root`. Paths in data files are hostile until shown to stay there."""
+
+    root: Path
+
+    @cached_property
+    def _real(self) -> str:
+        return os.path.realpath(self.root) + os.sep
+
+    def holds(self, file: str) -> bool:
+        """Whether the path `file` below the root stays there, also after links are followed."""
+        if os.path.isabs(file) or "\0" in file or "\\" in file or ".." in Path(file).parts:
+            return False
+        return os.path.realpath(self.root / file).startswith(self._real)
+
+    def find(self, files: Iterable[str], missing: str) -> str:
+        """The first of the paths `files` that is there; BadStudy with `missing` when none is, or one leads outside."""
+        files = list(files)
+        for file in files:
+            if not self.holds(file):
+                raise BadStudy("path leaves the data root", f"{file[:200]!r} is not below {self.root.name}/", file)
+            if (self.root / file).is_file():
+                return file
+        raise BadStudy("film is missing", missing, files[0])
+
+    def read(self, file: str) -> Film:
+        """The film uint8 [H, W] of a path below the root, by the rules of `open_film`."""
+        try:
+            return open_film(self.root / file)
+        except DataError as error:
+            detail = str(error).replace(f"{self.root}{os.sep}", "")
+            raise BadStudy("image does not decode", detail, file) from error

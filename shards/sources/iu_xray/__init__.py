@@ -1,0 +1,1 @@
+"""IU X-Ray in three raw forms."""

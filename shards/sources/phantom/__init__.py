@@ -1,0 +1,1 @@
+"""Drawn films with exact reports."""

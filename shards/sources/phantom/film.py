@@ -1,0 +1,106 @@
+"""The canvas of phantom films: coordinates, soft edges, textures, exposure. Frontal and lateral views draw on it.
+
+Brightness is attenuation in [0, 1]: air 0, aerated lung about 0.2, soft tissue about 0.55, metal above 1. Arrays are
+float32 [S, S].
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shards.sources.phantom.anatomy import Anatomy, Finding
+
+Field = np.ndarray
+FLUID = 0.60
+
+
+def soft(t: Field) -> Field:
+    """0 below 0, 1 above 1, smooth between: the edge of every structure."""
+    t = np.clip(t, 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def arc(*controls: tuple[float, float]) -> np.ndarray:
+    """Points [24, 2] of the Bézier curve through the first and last control point."""
+    points, t = np.array(controls)[:, None], np.linspace(0, 1, 24)[:, None]
+    while len(points) > 1:
+        points = points[:-1] * (1 - t) + points[1:] * t
+    return points[0]
+
+
+@lru_cache(maxsize=4)
+def _grid(size: int) -> tuple[Field, Field]:
+    at = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x, y = np.meshgrid(at - 0.5, at)
+    return x, y
+
+
+@lru_cache(maxsize=16)
+def _interpolation(size: int, cells: int) -> Field:
+    """[size, cells] matrix of smooth interpolation weights.
+
+    With it a texture is two small matrix products, ten times as fast as a spline zoom.
+    """
+    at = np.linspace(0, cells - 1, size, dtype=np.float32)
+    return soft(1 - np.abs(at[:, None] - np.arange(cells, dtype=np.float32)[None]))
+
+
+class Canvas:
+    """One film being drawn: attenuation `a`, tilted and shifted coordinates `x`, `y`, and its own stream of texture."""
+
+    def __init__(self, body: Anatomy, size: int, view: int) -> None:
+        self.body, self.size = body, size
+        self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([body.grain, view])))
+        self.cos, self.sin = math.cos(body.tilt), math.sin(body.tilt)
+        gx, gy = _grid(size)
+        dx, dy = gx - body.shift[0], gy - (0.5 + body.shift[1])
+        self.x: Field = self.cos * dx + self.sin * dy
+        self.y: Field = self.cos * dy - self.sin * dx + 0.5
+        self.a: Field = np.zeros((size, size), np.float32)
+
+    def texture(self, cells: int) -> Field:
+        """Smooth noise of unit variance at its nodes, `cells` nodes a side."""
+        weights = _interpolation(self.size, cells)
+        return weights @ self.rng.standard_normal((cells, cells), dtype=np.float32) @ weights.T
+
+    def fill(self, mask: Field, density: float | Field) -> None:
+        """Replace what lies under `mask` (0 to 1) by tissue of the given density."""
+        self.a += mask * (density - self.a)
+
+    def blob(self, x: float, y: float, rx: float, ry: float, edge: float = 0.3) -> Field:
+        """Mask of an ellipse whose rim fades over the fraction `edge` of its radius."""
+        q = np.square((self.x - x) / rx) + np.square((self.y - y) / ry)
+        return soft((1 - np.sqrt(q)) / edge)
+
+    def curve(self, points: np.ndarray, width: float) -> Field:
+        """Mask of a polyline [n, 2] of (x, y) in body coordinates, `width` as a fraction of the film."""
+        x, y = points[:, 0], points[:, 1] - 0.5
+        columns = self.cos * x - self.sin * y + self.body.shift[0] + 0.5
+        rows = self.sin * x + self.cos * y + self.body.shift[1] + 0.5
+        layer = Image.new("L", (self.size, self.size))
+        line = [(float(c) * self.size, float(r) * self.size) for c, r in zip(columns, rows, strict=True)]
+        ImageDraw.Draw(layer).line(line, fill=255, width=max(1, round(width * self.size)), joint="curve")
+        return np.asarray(layer, np.float32) / 255
+
+    def expose(self) -> np.ndarray:
+        """Develop the film: gain, offset and noise of the body's exposure, as uint8 [S, S]."""
+        noise = self.rng.standard_normal((self.size, self.size), dtype=np.float32)
+        film = self.a * self.body.gain + (self.body.offset + 0.04) + noise * self.body.noise
+        return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+
+
+Film = TypeVar("Film", bound=Canvas)
+Drawings = dict[str, Callable[[Film, Finding], None]]
+"""Finding → how one view shows it, in the order of drawing."""
+
+
+def plant(canvas: Film, findings: tuple[Finding, ...], drawings: Drawings[Film]) -> None:
+    """Draw the findings in the order of `drawings`, so that fluid lies over air whichever is reported first."""
+    for name, draw in drawings.items():
+        for finding in findings:
+            if finding.name == name:
+                draw(canvas, finding)

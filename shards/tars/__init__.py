@@ -1,0 +1,1 @@
+"""One format of tars for shards and for what lies beside them."""

@@ -1,0 +1,63 @@
+"""One study of the shards, for people."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards.errors import DataError
+from shards.stream.index import Index
+from shards.study import SPLITS, Study
+from shards.tars.manifest import read_manifest
+from shards.tars.place import Place, place
+from shards.tars.private import names_for
+
+
+def find_study(root: str | Place, key: str) -> tuple[Index, int]:
+    """Index and row of the study with this key or, in the owner's writing, this id; DataError when there is none."""
+    root = place(root)
+    manifest = read_manifest(root)
+    wanted = {key.encode(), _key(root, manifest.licence, key).encode()}
+    for split in SPLITS:
+        if manifest.splits[split].studies:
+            index = Index.open(root, split, "skip")
+            if len(rows := np.flatnonzero(np.isin(index.keys, list(wanted)))):
+                return index, int(rows[0])
+    dropped = [drop for drop in manifest.drops if {drop.id.encode(), drop.id.lower().encode()} & wanted]
+    why = f": it was dropped ({dropped[0].reason})" if dropped else f"; {manifest.given:,} studies were given"
+    raise DataError(f"no study {key!r} in {root}{why}. Keys stand in the *.index.json files")
+
+
+def _key(root: Place, licence: str, identifier: str) -> str:
+    try:
+        return names_for(root, licence).key(identifier)
+    except DataError:  # salted, and the salt is elsewhere: only keys can be looked up
+        return identifier
+
+
+def study_lines(index: Index, row: int) -> Iterator[str]:
+    """What the record holds, and where its films lie."""
+    films, record = index.read(row)
+    study = Study.model_validate_json(index.record_of(row, record))
+    yield f"{study.key} (id {study.id}, patient {study.patient or 'unknown'}), {study.split}"
+    yield f"in {index.root}/{index.tars[int(index.tar[row])]}"
+    for number, (view, film) in enumerate(zip(study.views, films, strict=True)):
+        width, height = Image.open(io.BytesIO(film)).size
+        yield f"film {number}: {view.position}, {width}x{height} px, {len(film):,} bytes {view.file}".rstrip()
+    for name, text in study.sections.items():
+        yield f"{name}: {text}"
+    yield f"target: {study.target}"
+    labels = {name: value for name, value in study.labels.items() if value is not None}
+    yield "labels: " + (", ".join(f"{name} {value:+d}" for name, value in labels.items()) or "none")
+    yield "triples: " + ("; ".join(" ".join(triple) for triple in study.triples) or "none")
+
+
+def write_films(index: Index, row: int, folder: Path) -> Iterator[Path]:
+    """The study's films as FOLDER/KEY.V.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, film in enumerate(index.read(row)[0]):
+        path = folder / f"{index.keys[row].decode()}.{number}.png"
+        Image.open(io.BytesIO(film)).save(path)
+        yield path

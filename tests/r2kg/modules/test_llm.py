@@ -1,0 +1,222 @@
+"""The report writer: targets, splice, loss, tuning modes, sources."""
+
+import shutil
+
+import huggingface_hub.constants
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
+
+from r2kg.config import Decoding, Llm, Lora, TinyLm
+from r2kg.modules.llm import IGNORED, ReportWriter
+from r2kg.modules.tiny_lm import write_tiny_lm
+from shards.errors import ConfigError
+
+REPORTS = ["the heart is large .", "no effusion is seen . the lungs are clear .", "clear lungs ."]
+INSTRUCTION = "Describe the film."
+P = 5
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    config = TinyLm(width=32, layers=2, heads=2, vocabulary=320, epochs=1)
+    return write_tiny_lm(REPORTS * 4, tmp_path_factory.mktemp("lm") / "tiny", config, 0, INSTRUCTION)
+
+
+def writer(source, **changes) -> ReportWriter:
+    return ReportWriter(Llm(source=str(source), **changes), INSTRUCTION)
+
+
+def soft_tokens(model: ReportWriter, batch: int) -> torch.Tensor:
+    return torch.randn(batch, P, model.width, generator=torch.Generator().manual_seed(2)).requires_grad_()
+
+
+def test_targets_are_report_and_eos_right_padded(source):
+    model = writer(source)
+    input_ids, labels = model.tokenize([REPORTS[0], None, REPORTS[1]], max_tokens=100)
+    tokenizer = model.tokenizer
+    for row, report in ((0, REPORTS[0]), (2, REPORTS[1])):
+        ids = labels[row][labels[row] != IGNORED]
+        assert tokenizer.decode(ids[:-1]) == report and ids[-1] == tokenizer.eos_token_id
+        assert torch.equal(input_ids[row, : len(ids)], ids)
+        assert (labels[row, len(ids) :] == IGNORED).all()
+        assert (input_ids[row, len(ids) :] == tokenizer.pad_token_id).all()
+    assert (labels[1] == IGNORED).all()
+
+
+def test_a_cut_report_has_no_eos_and_one_that_just_fits_has(source):
+    model = writer(source)
+    whole = len(model.tokenizer(REPORTS[1]).input_ids)
+    assert model.tokenize([REPORTS[1]], whole + 1)[1][0, -1] == model.tokenizer.eos_token_id
+    cut = model.tokenize([REPORTS[1]], whole)[1][0]
+    assert cut.tolist() == model.tokenizer(REPORTS[1]).input_ids
+
+
+def test_prompt_is_the_frame_around_the_soft_tokens(source):
+    model = writer(source)
+    soft = soft_tokens(model, 2)
+    prompt = model.prompt(soft)
+    words = model.tokenizer
+    before = [words.bos_token_id, *words("Human: <Img>", add_special_tokens=False).input_ids]
+    after = words(f"</Img> {INSTRUCTION} \nAssistant:", add_special_tokens=False).input_ids
+    embed = model.llm.get_input_embeddings()
+    for row in range(2):
+        pieces = (embed(torch.tensor(before)), soft[row], embed(torch.tensor(after)))
+        torch.testing.assert_close(prompt[row], torch.cat(pieces))
+
+
+def test_loss_is_the_mean_over_target_tokens_of_each_row_alone(source):
+    """Padding, other rows and invalid rows do not change it, and no prompt token counts."""
+    model = writer(source)
+    soft = soft_tokens(model, 3)
+    input_ids, labels = model.tokenize([REPORTS[0], None, REPORTS[1]], 100)
+    total, count = 0.0, 0
+    for row, report in ((0, REPORTS[0]), (2, REPORTS[1])):
+        ids = torch.tensor([*model.tokenizer(report).input_ids, model.tokenizer.eos_token_id])
+        embeds = torch.cat((model.prompt(soft[[row]])[0], model.llm.get_input_embeddings()(ids)))[None]
+        logits = model.llm(inputs_embeds=embeds).logits[0, -len(ids) - 1 : -1]
+        total, count = total + F.cross_entropy(logits, ids, reduction="sum"), count + len(ids)
+    torch.testing.assert_close(model.loss(soft, input_ids, labels), total / count)
+
+
+def test_a_batch_without_targets_has_zero_loss_and_zero_gradients(source):
+    model = writer(source)
+    soft = soft_tokens(model, 2)
+    loss = model.loss(soft, *model.tokenize([None, None], 100))
+    loss.backward()
+    assert loss == 0 and (soft.grad == 0).all()
+
+
+def test_the_lm_head_never_sees_the_soft_tokens(source):
+    model = writer(source)
+    seen = []
+    model.llm.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    input_ids, labels = model.tokenize(REPORTS, 100)
+    model.loss(soft_tokens(model, 3), input_ids, labels)
+    assert seen == [input_ids.shape[1] + 1]
+
+
+def test_later_words_do_not_reach_earlier_predictions(source):
+    model = writer(source)
+    soft = soft_tokens(model, 1)
+    input_ids, labels = model.tokenize([REPORTS[1]], 100)
+    changed = input_ids.clone()
+    changed[0, 4:] = 7
+    logits = [model._report_logits(soft, ids, labels != IGNORED) for ids in (input_ids, changed)]
+    torch.testing.assert_close(logits[0][:, :5], logits[1][:, :5])
+    assert not torch.allclose(logits[0][:, 5:], logits[1][:, 5:])
+
+
+def test_frozen_trains_soft_tokens_only(source):
+    model = writer(source).train()
+    soft = soft_tokens(model, 3)
+    model.loss(soft, *model.tokenize(REPORTS, 100)).backward()
+    assert soft.grad.abs().sum() > 0
+    assert not [p for p in model.parameters() if p.requires_grad] and not model.llm.training
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(source, tuning):
+    gradients, calls = [], []
+    for on in (False, True):
+        model = writer(source, tuning=tuning).train()
+        model.gradient_checkpointing(on)
+        model.llm.model.layers[0].self_attn.register_forward_hook(lambda *_, on=on: calls.append(on))
+        soft = soft_tokens(model, 3)
+        model.loss(soft, *model.tokenize(REPORTS, 100)).backward()
+        gradients.append(soft.grad)
+    torch.testing.assert_close(*gradients)
+    assert calls == [False, True, True]
+
+
+def test_lora_takes_query_and_value_of_a_llama_and_every_linear_of_an_unlisted_model(source, tmp_path):
+    model = writer(source, tuning="lora", lora=Lora(rank=2, alpha=2))
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {"q_proj", "v_proj"}
+
+    unlisted = tmp_path / "unlisted"
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    GraniteForCausalLM(GraniteConfig(vocab_size=320, **sizes, num_key_value_heads=2)).save_pretrained(unlisted)
+    AutoTokenizer.from_pretrained(source).save_pretrained(unlisted)
+    model = writer(unlisted, tuning="lora", lora=Lora(rank=2, alpha=2))
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2, n_positions=128)),
+        BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=1, n_head=2)),
+    ],
+    ids=["learned positions", "alibi"],
+)
+def test_another_architecture_without_bos_and_pad(source, tmp_path, other):
+    other.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.pad_token = tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    model = writer(tmp_path).eval()
+    assert model.tokenizer.pad_token_id is None and model.before[0] == model.tokenizer("Human").input_ids[0]
+    soft = soft_tokens(model, 3)
+    losses = [model.loss(soft[[i]], *model.tokenize([r], 100)) for i, r in enumerate(REPORTS)]
+    counts = torch.tensor([len(tokenizer(r).input_ids) + 1 for r in REPORTS])
+    together = model.loss(soft, *model.tokenize(REPORTS, 100))
+    torch.testing.assert_close(together, (torch.stack(losses) * counts).sum() / counts.sum())
+    assert len(model.write(soft, Decoding(length_rule="r2gen", max_new_tokens=5))) == 3
+
+
+def test_embeddings_follow_the_models_dtype(source):
+    model = writer(source).to(torch.bfloat16)
+    soft = soft_tokens(model, 3)
+    assert model.prompt(soft).dtype == torch.bfloat16
+    loss = model.loss(soft, *model.tokenize(REPORTS, 100))
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+def test_fingerprint_names_source_and_content(source, tmp_path):
+    model = writer(source)
+    known = model.fingerprint()
+    assert known["source"] == str(source) and known["revision"] is None
+    shutil.copytree(source, tmp_path / "copy")
+    assert writer(tmp_path / "copy").fingerprint()["sha256"] == known["sha256"] != {}
+    changed = writer(source)
+    with torch.no_grad():
+        changed.llm.lm_head.weight[0, 0] += 1
+    changed.llm.save_pretrained(tmp_path / "copy")
+    assert writer(tmp_path / "copy").fingerprint()["sha256"] != known["sha256"]
+
+
+def test_sources_that_cannot_be_had_say_how_to_point_at_a_local_one(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("no-such-owner/no-such-model", "/no/such/directory"):
+        with pytest.raises(ConfigError, match=rf"'{name}'.*set model.llm.source to a local directory"):
+            writer(name)
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ConfigError, match="language model of model.llm.source"):
+        writer(bare)
+    torch.save(writer(source).llm.state_dict(), bare / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="language model of model.llm.source"):
+        writer(bare)
+    with pytest.raises(ConfigError, match="write_tiny_lm"):
+        writer("tiny")
+
+
+def test_a_tokenizer_without_eos_is_refused(source, tmp_path):
+    shutil.copytree(source, tmp_path / "copy")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "copy")
+    with pytest.raises(ConfigError, match="no EOS token"):
+        writer(tmp_path / "copy")

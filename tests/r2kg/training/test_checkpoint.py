@@ -1,0 +1,91 @@
+"""A checkpoint counts only when it is whole; what is damaged is passed over by name."""
+
+import json
+from threading import Barrier, Thread
+
+import pytest
+import torch
+
+from r2kg.training.checkpoint import (
+    best_checkpoint,
+    check_room,
+    checkpoints,
+    complaints,
+    newest_checkpoint,
+    prune,
+    read_state,
+    read_tensors,
+    weights_of,
+    write_checkpoint,
+)
+from shards.errors import CheckpointError
+
+
+def write(directory, step, validation_loss=None, world=2):
+    """Write with one thread per worker, as the workers of a run do."""
+    barrier = Barrier(world)
+
+    def worker(rank):
+        part = {f"w{rank}": torch.full((3,), float(step)), f"w{rank}.exp_avg": torch.ones(3)}
+        write_checkpoint(directory, part, {"step": step, "validation_loss": validation_loss}, rank, world, barrier.wait)
+
+    threads = [Thread(target=worker, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return checkpoints(directory)[-1]
+
+
+def test_parts_of_all_workers_come_back_together(tmp_path):
+    path = write(tmp_path, 7, world=3)
+    assert sorted(read_tensors(path)) == ["w0", "w0.exp_avg", "w1", "w1.exp_avg", "w2", "w2.exp_avg"]
+    assert sorted(weights_of(read_tensors(path))) == ["w0", "w1", "w2"]
+    assert read_state(path)["step"] == 7 and not complaints(path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "lost", "state", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
+    older, newest = write(tmp_path, 1), write(tmp_path, 2)
+    part = next(newest.glob("part-00001*"))
+    content = part.read_bytes()
+    if damage == "cut":
+        part.write_bytes(content[:-5])
+    elif damage == "flip":
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "lost":
+        part.unlink()
+    elif damage == "state":
+        (newest / "state.json").write_text(json.dumps({"step": 3}))
+    else:
+        (newest / "manifest.json").unlink()
+    told = []
+    assert newest_checkpoint(tmp_path, told.append) == older
+    assert len(told) == 1 and newest.name in told[0]
+
+
+def test_a_write_that_broke_off_is_no_checkpoint(tmp_path):
+    good = write(tmp_path, 1)
+    partial = good.with_name(".step-00000002.partial")
+    partial.mkdir()
+    (partial / "part-00000-of-00002.safetensors").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path) == good
+    assert read_state(write(tmp_path, 2))["step"] == 2
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
+        write(tmp_path, step, loss)
+    prune(tmp_path, kept=2)
+    assert [read_state(path)["step"] for path in checkpoints(tmp_path)] == [2, 3, 4]
+    assert read_state(best_checkpoint(tmp_path))["step"] == 2
+
+
+def test_no_room_says_how_much_is_missing(tmp_path):
+    with pytest.raises(CheckpointError, match=r"needs 1000000000\.00 GB.*free"):
+        check_room(tmp_path, 10**18)
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no good checkpoint"):
+        best_checkpoint(tmp_path)

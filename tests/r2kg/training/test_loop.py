@@ -1,0 +1,207 @@
+"""Real runs on two workers: what they consume is decided by the plan alone, whatever happens to them."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from r2kg.config import Run, TinyLm
+from r2kg.modules.tiny_lm import write_tiny_lm
+from r2kg.recipes import find_recipe
+from r2kg.training.checkpoint import checkpoints, newest_checkpoint, read_state, read_tensors
+from r2kg.training.launch import train
+from shards.errors import CheckpointError, ConfigError, DataError
+from shards.stream.order import step_indices
+from shards.stream.records import read_targets
+
+slow = pytest.mark.slow
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def recipe(phantom_shards, tmp_path_factory) -> Run:
+    """Twelve steps of eight films on two workers, with a checkpoint every third step."""
+    root = tmp_path_factory.mktemp("runs")
+    config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
+    lm = write_tiny_lm(read_targets(phantom_shards, "train"), root / "lm", config, seed=0)
+    return find_recipe("r2gengpt.tiny").change(
+        {
+            "root": str(root),
+            "data.shards": str(phantom_shards),
+            "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
+            "model.llm.source": str(lm),
+            "decoding.max_new_tokens": 8,
+            "train.steps": STEPS,
+            "train.global_batch": 8,
+            "train.micro_batch": 2,
+            "train.workers": 2,
+            "train.cpus_per_worker": 0.4,
+            "train.checkpoint_every": 3,
+            "train.checkpoints_kept": 9,
+            "train.validation_studies": 6,
+            "train.log_every": 1,
+            "train.record_studies": True,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe) -> Run:
+    run = recipe.change({"name": "undisturbed"})
+    summary = train(run)
+    assert summary["step"] == STEPS and summary["unread"] == {}
+    return run
+
+
+def consumed(run: Run) -> dict[int, list[int]]:
+    """Step → studies, sorted; a step that was taken again after a restart must have taken the same ones."""
+    parts: dict[tuple[int, str], list[int]] = {}
+    for file in sorted((run.directory / "consumed").glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            taken = parts.setdefault((row["step"], file.name), row["index"])
+            assert taken == row["index"], f"step {row['step']} was repeated with other studies"
+    steps: dict[tuple[int, str], list[int]] = {}
+    for (step, name), index in parts.items():
+        steps.setdefault((step, name.partition("-of-")[2]), []).extend(index)
+    found: dict[int, list[int]] = {}
+    for (step, _), index in steps.items():
+        assert found.setdefault(step, sorted(index)) == sorted(index), f"step {step} differs between numbers of workers"
+    return found
+
+
+def train_losses(run: Run) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["metrics"]["train.loss"] for row in rows if "train.loss" in row["metrics"]}
+
+
+@slow
+def test_a_run_takes_the_steps_of_the_pure_order(recipe, undisturbed):
+    data, n = recipe.data, len(read_targets(Path(recipe.data.shards), "train"))
+    index = step_indices(n, recipe.train.seed, 0, STEPS * 8, data.chunk, data.window).reshape(STEPS, 8)
+    assert consumed(undisturbed) == {step: sorted(row.tolist()) for step, row in enumerate(index)}
+    state = read_state(newest_checkpoint(undisturbed.directory))
+    assert (state["step"], state["samples_seen"], state["world"]) == (STEPS, STEPS * 8, 2)
+    assert state["validation_loss"] > 0
+
+
+@slow
+def test_a_killed_worker_costs_nothing_but_time(recipe, undisturbed):
+    run = recipe.change({"name": "killed"})
+    result: dict = {}
+    thread = threading.Thread(target=lambda: result.update(train(run)))
+    thread.start()
+    kill_a_worker_after(run, checkpoint_step=6)
+    thread.join(timeout=240)
+    assert result["step"] == STEPS
+    assert (run.directory / "log.txt").read_text().count("workers take steps") == 2
+    assert consumed(run) == consumed(undisturbed)
+    assert train_losses(run) == pytest.approx(train_losses(undisturbed), abs=1e-4)
+    ours, theirs = (read_tensors(newest_checkpoint(each.directory)) for each in (run, undisturbed))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+
+
+def kill_a_worker_after(run: Run, checkpoint_step: int) -> None:
+    """kill -9 one training worker once the checkpoint of a step is there."""
+    for _ in range(1200):
+        if any(int(path.name.split("-")[1]) >= checkpoint_step for path in checkpoints(run.directory)):
+            break
+        time.sleep(0.1)
+    mine = psutil.Process().children(recursive=True)
+    workers = [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2, [process.cmdline()[:1] for process in mine]
+    os.kill(workers[0].pid, signal.SIGKILL)
+
+
+@slow
+def test_a_run_submitted_again_goes_on_with_another_number_of_workers(recipe, undisturbed):
+    run = recipe.change({"name": "moved", "train.steps": 6})
+    assert train(run)["step"] == 6
+    alone = run.change({"train.steps": STEPS, "train.workers": 1, "train.micro_batch": 4})
+    assert train(alone)["step"] == STEPS
+    assert consumed(alone) == consumed(undisturbed)
+    with pytest.raises(ConfigError, match=r"other settings.*optim.lr: .* then, 1.0 now"):
+        train(alone.change({"optim.lr": 1}))
+    assert train(alone)["step"] == STEPS, "a finished run that is submitted again ends at once"
+
+
+@slow
+def test_unreadable_films_are_counted_and_named_or_stop_the_run(recipe, tmp_path):
+    run = recipe.change({"name": "holes", "data.shards": str(damaged(recipe, tmp_path)), "data.verify": "size"})
+    summary = train(run.change({"train.steps": 6, "data.on_bad": "skip"}))
+    assert len(summary["unread"]) == 1
+    (key, cause), *_ = summary["unread"].items()
+    assert key.startswith("phantom-") and "train-00000.tar" in cause
+    with pytest.raises(DataError, match="train-00000.tar"):
+        train(run.change({"name": "strict", "data.on_bad": "fail", "train.max_restarts": 3}))
+
+
+@slow
+def test_damaged_shards_are_trained_on_and_what_was_not_seen_is_named_exactly(recipe, tmp_path, capsys):
+    root = Path(shutil.copytree(recipe.data.shards, tmp_path / "faulty"))
+    names = {shard: studies_of(root, shard) for shard in ("train-00000", "train-00001")}
+    with (root / "train-00000.tar").open("r+b") as tar:  # cut inside the sixth study: five are whole
+        tar.truncate(names["train-00000"][5][1] + 700)
+    (root / "train-00001.tar").unlink()
+    torn = root / "train-00002.index.json"
+    torn.write_bytes(torn.read_bytes()[:-40])  # the tar is whole, so nothing of it is lost
+    run = recipe.change({"name": "faulty", "data.shards": str(root), "data.on_bad": "skip"})
+    summary = train(run)
+    lost = {key for key, _ in names["train-00000"][5:] + names["train-00001"]}
+    assert summary["step"] == STEPS and set(summary["unread"]) == lost and len(lost) == 27
+    told = capsys.readouterr().out
+    for fault in ("train-00000.tar has", "train-00001.tar is missing", "train-00002.index.json is missing or torn"):
+        assert fault in told
+    with pytest.raises(DataError, match="in 3 places"):
+        train(run.change({"name": "faulty-strict", "data.on_bad": "fail"}))
+    assert not (run.directory.parent / "faulty-strict").exists(), "it stops before the first step"
+
+
+def studies_of(root: Path, shard: str) -> list[tuple[str, int]]:
+    """(key, first byte) of a tar's studies."""
+    index = json.loads((root / f"{shard}.index.json").read_text())
+    return [(entry["key"], entry["members"]["0.jpg"][0]) for entry in index["studies"]]
+
+
+def damaged(recipe: Run, folder: Path) -> Path:
+    """A copy of the shards in which one film no longer decodes, though no size changed."""
+    root = folder / "holes"
+    shutil.copytree(recipe.data.shards, root)
+    index = json.loads((root / "train-00000.index.json").read_text())
+    offset, size = index["studies"][0]["members"]["0.jpg"]
+    with (root / "train-00000.tar").open("r+b") as tar:
+        tar.seek(offset)
+        tar.write(b"\0" * size)
+    return root
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "manifest"])
+def test_shards_that_changed_stop_the_run_before_any_worker(recipe, tmp_path, damage):
+    root = damaged(recipe, tmp_path)
+    if damage == "missing":
+        (root / "train-00000.tar").unlink()
+    if damage == "manifest":
+        (root / "manifest.json").unlink()
+    told = {"missing": "missing", "changed": "sha256", "manifest": "r2kg shard"}[damage]
+    with pytest.raises(DataError, match=told):
+        train(recipe.change({"name": f"no-{damage}", "data.shards": str(root)}))
+
+
+def test_impossible_requests_stop_before_any_worker(recipe, monkeypatch):
+    with pytest.raises(ConfigError, match="none to reading films"):
+        train(recipe.change({"name": "greedy", "train.cpus_per_worker": 0.9}))
+    with pytest.raises(ConfigError, match="need 2 GPU"):
+        train(recipe.change({"name": "gpus", "train.gpus": True}))
+    with pytest.raises(ConfigError, match="unknown protocols"):
+        train(recipe.change({"name": "protocol", "protocols": ["bleu"]}))
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("r2kg.training.checkpoint.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match=r"needs .* GB.*make room"):
+        train(recipe.change({"name": "full"}))

@@ -1,0 +1,267 @@
+"""A study's triples as arrays: exact, the same bytes, refused when hostile, batched as PyG does."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Batch, Data
+
+from shards.errors import ConfigError, DataError
+from shards.graphs.subgraph import (
+    EMPTY,
+    Graph,
+    Subgraph,
+    Vocabulary,
+    collate_disjoint,
+    collate_padded,
+    pack,
+    subgraph_of,
+    unpack,
+)
+from shards.graphs.triples import TripleFile, read_graph
+
+WORDS = Vocabulary(("effusion", "heart", "left", "lung", "opacity"), ("located_at", "modify"))
+TRIPLES = [("opacity", "located_at", "lung"), ("left", "modify", "effusion"), ("opacity", "located_at", "lung")]
+
+
+def drawn(seed: int, nodes: int, edges: int) -> Subgraph:
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, max(nodes, 1), (2, edges if nodes else 0))
+    return Subgraph(np.sort(rng.choice(50, nodes, replace=False)), index, rng.integers(0, 3, index.shape[1]))
+
+
+def assert_equal(one: Subgraph, other: Subgraph) -> None:
+    for left, right in zip(one, other, strict=True):
+        assert left.dtype == right.dtype == np.int64 and np.array_equal(left, right)
+
+
+def test_triples_become_the_graph_they_say() -> None:
+    graph = subgraph_of(TRIPLES, WORDS)
+    names = [WORDS.nodes[i] for i in graph.node]
+    said = {
+        (names[h], WORDS.relations[r], names[t]) for (h, t), r in zip(graph.edge_index.T, graph.edge_type, strict=True)
+    }
+    assert names == ["effusion", "left", "lung", "opacity"] and said == set(TRIPLES)
+    assert graph.edge_index.shape == (2, 2), "a triple that is said twice is one edge"
+
+
+def test_unknown_names_are_left_out_with_their_triples() -> None:
+    strange = [("opacity", "located_at", "shoulder"), ("heart", "is", "left"), ("clip", "modify", "wire")]
+    graph = subgraph_of(strange, WORDS)
+    assert [WORDS.nodes[i] for i in graph.node] == ["heart", "left", "opacity"] and graph.edge_index.shape == (2, 0)
+    assert subgraph_of(strange[2:], WORDS) is None and subgraph_of([], WORDS) is None
+
+
+def test_the_part_of_a_graph_has_all_its_edges_and_no_others() -> None:
+    edges = ((0, 1, 0), (1, 0, 1), (3, 3, 0), (4, 3, 0), (4, 2, 1))
+    graph = Graph(WORDS, edges)
+    part = graph.induced({0, 1, 3})
+    back = {
+        (*part.node[edge].tolist(), kind) for edge, kind in zip(part.edge_index.T, part.edge_type.tolist(), strict=True)
+    }
+    assert back == set(edges[:3]) and part.node.tolist() == [0, 1, 3]
+    assert graph.induced(set()) is None
+
+
+def test_the_same_graph_is_the_same_bytes_whenever_it_is_packed() -> None:
+    data = pack(subgraph_of(TRIPLES, WORDS))
+    assert pack(subgraph_of(TRIPLES[::-1], WORDS)) == data
+    assert {info.date_time for info in zipfile.ZipFile(io.BytesIO(data)).infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.parametrize(("nodes", "edges"), [(0, 0), (1, 0), (7, 12)])
+def test_packing_loses_nothing_and_numpy_reads_it(nodes: int, edges: int) -> None:
+    graph = drawn(0, nodes, edges)
+    data = pack(graph)
+    assert_equal(unpack(data, 50, 3), graph)
+    with np.load(io.BytesIO(data), allow_pickle=False) as plain:
+        assert_equal(Subgraph(**plain), graph)
+    assert unpack(b"") is EMPTY
+
+
+def npz(compressed: bool = False, **arrays: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(out, **arrays)
+    return out.getvalue()
+
+
+GOOD = {"node": np.arange(3), "edge_index": np.zeros((2, 4), np.int64), "edge_type": np.zeros(4, np.int64)}
+
+
+def claims(shape: tuple) -> bytes:
+    """An .npz whose `node` says it is of another shape than it is."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, array in GOOD.items():
+            file = io.BytesIO()
+            np.save(file, array)
+            data = file.getvalue()
+            if name == "node":
+                said = str(shape).encode()
+                data = data.replace(b"(3,), }" + b" " * (len(said) - 4), said + b", }") if len(said) > 4 else data
+            archive.writestr(f"{name}.npy", data)
+    return out.getvalue()
+
+
+def test_a_bomb_and_a_lie_cost_no_memory() -> None:
+    bomb = npz(compressed=True, **GOOD | {"node": np.zeros(30_000_000, np.int64)})
+    assert len(bomb) < 400_000
+    with pytest.raises(DataError, match="compressed or claims more"):
+        unpack(bomb)
+    for shape in ((10**12,), (10**9, 10**9)):
+        lie = claims(shape)
+        assert str(shape).encode() in lie
+        with pytest.raises(DataError, match="node (claims|is int64)"):
+            unpack(lie)
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"no zip", "not a zip"),
+        (npz(**GOOD)[:-30], "not a subgraph"),
+        (npz(**GOOD).replace(b"\x93NUMPY\x01", b"\x93NUMPY\x02"), "not a subgraph"),
+        (npz(node=np.arange(3)), "it holds node"),
+        (npz(**GOOD, more=np.arange(2)), "it holds edge_index"),
+        (npz(**GOOD | {"node": np.array([print], object)}), "object"),
+        (npz(**GOOD | {"node": np.zeros(3)}), "float64"),
+        (npz(**GOOD | {"node": np.zeros((3, 1), np.int64)}), "shapes"),
+        (npz(**GOOD | {"edge_type": np.zeros(5, np.int64)}), "shapes"),
+        (npz(**GOOD | {"node": np.array([0, 1, 9])}), "node has values 0 to 9, outside 0 to 5"),
+        (npz(**GOOD | {"edge_index": np.full((2, 4), 3)}), "edge_index has values 3 to 3"),
+        (npz(**GOOD | {"edge_index": np.full((2, 4), -1)}), "edge_index has values -1"),
+        (npz(**GOOD | {"edge_type": np.full(4, 2)}), "edge_type has values 2 to 2"),
+    ],
+)
+def test_hostile_bytes_are_refused(data: bytes, cause: str) -> None:
+    with pytest.raises(DataError, match=cause):
+        unpack(data, 5, 2)
+
+
+def test_any_flipped_byte_is_refused_or_harmless() -> None:
+    data, rng = npz(**GOOD), np.random.default_rng(0)
+    for at in rng.choice(len(data), 300):
+        changed = bytearray(data)
+        changed[at] ^= int(rng.integers(1, 256))
+        try:
+            graph = unpack(bytes(changed), 5, 2)
+        except DataError:
+            continue
+        assert len(graph.node) == 3 and graph.edge_index.max() < 3 and graph.edge_type.max() < 2
+
+
+GRAPHS = [drawn(1, 4, 6), EMPTY, drawn(2, 1, 0), drawn(3, 9, 20)]
+
+
+def test_disjoint_batches_are_those_of_pyg() -> None:
+    ours = collate_disjoint(GRAPHS)
+    items = [
+        Data(x=torch.tensor(g.node), edge_index=torch.tensor(g.edge_index), edge_type=torch.tensor(g.edge_type))
+        for g in GRAPHS
+    ]
+    theirs = Batch.from_data_list(items)
+    for name, wanted in (("node", "x"), ("edge_index", "edge_index"), ("edge_type", "edge_type"), ("graph", "batch")):
+        assert torch.equal(torch.tensor(ours[name]), getattr(theirs, wanted)), name
+    assert {name: array.shape for name, array in collate_disjoint([]).items()} == {
+        "node": (0,), "edge_index": (2, 0), "edge_type": (0,), "graph": (0,)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [(None, None), (9, 20), (12, 31)])
+def test_padded_batches_hold_every_graph_and_zeros(limits: tuple) -> None:
+    padded = collate_padded(GRAPHS, *limits)
+    n, e = limits[0] or 9, limits[1] or 20
+    assert padded["node"].shape == (4, n) and padded["edge_index"].shape == (4, 2, e)
+    for row, graph in enumerate(GRAPHS):
+        there, edges = padded["node_mask"][row], padded["edge_mask"][row]
+        assert there.sum() == len(graph.node) and edges.sum() == len(graph.edge_type)
+        found = Subgraph(
+            padded["node"][row][there], padded["edge_index"][row][:, edges], padded["edge_type"][row][edges]
+        )
+        assert_equal(found, graph)
+        assert not padded["node"][row][~there].any() and not padded["edge_index"][row][:, ~edges].any()
+    with pytest.raises(ConfigError, match="9 nodes or 20 edges, max_nodes=8 and max_edges=20"):
+        collate_padded(GRAPHS, 8)
+
+
+def test_triple_files_are_read_record_by_record_and_again_by_place(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_bytes(
+        b'\xef\xbb\xbfid,head,relation,tail,note\r\na, lung ,is,"clear, both",x\r\n\r\nb,"two\nlines?",is,y,\r\n'
+    )
+    with pytest.raises(DataError, match="line 4 is malformed: head is no name"):
+        list(TripleFile(table).entries())
+    table.write_bytes(table.read_bytes().replace(b"two\nlines?", b"heart"))
+    lines = tmp_path / "t.jsonl"
+    lines.write_text('{"id": "a", "triples": [["lung", "is", "clear, both"]]}\n\n{"key": "b", "triples": []}')
+    for path, by_key in ((table, [False, False]), (lines, [False, True])):
+        file = TripleFile(path)
+        entries = list(file.entries())
+        assert [(e.study, e.by_key) for e in entries] == list(zip("ab", by_key, strict=True))
+        assert entries[0].triples == (("lung", "is", "clear, both"),) and entries[1].line == (4 if path is table else 3)
+        spans = [(e.at, e.size) for e in entries][::-1]
+        assert list(file.read(spans)) == [e.triples for e in entries][::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("t.csv", b"head,relation,tail\na,b,c\n", "names no study"),
+        ("t.csv", b"id,head,tail\na,b,c\n", "lacks relation in the 3 cells of its first line"),
+        ("t.csv", b"", "lacks head, relation, tail"),
+        ("t.csv", b"id,head,relation,tail\na,b,c,d\na,b,c\n", "line 3 is malformed: 3 cells where the header has 4"),
+        ("t.csv", b"id,head,relation,tail\na,b,c,d\na,b,c,\n", "line 3 is malformed: tail is no name"),
+        ("t.csv", b'id,head,relation,tail\na,b,"c,d\na,b,c,d\n', "line 2 is malformed"),
+        ("t.csv", b"id,head,relation,tail\na,b,\xff,d\n", "line 2 is not UTF-8"),
+        ("t.csv", b"id,head,relation,tail\na,b,c," + b"x" * 501, "line 2 is malformed: tail is no name.*501"),
+        ("t.jsonl", b'{"id": "a", "triples": []}\n{"id": "a", "triples": [["a", "b"]]}', "line 2 is malformed"),
+        ("t.jsonl", b'{"id": "a"}', "line 1 is malformed"),
+        ("t.jsonl", b'{"triples": []}', "line 1 is malformed: key or id|line 1 is malformed: id is no name"),
+        ("t.jsonl", b'{"id": "a", "triples": [["a", 1, "c"]]}', "line 1 is malformed: relation is no name"),
+        ("t.jsonl", b'\n{"id": "a", "tri', "line 2 is malformed: not JSON"),
+        ("t.jsonl", b"[" * 100_000, "line 1 is malformed"),
+    ],
+)
+def test_malformed_lines_are_named_and_not_quoted(tmp_path: Path, name: str, content: bytes, cause: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=cause):
+        list(TripleFile(tmp_path / name).entries())
+
+
+def test_what_is_no_triple_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="t.csv is missing"):
+        TripleFile(tmp_path / "t.csv")
+    with pytest.raises(ConfigError, match=r"give a .csv or a .jsonl"):
+        TripleFile(tmp_path / "t.txt")
+
+
+def test_graphs_are_read_from_both_forms(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("head,relation,tail,count\nlung,is,clear,9\nheart,is,big,2\nlung,is,clear,1\n")
+    graph = read_graph(tmp_path / "g.csv")
+    assert graph.vocabulary == Vocabulary(("big", "clear", "heart", "lung"), ("is",))
+    assert graph.edges == ((3, 1, 0), (2, 0, 0))
+    content = {"nodes": ["lung", "clear"], "relations": ["is"], "triples": [["lung", "is", "clear"]]}
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    assert read_graph(tmp_path / "g.json") == Graph(Vocabulary(("lung", "clear"), ("is",)), ((0, 1, 0),))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("g.json", '{"nodes": ["a"], "relations": ["r"]}', "no object with lists"),
+        ("g.json", '{"nodes": ["a"], "relations": ["r"], "triples": [["a", "r", "b"]]}', r"triples\[0\] names what"),
+        ("g.json", '{"nodes": ["a", "a"], "relations": ["r"], "triples": [["a", "r", "a"]]}', "listed twice"),
+        ("g.json", '{"nodes": ["a"], "relations": ["r"], "triples": []}', "no triples"),
+        ("g.json", '{"nodes": [', "line 1 is malformed"),
+        ("g.csv", "head,tail\na,b\n", "lacks relation"),
+        ("g.csv", "head,relation,tail\na,,b\n", "line 2 is malformed"),
+    ],
+)
+def test_what_is_no_graph_is_refused(tmp_path: Path, name: str, content: str, cause: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=cause):
+        read_graph(tmp_path / name)

@@ -1,0 +1,220 @@
+"""Phantom films: deterministic, exact, and readable only from their pixels."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from shards.errors import ConfigError
+from shards.sources import SOURCES, open_source
+from shards.sources.phantom.anatomy import KINDS, Finding, sample_anatomy, study_rng
+from shards.sources.phantom.frontal import draw_frontal
+from shards.sources.phantom.lateral import draw_lateral
+from shards.sources.phantom.report import CHEXPERT, NORMAL, OWN, WORDS, labels_of, triples_of, write_report
+from shards.sources.phantom.source import Phantom
+
+CASES = [Phantom().case(index) for index in range(400)]
+SIDED = [(name, side) for name, kind in KINDS.items() for side in kind.sides if side in ("right", "left")]
+
+
+def one(name: str, grade: int = 2) -> Finding:
+    kind = KINDS[name]
+    return Finding(name, kind.sides[0], kind.zones[0], grade, (0.08, 0.35, 0.65, 1.0)[grade])
+
+
+def change(body, finding: Finding, draw=draw_frontal) -> np.ndarray:
+    return np.abs(draw(body, (finding,), 128).astype(int) - draw(body, (), 128).astype(int))
+
+
+def test_a_study_depends_on_seed_and_index_alone():
+    small, large = Phantom(studies=20, size=96), Phantom(studies=50, size=96)
+    study, films = small.read(small.items()[7])
+    again, same = large.read(large.items()[7])
+    assert (study.report, study.labels, study.triples) == (again.report, again.labels, again.triples)
+    assert all(np.array_equal(a, b) for a, b in zip(films, same, strict=True))
+    other, different = Phantom(studies=20, size=96, seed=1).read(small.items()[7])
+    assert not np.array_equal(films[0], different[0])
+    assert other.provenance["seed"] == "1"
+
+
+@pytest.mark.parametrize(("size", "views"), [(256, 2), (100, 1)])
+def test_films_and_record(size: int, views: int):
+    source = Phantom(studies=3, size=size, views=views)
+    for item in source.items():
+        study, films = source.read(item)
+        assert [film.shape for film in films] == [(size, size)] * views
+        assert all(film.dtype == np.uint8 and 20 < film.mean() < 235 and film.std() > 25 for film in films)
+        assert [view.position for view in study.views] == ["frontal", "lateral"][:views]
+        assert (study.id, study.patient, study.split, study.target) == (item.id, item.id, item.split, "")
+        assert study.report == study.sections["findings"]
+
+
+def test_splits_are_disjoint_and_of_stated_size():
+    items = Phantom(studies=200, val_fraction=0.1, test_fraction=0.15).items()
+    assert len({item.id for item in items}) == 200
+    assert Counter(item.split for item in items) == {"train": 150, "val": 20, "test": 30}
+    assert [i.split for i in items] != [i.split for i in Phantom(studies=200, seed=1).items()]
+
+
+def test_prevalence():
+    count = Counter(f.name for _, findings, _ in CASES for f in findings)
+    share = {name: count[name] / len(CASES) for name in KINDS}
+    assert 0.20 < sum(not findings for _, findings, _ in CASES) / len(CASES) < 0.33
+    assert all(0.18 < share[name] < 0.34 for name in ("Cardiomegaly", "Pleural Effusion"))
+    assert all(0.03 < share[name] < 0.18 for name in set(KINDS) - {"Cardiomegaly", "Pleural Effusion"})
+    assert max(len(findings) for _, findings, _ in CASES) == 4
+
+
+def test_report_says_what_was_planted_and_denies_the_rest():
+    for _, findings, report in CASES:
+        planted, sentences = {f.name for f in findings}, [s.strip().lower() for s in report.split(".") if s.strip()]
+        assert 5 <= len(sentences) <= 7
+        for name, words in WORDS.items():
+            said = [s for s in sentences if words.term in s]
+            denied = all(
+                s.startswith(("no ", "neither ")) or "absent" in s or "no fracture" in s or "without" in s for s in said
+            )
+            assert bool(said) and not denied if name in planted else denied, (name, report)
+
+
+def test_labels_agree_with_the_plan_and_with_hedging():
+    for _, findings, report in CASES:
+        labels, grades = labels_of(findings), {f.name: f.grade for f in findings}
+        assert set(labels) == {*CHEXPERT, *OWN}
+        for name in KINDS:
+            assert (
+                labels[name] in ((-1,) if grades[name] == 0 else (1,)) if name in grades else labels[name] in (0, None)
+            )
+        assert (labels["Support Devices"] == 1) == bool({"Pacemaker", "Central Line"} & set(grades))
+        assert (labels["Pneumonia"] == -1) == ("suggestive of pneumonia" in report)
+        hedged = sum(report.count(word) for word in ("There may be", "is possible", "Questionable"))
+        assert hedged == sum(grade == 0 for grade in grades.values())
+
+
+def test_normal_statement_denies_its_labels():
+    labels = labels_of(())
+    assert labels["No Finding"] == 1
+    assert {name for name, value in labels.items() if value == 0} == {
+        n for normal in NORMAL.values() for n in normal.denies
+    }
+    assert labels_of((one("Pacemaker"),))["No Finding"] == 1
+    assert labels_of((one("Consolidation", grade=0),))["Lung Opacity"] == -1
+
+
+def test_triples_stand_verbatim_in_the_report():
+    for _, findings, report in CASES:
+        text = report.lower()
+        for head, relation, tail in triples_of(findings):
+            assert relation in ("modify", "located_at", "suggestive_of")
+            assert head in text and tail in text, (head, tail, report)
+
+
+def test_triples_of_a_known_study():
+    findings = (
+        Finding("Cardiomegaly", grade=1),
+        Finding("Edema", grade=2),
+        Finding("Pleural Effusion", side="left", grade=3),
+    )
+    assert triples_of(findings) == (
+        ("mild", "modify", "cardiomegaly"),
+        ("moderate", "modify", "pulmonary edema"),
+        ("pulmonary edema", "located_at", "both lungs"),
+        ("pulmonary edema", "suggestive_of", "heart failure"),
+        ("large", "modify", "pleural effusion"),
+        ("pleural effusion", "located_at", "left base"),
+    )
+
+
+def test_phrasing_varies_and_facts_do_not():
+    findings = (one("Consolidation"), one("Pleural Effusion"))
+    reports = {write_report(findings, np.random.default_rng(k)) for k in range(30)}
+    assert len(reports) > 5
+    assert all("right upper zone" in r and "moderate pleural effusion" in r.lower() for r in reports)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_finding_changes_the_frontal_film(name: str, index: int):
+    difference = change(sample_anatomy(study_rng(3, index)), one(name))
+    assert (difference > 12).sum() > 12
+    assert (difference > 0).mean() < 0.7
+
+
+@pytest.mark.parametrize(("name", "side"), [pair for pair in SIDED if pair[0] not in ("Central Line", "Scoliosis")])
+def test_the_change_is_on_the_stated_side(name: str, side: str):
+    for index in range(3):
+        body = sample_anatomy(study_rng(4, index))
+        columns = change(body, Finding(name, side, KINDS[name].zones[-1])).sum(axis=0)
+        right, left = columns[:64].sum(), columns[64:].sum()
+        assert (right > 1.5 * left) if side == "right" else (left > 1.5 * right)
+
+
+def test_the_spine_bends_to_the_stated_side():
+    body = sample_anatomy(study_rng(4, 0))
+    plain = draw_frontal(body, (), 128).astype(int)
+    for side, sign in (("right", -1), ("left", 1)):
+        gain = (draw_frontal(body, (Finding("Scoliosis", side, severity=1.0),), 128) - plain)[45:65].sum(axis=0)
+        assert sign * (gain.argmax() - gain.argmin()) > 3
+
+
+def test_a_central_line_enters_from_the_stated_side():
+    body = sample_anatomy(study_rng(4, 0))
+    entry = {side: change(body, Finding("Central Line", side))[:20].sum(axis=0).argmax() for side in ("right", "left")}
+    assert entry["right"] < 60 < 68 < entry["left"]
+
+
+@pytest.mark.parametrize(
+    "name", ["Cardiomegaly", "Pleural Effusion", "Consolidation", "Lung Lesion", "Edema", "Pacemaker"]
+)
+def test_the_lateral_film_shows_it_too(name: str):
+    assert (change(sample_anatomy(study_rng(5, 0)), one(name), draw_lateral) > 12).sum() > 12
+
+
+def test_severity_is_visible():
+    body = sample_anatomy(study_rng(6, 0))
+    for name in ("Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Consolidation", "Edema"):
+        amounts = [change(body, one(name, grade)).sum() for grade in range(4)]
+        assert amounts == sorted(amounts), name
+
+
+def test_fluid_stays_visible_below_a_pneumothorax():
+    body = sample_anatomy(study_rng(6, 0))
+    air, fluid = Finding("Pneumothorax", "left", severity=1.0), Finding("Pleural Effusion", "left", severity=1.0)
+    both, only_air = (draw_frontal(body, planted, 128).astype(int) for planted in ((fluid, air), (air,)))
+    assert (both - only_air)[85:110, 95:115].max() > 80
+
+
+def test_mean_brightness_gives_nothing_away():
+    brightness = [draw_frontal(body, findings, 64).mean() for body, findings, _ in CASES]
+    for name in ("Cardiomegaly", "Pleural Effusion", "Consolidation", "Atelectasis", "Pneumothorax"):
+        auroc = roc_auc_score([name in {f.name for f in findings} for _, findings, _ in CASES], brightness)
+        assert 0.2 < auroc < 0.8, (name, auroc)
+
+
+def test_source_opens_by_name_and_pickles():
+    source = open_source("phantom", studies=4, size=64)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.items() == source.items() and copy.drops == []
+    assert set(SOURCES) >= {"phantom", "iu_xray"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"studies": 0}, "studies=0"),
+        ({"size": 32}, "size=32"),
+        ({"views": 3}, "views=3"),
+        ({"val_fraction": 0.6, "test_fraction": 0.4}, "training split"),
+        ({"colour": "red"}, "no option colour"),
+    ],
+)
+def test_impossible_requests_are_refused(options: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        open_source("phantom", **options)
+
+
+def test_unknown_source_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="phantom"):
+        open_source("fantom")

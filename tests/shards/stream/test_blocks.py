@@ -1,0 +1,199 @@
+"""The stream gives every rank its slice of every step, whatever the consumers' speed, and names what it cannot read."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray.data import Dataset
+
+from shards.errors import DataError
+from shards.films.stored import decode
+from shards.stream.blocks import BLOCK_BYTES, Rows, read_batches, read_block, rows_per_block, split, stream_blocks
+from shards.stream.index import Index
+from shards.stream.order import plan, sequential_blocks
+from shards.stream.records import read_targets
+from shards.study import Study
+from shards.tars.manifest import read_manifest
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+SIZE, VIEWS, BATCH = 32, 3, 6
+
+
+def consume(dataset: Dataset, world: int, micro: int, delays: tuple[float, ...] = (0, 0)) -> list[list[Rows]]:
+    """Micro-batches of every rank, read at the same time by consumers of different speed."""
+    ranks: list[list[Rows]] = [[] for _ in range(world)]
+
+    def read(rank: int, iterator) -> None:
+        for rows in read_batches(iterator, micro):
+            ranks[rank].append(rows)
+            time.sleep(delays[rank])
+
+    threads = [threading.Thread(target=read, args=(r, it)) for r, it in enumerate(split(dataset, world))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ranks
+
+
+def joined(batches: list[Rows], field: str) -> list:
+    return np.concatenate([rows[field] for rows in batches]).tolist()
+
+
+@pytest.mark.parametrize(("world", "micro", "delays"), [(1, 3, (0.0,)), (2, 3, (0.0, 0.05)), (2, 1, (0.02, 0.0))])
+def test_each_rank_gets_its_slice_of_every_step(phantom_shards: Path, world: int, micro: int, delays: tuple) -> None:
+    index = Index.open(phantom_shards, "train")
+    blocks = plan(len(index), 3, 5 * BATCH, 13, BATCH, world, rows_per_block=12)
+    ranks = consume(stream_blocks(phantom_shards, "train", blocks, SIZE, VIEWS), world, micro, delays)
+    for rank, batches in enumerate(ranks):
+        mine = [block for block in blocks if block.rank == rank]
+        assert joined(batches, "index") == np.concatenate([block.index.ravel() for block in mine]).tolist()
+        assert joined(batches, "step") == np.repeat(np.arange(5, 18), BATCH // world).tolist()
+        assert all(len(rows["valid"]) == micro and rows["valid"].all() for rows in batches)
+
+
+def test_rows_keep_their_contract(phantom_shards: Path) -> None:
+    index = Index.open(phantom_shards, "train")
+    blocks = plan(len(index), 0, 0, 2, BATCH, 1, rows_per_block=12)
+    [rows] = consume(stream_blocks(phantom_shards, "train", blocks, SIZE, VIEWS, index=index), 1, 12)[0]
+    assert rows["images"].shape == (12, VIEWS, SIZE, SIZE)
+    assert rows["images"].dtype == np.uint8
+    assert rows["view_mask"].tolist() == [[True, True, False]] * 12
+    assert not rows["images"][:, 2].any()
+    assert set(rows["bad"]) == {""}
+    for image, study, record in zip(rows["images"], rows["index"], rows["record"], strict=True):
+        assert Study.model_validate_json(record).key == index.keys[study].decode()
+        films, _ = index.read(study)
+        assert (image[1] == decode(films[1], SIZE)).all()
+
+
+def test_sequential_blocks_give_each_study_once_and_fill_with_invalid_rows(phantom_shards: Path) -> None:
+    index = Index.open(phantom_shards, "test")
+    blocks = sequential_blocks(len(index), 2, 4, rows_per_block=4)
+    ranks = consume(stream_blocks(phantom_shards, "test", blocks, SIZE, 1), 2, 4)
+    assert len(joined(ranks[0], "index")) == len(joined(ranks[1], "index"))
+    rows = [
+        row
+        for batches in ranks
+        for row in zip(joined(batches, "index"), joined(batches, "valid"), joined(batches, "record"), strict=True)
+    ]
+    assert sorted(i for i, valid, _ in rows if valid) == list(range(len(index)))
+    assert {(i, record) for i, valid, record in rows if not valid} == {(-1, "")}
+
+
+@pytest.fixture
+def damaged(phantom_shards: Path, tmp_path: Path) -> Path:
+    """The shards with one film and one record of the first training tar overwritten, sizes unchanged."""
+    root = tmp_path / "damaged"
+    shutil.copytree(phantom_shards, root)
+    tar = root / "train-00000.tar"
+    data = bytearray(tar.read_bytes())
+    entries = json.loads(tar.with_suffix(".index.json").read_text())["studies"]
+    for entry, member in ((entries[3], "1.jpg"), (entries[7], "json")):
+        at, size = entry["members"][member]
+        data[at : at + size] = b"\0" * size
+    tar.write_bytes(data)
+    return root
+
+
+def test_unreadable_studies_become_invalid_rows_that_say_why(damaged: Path) -> None:
+    index = Index.open(damaged, "train")
+    [rows] = consume(stream_blocks(damaged, "train", sequential_blocks(16, 1, 16), SIZE, 2), 1, 16)[0]
+    bad = np.flatnonzero(~rows["valid"])
+    assert bad.tolist() == [3, 7]
+    assert not rows["images"][bad].any() and not rows["view_mask"][bad].any()
+    assert rows["record"][bad].tolist() == ["", ""]
+    for row, cause in (
+        (3, "in train-00000.tar are not those that were written"),
+        (7, "are not those that were written"),
+    ):
+        assert rows["bad"][row].startswith(index.keys[row].decode()) and cause in rows["bad"][row]
+    assert (rows["bad"][rows["valid"]] == "").all()
+
+
+def test_strict_policy_raises_the_cause_itself(damaged: Path) -> None:
+    dataset = stream_blocks(damaged, "train", sequential_blocks(16, 1, 16), SIZE, 2, on_bad="fail")
+    with pytest.raises(DataError, match="phantom-.*in train-00000.tar are not those that were written"):
+        list(read_batches(split(dataset, 1)[0], 16))
+
+
+def test_a_tar_cut_after_its_index_was_read_is_named(damaged: Path) -> None:
+    tar = damaged / "train-00000.tar"
+    tar.write_bytes(tar.read_bytes()[:20_000])
+    rows = read_block(Index.open(damaged, "train"), sequential_blocks(16, 1, 16)[0], SIZE, 2)
+    assert not rows["valid"].all()
+    assert "train-00000.tar breaks off" in rows["bad"][15]
+
+
+def test_a_torn_index_is_made_again_from_a_whole_tar(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "torn"))
+    (root / "train-00001.index.json").write_bytes(b'{"version": 2, "na')
+    with pytest.raises(DataError, match=r"train-00001.index.json cannot be read.*r2kg shard"):
+        Index.open(root, "train")
+    whole, again = Index.open(phantom_shards, "train"), Index.open(root, "train", "skip")
+    for field in ("keys", "tar", "record", "films"):
+        assert (getattr(whole, field) == getattr(again, field)).all()
+    rows = [read_block(index, sequential_blocks(45, 1, 45)[0], SIZE, 2) for index in (whole, again)]
+    assert rows[1]["valid"].all() and (rows[0]["images"] == rows[1]["images"]).all()
+
+
+def test_a_torn_index_of_a_torn_tar_leaves_its_studies_listed_by_number(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "torn"))
+    (root / "train-00001.index.json").unlink()
+    (root / "train-00001.tar").write_bytes((root / "train-00001.tar").read_bytes()[:-3000])
+    index = Index.open(root, "train", "skip")
+    rows = read_block(index, sequential_blocks(45, 1, 45)[0], SIZE, 2)
+    assert len(index) == 45 and rows["valid"].sum() == 45 - 16
+    bad = [text for text in rows["bad"] if text]
+    assert [text.partition(": ")[0] for text in bad] == [f"train-00001-{number}" for number in range(16)]
+    assert all("torn and the tar is not whole" in text for text in bad)
+    unread: dict[str, str] = {}
+    assert len(read_targets(root, "train", unread)) == 29 and len(unread) == 16
+
+
+def test_one_changed_bit_of_a_film_is_noticed(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "bit"))
+    index = Index.open(root, "train")
+    at, size = index.films[4, 1].tolist()
+    with (root / index.tars[0]).open("r+b") as tar:
+        tar.seek(at + size // 2)
+        byte = tar.read(1)[0] ^ 4
+        tar.seek(at + size // 2)
+        tar.write(bytes([byte]))
+    rows = read_block(Index.open(root, "train"), sequential_blocks(45, 1, 45)[0], SIZE, 2)
+    assert np.flatnonzero(~rows["valid"]).tolist() == [4]
+
+
+def test_a_tar_written_anew_is_not_read_through_the_old_file(phantom_shards: Path, tmp_path: Path) -> None:
+    from shards.sources.phantom.source import Phantom
+    from shards.tars.write import write_shards
+
+    films = []
+    for seed in (0, 1):
+        write_shards(Phantom(studies=6, size=64, seed=seed), tmp_path, size=64)
+        films.append(read_block(Index.open(tmp_path, "train"), sequential_blocks(4, 1, 4)[0], SIZE, 1)["images"])
+    assert (films[0] != films[1]).any()
+
+
+def test_missing_split_and_missing_shards_are_named(phantom_shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no studies of split 'dev'.*train, val, test"):
+        Index.open(phantom_shards, "dev")
+    with pytest.raises(DataError, match="neither manifest.json nor train"):
+        Index.open(tmp_path, "train")
+
+
+def test_blocks_are_bounded_and_small_runs_still_get_several() -> None:
+    assert rows_per_block(224, 2, 10**6) == BLOCK_BYTES // (2 * 224 * 224)
+    assert rows_per_block(64, 1, 100) == 25
+    assert rows_per_block(4096, 2, 100) == 1
+
+
+def test_manifest_and_index_agree(phantom_shards: Path) -> None:
+    manifest = read_manifest(phantom_shards)
+    assert {name: len(Index.open(phantom_shards, name)) for name in manifest.splits} == {
+        name: count.studies for name, count in manifest.splits.items()
+    }

@@ -1,0 +1,69 @@
+"""The manifest notices every change to what it describes."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from shards.errors import DataError
+from shards.sources import SplitCount
+from shards.study import BadStudy, Drop
+from shards.tars.manifest import FILE, Manifest, Shard, fingerprint_of, read_manifest, sha256_of, write_manifest
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Manifest:
+    shards = []
+    for number in range(3):
+        path = tmp_path / f"train-{number:05d}.tar"
+        path.write_bytes(bytes([number]) * 1000)
+        shards.append(Shard(name=path.name, split="train", studies=2, images=4, bytes=1000, sha256=sha256_of(path)))
+    drops = [Drop(id=f"s{i}", reason=reason, detail="", split="train") for i, reason in enumerate("abb")]
+    manifest = Manifest(
+        source="phantom", licence="synthetic", cleaning="raw", size_px=64, quality=95,
+        splits={"train": SplitCount(studies=6, images=12)}, shards=tuple(shards), drops=tuple(drops),
+    )  # fmt: skip
+    return write_manifest(tmp_path, manifest)
+
+
+def test_what_is_written_is_read(written: Manifest, tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) == written
+    assert written.given == 9
+    assert list(written.drop_counts().items()) == [("b", 2), ("a", 1)]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_fingerprint_follows_any_content(written: Manifest) -> None:
+    shard = written.shards[1].model_copy(update={"sha256": "0" * 64})
+    assert fingerprint_of(written) == written.fingerprint
+    for change in ({"shards": (written.shards[0], shard)}, {"cleaning": "r2gen-2020-iu"}, {"drops": ()}):
+        assert fingerprint_of(written.model_copy(update=change)) != written.fingerprint
+
+
+def test_missing_manifest_says_how_to_make_shards(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest.json is missing there.*r2kg shard"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}'])
+def test_malformed_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(DataError, match="is not a manifest of version 1"):
+        read_manifest(tmp_path)
+
+
+def test_manifest_edited_by_hand_is_refused(written: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace('"licence": "synthetic"', '"licence": "mine"'))
+    with pytest.raises(DataError, match="was changed after it was written"):
+        read_manifest(tmp_path)
+
+
+def test_bad_study_survives_the_way_from_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(BadStudy("empty report", "nothing", "a.jpg")))
+    assert (error.reason, error.detail, error.file, str(error)) == (
+        "empty report",
+        "nothing",
+        "a.jpg",
+        "empty report: nothing",
+    )

@@ -1,0 +1,239 @@
+"""Shards: what is given is used or dropped by name, bytes depend on content alone, a broken run is resumed."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import webdataset
+from rich.console import Console
+
+from shards.errors import ConfigError, DataError
+from shards.films.raw import open_film
+from shards.sources.iu_xray.source import IuXray
+from shards.sources.phantom.source import Phantom
+from shards.stream.index import Index
+from shards.study import Study
+from shards.tars.fill import CONTROLS_REMOVED, Settings, is_blank, write_tar
+from shards.tars.manifest import FILE, read_manifest, sha256_of
+from shards.tars.receipt import counts_table, receipt_lines
+from shards.tars.shard_index import index_path, read_shard_index
+from shards.tars.show import find_study, study_lines, write_films
+from shards.tars.tally import FILM_IN_TWO_SPLITS, PATIENT_IN_TWO_SPLITS
+from shards.tars.verify import verify
+from shards.tars.write import plan_tars, recipe_of, write_shards
+
+Draw = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def entry_editor(number: int, **fields: object) -> Callable[[dict], None]:
+    """Edit one training entry of a drawn annotation."""
+    return lambda listing: listing["train"][number].update(fields)
+
+
+def files_of(root: Path) -> dict[str, str]:
+    """Name → sha256 of everything in a directory of shards."""
+    return {path.name: sha256_of(path) for path in sorted(root.iterdir())}
+
+
+def test_phantom_shards_hold_every_study_once(phantom_shards: Path) -> None:
+    manifest = read_manifest(phantom_shards)
+    verify(phantom_shards, manifest)
+    assert manifest.given == sum(count.studies for count in manifest.splits.values()) == 60
+    assert [shard.name for shard in manifest.shards][:2] == ["train-00000.tar", "train-00001.tar"]
+    assert sum(shard.images for shard in manifest.shards) == 120
+    keys = [key for split in manifest.splits for key in Index.open(phantom_shards, split).keys.tolist()]
+    assert len(set(keys)) == 60
+    assert not list(phantom_shards.glob(".*"))
+
+
+def test_plain_webdataset_reads_them(phantom_shards: Path) -> None:
+    shard = read_manifest(phantom_shards).shards[0]
+    samples = list(webdataset.WebDataset(str(phantom_shards / shard.name), shardshuffle=False))
+    index = read_shard_index(index_path(phantom_shards / shard.name))
+    assert [sample["__key__"] for sample in samples] == [entry.key for entry in index.studies]
+    for sample, entry in zip(samples, index.studies, strict=True):
+        assert sample["0.jpg"][:2] == sample["1.jpg"][:2] == b"\xff\xd8"
+        assert Study.model_validate_json(sample["json"]).key == entry.key
+        at, size = entry.members["1.jpg"]
+        assert (phantom_shards / shard.name).read_bytes()[at : at + size] == sample["1.jpg"]
+
+
+def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, tmp_path: Path) -> None:
+    source = Phantom(studies=60, size=64)
+    settings = Settings(out=str(tmp_path), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
+    for job in reversed(plan_tars(source.items(), 16, recipe_of(source, settings))):
+        write_tar(source, settings, job)
+    wanted = files_of(phantom_shards)
+    wanted.pop(FILE)
+    assert files_of(tmp_path) == wanted
+
+
+def test_whole_shards_are_kept_and_broken_ones_written_again(tmp_path: Path) -> None:
+    source = Phantom(studies=20, size=64)
+    first = write_shards(source, tmp_path, size=64, studies_per_shard=5)
+    before, written = files_of(tmp_path), {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("*.tar")}
+    tar = tmp_path / "train-00001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    index_path(tmp_path / "train-00002.tar").unlink()
+    (tmp_path / ".train-00002.tar.1.tmp").write_bytes(b"half")
+    (tmp_path / FILE).unlink()
+    (tmp_path / ".writing").touch()
+    assert write_shards(source, tmp_path, size=64, studies_per_shard=5) == first
+    assert files_of(tmp_path) == before
+    changed = {p.name for p in tmp_path.glob("*.tar") if p.stat().st_mtime_ns != written[p.name]}
+    assert changed == {"train-00001.tar", "train-00002.tar"}
+
+
+def test_other_settings_write_other_shards_and_old_ones_go(tmp_path: Path) -> None:
+    first = write_shards(Phantom(studies=20, size=64), tmp_path, size=64, studies_per_shard=5)
+    other = write_shards(Phantom(studies=20, size=64, seed=1), tmp_path, size=64, studies_per_shard=20)
+    assert first.fingerprint != other.fingerprint
+    assert {path.name for path in tmp_path.glob("*.tar")} == {shard.name for shard in other.shards}
+    verify(tmp_path, other)
+
+
+def test_bad_studies_are_dropped_by_name_and_counted(drawn_iu: Draw, tmp_path: Path) -> None:
+    def edit(listing: dict) -> None:
+        train = listing["train"]
+        train[0]["report"] = " \t\u00a0\u200b\n"
+        train[1]["report"] = None
+        train[2]["report"] = "The heart\x00 is \x07normal."
+        train[3]["report"] = "..."
+
+    raw = drawn_iu(train=6, edit=edit)
+    film = raw / "images" / "CXR4_IM-0004" / "1.png"
+    film.write_bytes(film.read_bytes()[:-200])
+    source = IuXray(raw)
+    manifest = write_shards(source, tmp_path / "out", size=64)
+    dropped = {drop.id: (drop.reason, drop.file) for drop in manifest.drops}
+    assert dropped == {
+        "CXR0_IM-0000": ("empty report", ""),
+        "CXR1_IM-0001": ("report is not a string", ""),
+        "CXR3_IM-0003": ("empty report", ""),
+        "CXR4_IM-0004": ("image does not decode", "CXR4_IM-0004/1.png"),
+    }
+    assert manifest.given == 8
+    assert manifest.splits["train"].studies == 2
+    assert manifest.warnings == {CONTROLS_REMOVED: ("CXR2_IM-0002",)}
+    index = Index.open(tmp_path / "out", "train")
+    study = Study.model_validate_json(index.record_of(0, index.read_record(0)))
+    assert (study.report, study.target) == ("The heart is normal.", "the heart is normal .")
+    with pytest.raises(DataError, match="CXR1_IM-0001.*report is not a string"):
+        write_shards(source, tmp_path / "strict", size=64, on_bad="fail")
+
+
+def test_strict_policy_stops_at_the_first_bad_study(drawn_iu: Draw, tmp_path: Path) -> None:
+    raw = drawn_iu(edit=entry_editor(2, report=""))
+    write_shards(IuXray(raw), tmp_path, size=64)
+    with pytest.raises(DataError, match="'CXR2_IM-0002' of split train: empty report"):
+        write_shards(IuXray(raw), tmp_path, size=64, on_bad="fail")
+
+
+def test_a_study_of_two_splits_is_refused_with_both_places(drawn_iu: Draw, tmp_path: Path) -> None:
+    def edit(listing: dict) -> None:
+        listing["test"].append({**listing["train"][1], "split": "test"})
+
+    with pytest.raises(DataError, match=r"id 'CXR1_IM-0001' is listed twice, as train entry 1 and as test entry 1"):
+        write_shards(IuXray(drawn_iu(edit=edit)), tmp_path, size=64)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_ids_that_become_one_key_are_refused(drawn_iu: Draw, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'cxr0_im-0000' become one shard key"):
+        write_shards(IuXray(drawn_iu(edit=entry_editor(1, id="cxr0_im-0000"))), tmp_path, size=64)
+
+
+def test_nothing_to_train_on_is_refused(drawn_iu: Draw, tmp_path: Path) -> None:
+    def blank(listing: dict) -> None:
+        for entry in listing["train"]:
+            entry["report"] = ""
+
+    with pytest.raises(DataError, match="every study of split 'train' was dropped: {'empty report': 4}"):
+        write_shards(IuXray(drawn_iu(edit=blank)), tmp_path / "out", size=64)
+    assert not (tmp_path / "out" / FILE).exists()
+
+
+def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="r2gen-2020-iu"):
+        write_shards(Phantom(studies=4, size=64), tmp_path, cleaning="no such")
+    with pytest.raises(ConfigError, match="quality=0"):
+        write_shards(Phantom(studies=4, size=64), tmp_path, quality=0)
+    (tmp_path / "theirs.tar").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"not written here \(theirs.tar\)"):
+        write_shards(Phantom(studies=4, size=64), tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path) -> None:
+    source = Phantom(studies=4, size=64)
+    settings = Settings(out=str(tmp_path), cleaning="raw", size=64, quality=95, on_bad="skip")
+    job = plan_tars(source.items(), 4, recipe_of(source, settings))[0]
+    (tmp_path / f".{job.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
+        write_tar(source, settings, job)
+    assert not list(tmp_path.iterdir())
+    assert len(write_tar(source, settings, job).studies) == len(job.items)
+
+
+def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
+    write_shards(Phantom(studies=8, size=64), tmp_path, size=64)
+    path = index_path(tmp_path / "train-00000.tar")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
+    with pytest.raises(DataError, match="its offsets belong to another tar"):
+        Index.open(tmp_path, "train")
+    path.write_text("{}")
+    with pytest.raises(DataError, match="run `r2kg shard` again"):
+        Index.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "blank"), [("", True), (" \t\u00a0\u200b\ufeff\x00\n", True), ("a", False), ("\x00.", False)]
+)
+def test_white_space_zero_width_and_controls_are_no_text(text: str, blank: bool) -> None:
+    assert is_blank(text) is blank
+
+
+def test_a_patient_in_two_splits_is_an_error_unless_it_is_to_be_reported(drawn_iu: Draw, tmp_path: Path) -> None:
+    def edit(listing: dict) -> None:
+        listing["test"].append({**listing["train"][0], "id": "CXR0_IM-0999", "split": "test"})
+
+    source = IuXray(drawn_iu(edit=edit))
+    with pytest.raises(DataError, match=r"1 patients are in more than one split \(CXR0: .*--overlap report"):
+        write_shards(source, tmp_path / "out", size=64)
+    assert not (tmp_path / "out" / FILE).exists()
+    manifest = write_shards(source, tmp_path / "out", size=64, overlap="report")
+    [patient] = manifest.warnings[PATIENT_IN_TWO_SPLITS]
+    assert patient.startswith("CXR0: ") and "train" in patient and "test" in patient
+    same = "cxr0_im-0000 (train) = cxr0_im-0999 (test)"
+    assert manifest.warnings[FILM_IN_TWO_SPLITS] == (same, same), "both films of that study"
+
+
+def test_the_receipt_sets_ours_beside_the_published_and_names_every_drop(drawn_iu: Draw, tmp_path: Path) -> None:
+    manifest = write_shards(IuXray(drawn_iu(edit=entry_editor(2, report=""))), tmp_path / "out", size=64)
+    printed = io.StringIO()
+    Console(file=printed, width=120).print(counts_table(manifest))
+    row = next(line for line in printed.getvalue().splitlines() if "train" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["train", "3", "2,069", "6", "4,138", "3", "–"]
+    told = "\n".join(receipt_lines(manifest))
+    assert "Dropped 1: empty report\n  CXR2_IM-0002 (train)" in told
+    assert "6 studies given, 5 used, 1 dropped." in told and manifest.fingerprint[:12] in told
+
+
+def test_one_study_is_shown_by_key_or_id(drawn_iu: Draw, tmp_path: Path) -> None:
+    raw = drawn_iu(edit=entry_editor(2, report=""))
+    write_shards(IuXray(raw), tmp_path / "out", size=64)
+    for name in ("CXR5_IM-0005", "cxr5_im-0005"):
+        index, row = find_study(tmp_path / "out", name)
+        told = "\n".join(study_lines(index, row))
+        assert "patient CXR5), test" in told and "film 1: " in told and "64x64 px" in told
+        assert "target: the heart is normal in size . film 5 is drawn ." in told
+    films = list(write_films(index, row, tmp_path / "shown"))
+    assert [path.name for path in films] == ["cxr5_im-0005.0.png", "cxr5_im-0005.1.png"]
+    assert open_film(films[0]).shape == (64, 64)
+    with pytest.raises(DataError, match="it was dropped .empty report"):
+        find_study(tmp_path / "out", "CXR2_IM-0002")
+    with pytest.raises(DataError, match="no study 'nobody'"):
+        find_study(tmp_path / "out", "nobody")

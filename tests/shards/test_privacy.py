@@ -1,0 +1,85 @@
+"""The fence: credentialed data goes under salted names, and errors of libraries lose their messages."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from shards.errors import ConfigError, DataError
+from shards.privacy import TERMS, fence, fenced, terms_of
+from shards.study import Study, View
+from shards.tars.private import PRIVATE, begin_names, names_for, write_private_lines
+
+MIMIC = "physionet-credentialed-1.5.0"
+TEXT = "The patient in bed four has a large effusion."
+
+
+def study(**fields: object) -> Study:
+    record = {
+        "key": "s1", "id": "s50414267", "patient": "p10000032", "split": "train", "report": TEXT, "target": TEXT,
+        "views": (View(file="files/p10/p10000032/s50414267/a.jpg"),), "provenance": {"source": "mimic_cxr", "row": "7"},
+    }  # fmt: skip
+    return Study.model_validate(record | fields)
+
+
+def test_unknown_terms_are_treated_as_credentialed() -> None:
+    assert terms_of("my-hospital").credentialed
+    assert {tag for tag, terms in TERMS.items() if terms.credentialed} == {MIMIC, "stanford-aimi-rua"}
+
+
+def test_open_data_keeps_its_names_and_needs_no_salt(tmp_path: Path) -> None:
+    names = begin_names(tmp_path, "synthetic")
+    assert (names.key("CXR1_IM-1"), names.id("CXR1_IM-1"), names.patient("CXR1")) == ("cxr1_im-1", "CXR1_IM-1", "CXR1")
+    assert names.study(study()) == study() and not list(tmp_path.iterdir())
+
+
+def test_credentialed_studies_carry_no_name_of_their_owner(tmp_path: Path) -> None:
+    names = begin_names(tmp_path, MIMIC)
+    outside = names.study(study())
+    text = outside.model_dump_json(exclude={"report", "target"})
+    assert not [piece for piece in ("50414267", "10000032", "a.jpg") if piece in text]
+    assert outside.key == outside.id == names.key("s50414267") and outside.patient == names.patient("p10000032")
+    assert names.key("s50414268") != names.key("s50414267") and names.patient("") == ""
+    assert outside.report == TEXT, "the record itself is the data"
+
+
+def test_names_are_the_same_on_the_next_day_and_other_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    first = begin_names(one, MIMIC)
+    assert begin_names(one, MIMIC) == first == names_for(one, MIMIC)
+    assert begin_names(other, MIMIC).key("s1") != first.key("s1")
+    monkeypatch.setenv("R2KG_SALT", "ours")
+    assert begin_names(tmp_path / "a", MIMIC) == begin_names(tmp_path / "b", MIMIC)
+    with pytest.raises(ConfigError, match="R2KG_SALT is not the salt") as caught:
+        begin_names(one, MIMIC)
+    assert first.salt.decode() not in str(caught.value)
+    with pytest.raises(DataError, match="salt is missing"):
+        names_for(tmp_path / "copied without it", MIMIC)
+
+
+def test_private_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    write_private_lines(tmp_path, "a.jsonl", [{"key": "s1"}, {"key": "s2"}])
+    path = tmp_path / PRIVATE / "a.jsonl"
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["s1", "s2"]
+    assert (path.stat().st_mode & 0o077, path.parent.stat().st_mode & 0o077) == (0, 0)
+
+
+def test_messages_of_libraries_are_withheld_and_their_place_is_told() -> None:
+    with pytest.raises(RuntimeError, match="ValueError .*withheld.*test_privacy.py:") as caught, fence(MIMIC):
+        raise ValueError(f"cannot read {TEXT!r}")
+    assert TEXT not in str(caught.value) and caught.value.__suppress_context__
+    with pytest.raises(ValueError, match="large effusion"), fence(MIMIC, allow_text=True):
+        raise ValueError(TEXT)
+    with pytest.raises(ValueError, match="large effusion"), fence("cc-by-nc-nd-4.0"):
+        raise ValueError(TEXT)
+    ours = DataError("train-00000.tar is missing")
+    assert fenced(ours, MIMIC) is ours
+
+
+def test_a_record_that_does_not_fit_is_not_quoted() -> None:
+    with pytest.raises(ValidationError) as caught:
+        study(labels=TEXT, sections=[TEXT])
+    assert "effusion" not in str(caught.value)
