@@ -26,27 +26,27 @@ class Data(Part):
     features: str = ""
     """Directory or URL of features that `r2kg features` made of these shards with this run's frozen encoder: they are
     streamed in place of the films. Empty: films."""
-    views: int = Field(2, ge=1, le=8)
+    views: int = Field(default=2, ge=1, le=8)
     """Films taken per study, frontal first; studies with fewer are padded and masked."""
     on_bad: Literal["skip", "fail"] = "fail"
     """Shards that are damaged and studies that cannot be read. fail: stop, before the first step where it shows
     there; skip: go on, count and name every study that was not seen."""
     verify: Literal["sha256", "size"] = "sha256"
     """How shards are compared with their manifest before the run starts."""
-    chunk: int = Field(32, ge=1)
+    chunk: int = Field(default=32, ge=1)
     """Contiguous studies shuffled as one piece; 1 is a full shuffle, more keeps reads near-sequential."""
-    window: int = Field(64, ge=1)
+    window: int = Field(default=64, ge=1)
     """Chunks whose studies are mixed with one another."""
 
 
 class Lora(Part):
     """Low-rank adaptation (Hu et al. 2021) by peft."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank r of the update."""
-    alpha: int = Field(16, ge=1)
+    alpha: int = Field(default=16, ge=1)
     """Scale: the update is multiplied by alpha / rank."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on the adapter's input."""
 
 
@@ -59,7 +59,7 @@ class Vision(Part):
     """"timm": the pretrained weights timm names (needs the hub); "random"; or a local safetensors file."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments for timm.create_model that change the architecture (embed_dim, depths, ...)."""
-    image_px: int = Field(224, ge=16)
+    image_px: int = Field(default=224, ge=16)
     """Side of the square film the encoder sees, in pixels."""
     tuning: Literal["frozen", "lora", "full"] = "full"
     """frozen: R2GenGPT shallow; lora on attention query and value: delta; full: deep."""
@@ -83,19 +83,17 @@ class Llm(Part):
 class TinyLm(Part):
     """The small causal LM that stands in for a hub model when there is none: trained on the training reports."""
 
-    width: int = Field(128, ge=16)
+    width: int = Field(default=128, ge=16)
     """Hidden size."""
-    layers: int = Field(2, ge=1)
+    layers: int = Field(default=2, ge=1)
     """Transformer layers."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(default=4, ge=1)
     """Attention heads."""
-    vocabulary: int = Field(1000, ge=300)
+    vocabulary: int = Field(default=1000, ge=300)
     """Size of the byte-level BPE tokenizer, at most."""
-    seconds: float = Field(90, gt=0)
-    """Longest training time, seconds; a training that `epochs` ends is the same every time."""
-    epochs: int = Field(5, ge=1)
-    """Most passes over the training reports."""
-    lr: float = Field(2e-3, gt=0)
+    epochs: int = Field(default=5, ge=1)
+    """Passes over the training reports."""
+    lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW."""
 
 
@@ -103,7 +101,7 @@ class Model(Part):
     """The generator. With `graph` and `bank` None it is R2GenGPT (Wang et al. 2023)."""
 
     system: Literal["r2genkg"] = "r2genkg"
-    """Key of r2kg.systems.MODELS."""
+    """Key of r2kg.systems.SYSTEMS."""
     vision: Vision = Vision()
     """Image encoder."""
     llm: Llm = Llm()
@@ -114,24 +112,24 @@ class Model(Part):
     """Vision-token bank; None: no bank."""
     prompt: str = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
     """Instruction after the film's tokens."""
-    report_tokens: int = Field(100, ge=4)
+    report_tokens: int = Field(default=100, ge=4)
     """Report tokens the model is trained on; longer reports are cut."""
 
 
 class Decoding(Part):
     """How a report is read out of the language model."""
 
-    beams: int = Field(3, ge=1)
+    beams: int = Field(default=3, ge=1)
     """Beam width; 1 is greedy."""
     length_rule: Literal["hf", "r2gen"] = "hf"
     """hf: score / length**length_penalty (transformers); r2gen: summed log-probability, no normalisation."""
     length_penalty: float = 2.0
     """Exponent of the hf rule; above 0 favours longer reports."""
-    repetition_penalty: float = Field(2.0, gt=0)
+    repetition_penalty: float = Field(default=2.0, gt=0)
     """Divides the logits of tokens already written; 1 is off (hf rule only)."""
-    min_new_tokens: int = Field(0, ge=0)
+    min_new_tokens: int = Field(default=0, ge=0)
     """EOS is forbidden before this many tokens."""
-    max_new_tokens: int = Field(120, ge=1)
+    max_new_tokens: int = Field(default=120, ge=1)
     """Longest report, tokens."""
 
     @model_validator(mode="after")
@@ -147,23 +145,23 @@ class Decoding(Part):
 class Optim(Part):
     """AdamW and its schedule."""
 
-    lr: float = Field(1e-4, ge=0)
+    lr: float = Field(default=1e-4, ge=0)
     """Peak learning rate."""
     lr_of: dict[str, float] = Field(default_factory=dict)
     """Peak learning rate of a parameter group (vision, projection, llm) where it differs from `lr`."""
-    min_lr: float = Field(1e-6, ge=0)
+    min_lr: float = Field(default=1e-6, ge=0)
     """Learning rate at the end of the cosine."""
     schedule: Literal["cosine", "cosine_epoch", "constant"] = "cosine_epoch"
     """cosine: per step; cosine_epoch: per epoch, as R2GenGPT was released; constant."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up from 0, in steps."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's moment decays."""
     eps: float = 1e-8
     """Adam's denominator term."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay, applied to every trained tensor as PyTorch does by default."""
-    clip: float = Field(0.0, ge=0)
+    clip: float = Field(default=0.0, ge=0)
     """Largest gradient norm; 0 is off."""
 
 
@@ -193,33 +191,33 @@ class Engine(Part):
 class Train(Part):
     """Length of the run, its batch, its workers."""
 
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(default=10, ge=1)
     """Passes over the training split."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimiser steps instead of after `epochs`."""
-    global_batch: int = Field(8, ge=1)
+    global_batch: int = Field(default=8, ge=1)
     """Studies per optimiser step, over all workers: fixed by the experiment."""
-    micro_batch: int = Field(8, ge=1)
+    micro_batch: int = Field(default=8, ge=1)
     """Studies per forward pass of one worker: fixed by its memory."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(default=1, ge=1)
     """Ray Train workers (one GPU each when `gpus`)."""
     gpus: bool = True
     """One GPU per worker; false trains on CPU."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs reserved by a worker; keep some of the machine's for reading films."""
     seed: int = 42
     """Seed of weights, dropout and order."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints; one is always written at the end."""
-    checkpoints_kept: int = Field(2, ge=1)
+    checkpoints_kept: int = Field(default=2, ge=1)
     """Newest checkpoints kept, beside the best one."""
-    validate_every: int = Field(0, ge=0)
+    validate_every: int = Field(default=0, ge=0)
     """Steps between validation losses beside those of every checkpoint; 0: none beside them."""
-    validation_studies: int = Field(512, ge=0)
+    validation_studies: int = Field(default=512, ge=0)
     """Studies of the validation split that are used for the validation loss; 0 is off."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     """Steps between records of the loss."""
-    max_restarts: int = Field(3, ge=-1)
+    max_restarts: int = Field(default=3, ge=-1)
     """Restarts after a lost worker; -1: no limit."""
     accept_changes: bool = False
     """Continue although the shards or the frozen weights are not those the checkpoint was trained with."""

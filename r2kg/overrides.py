@@ -33,28 +33,25 @@ def assign(tree: dict, whole: type[BaseModel], path: str, value: Any) -> None:
     Raises:
         ConfigError: no such field; the nearest are named.
     """
-    *parents, leaf = path.split(".")
-    node, model, seen = tree, whole, []
-    for name in parents:
-        _check_key(whole, model, name, seen, path)
-        seen.append(name)
-        model = model.model_fields[name].annotation if model else None
-        model = model if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if not isinstance(node[name], dict):
-            raise ConfigError(f"unknown key {path!r}: {'.'.join(seen)} has no parts")
+    node, names = tree, path.split(".")
+    model: type[BaseModel] | None = whole
+    for depth, name in enumerate(names):
+        if model is not None and name not in model.model_fields:
+            prefix = ".".join([*names[:depth], ""])
+            near = difflib.get_close_matches(path, _all_keys(whole), n=3, cutoff=0.6)
+            near += [prefix + n for n in difflib.get_close_matches(name, model.model_fields, n=2)]
+            hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+            raise ConfigError(
+                f"unknown key {path!r}{hint} Keys at {prefix or 'the top'}: {', '.join(model.model_fields)}"
+            )
+        if depth == len(names) - 1:
+            node[name] = value
+            return
+        if not isinstance(node.get(name), dict):
+            raise ConfigError(f"unknown key {path!r}: {'.'.join(names[: depth + 1])} has no parts")
+        part = model.model_fields[name].annotation if model else None
+        model = part if isinstance(part, type) and issubclass(part, BaseModel) else None
         node = node[name]
-    _check_key(whole, model, leaf, seen, path)
-    node[leaf] = value
-
-
-def _check_key(whole: type[BaseModel], model: type[BaseModel] | None, name: str, seen: list[str], path: str) -> None:
-    if model is None or name in model.model_fields:
-        return
-    prefix = ".".join([*seen, ""])
-    near = difflib.get_close_matches(path, _all_keys(whole), n=3, cutoff=0.6)
-    near += [prefix + n for n in difflib.get_close_matches(name, model.model_fields, n=2)]
-    hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
-    raise ConfigError(f"unknown key {path!r}{hint} Keys at {prefix or 'the top'}: {', '.join(model.model_fields)}")
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

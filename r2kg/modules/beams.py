@@ -55,8 +55,13 @@ def decode(
     if rule is None:
         raise ConfigError(f"decoding.length_rule={decoding.length_rule!r}: one of {', '.join(RULES)}")
     eos = tokenizer.eos_token_id
-    rows = rule(llm, inputs_embeds, attention_mask, decoding, eos).tolist()
-    return [_generated(ids, eos, tokenizer) for ids in rows]
+    reports = []
+    for ids in rule(llm, inputs_embeds, attention_mask, decoding, eos).tolist():
+        tokens = ids.index(eos) if eos in ids else len(ids)
+        # Blanks are left as written: reports are cleaned to ` .` and metrics split on blanks.
+        text = tokenizer.decode(ids[:tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        reports.append(Generated(str(text).strip(), tokens, truncated=eos not in ids))
+    return reports
 
 
 def write_hf(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: Decoding, eos: int) -> Tensor:
@@ -80,7 +85,7 @@ def write_hf(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: Decod
         penalty.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     own, llm.generation_config = llm.generation_config, GenerationConfig(eos_token_id=eos, pad_token_id=eos)
     try:
-        return llm.generate(
+        return llm.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
             inputs_embeds=embeds, attention_mask=mask, generation_config=config, logits_processor=penalty
         )
     finally:
@@ -94,88 +99,48 @@ def write_r2gen(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: De
     aside wins. A row stops changing once no unfinished beam scores above its best, because scores only fall, so the
     search ends when that holds for every row. Rows are EOS-padded.
     """
-    last = decoding.max_new_tokens - 1
-    beams = _Beams(len(embeds), decoding.beams, decoding.max_new_tokens, eos, embeds.device)
-    logits, cache = _first_step(llm, embeds, mask, decoding.beams)
-    mask = mask.repeat_interleave(decoding.beams, dim=0)
+    batch, beams, device = len(embeds), decoding.beams, embeds.device
+    rows, last = torch.arange(batch, device=device), decoding.max_new_tokens - 1
+    scores = torch.full((batch, beams), -torch.inf, device=device)  # [B, K]
+    scores[:, 0] = 0.0  # one empty hypothesis
+    written = torch.empty(batch, beams, 0, dtype=torch.long, device=device)  # [B, K, t]
+    best = torch.full((batch, decoding.max_new_tokens), eos, device=device)
+    best_score = torch.full((batch,), -torch.inf, device=device)
+
+    # The prompts are read once; logits, cache and mask are then repeated for every beam.
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache: Cache = out.past_key_values
+    cache.batch_repeat_interleave(beams)
+    mask = mask.repeat_interleave(beams, dim=0)
+    logits = out.logits[:, -1].repeat_interleave(beams, dim=0)  # [B*K, words]
     for step in range(decoding.max_new_tokens):
-        parents, tokens = beams.extend(logits, may_end=step >= decoding.min_new_tokens, must_end=step == last)
-        if step == last or beams.settled():
+        logp = logits.float().log_softmax(-1).view(batch, beams, -1)  # [B, K, words]
+        if step < decoding.min_new_tokens:
+            logp[..., eos] = -torch.inf
+        words = logp.shape[-1]
+        scores, picks = (scores[..., None] + logp).flatten(1).topk(beams)
+        parents, tokens = picks // words, picks % words  # [B, K]: the beam each new one continues, and its new token
+        history = written.gather(1, parents[..., None].expand(-1, -1, step))
+        written = torch.cat((history, tokens[..., None]), dim=2)
+
+        ended = (tokens == eos) | (step == last)
+        score, beam = scores.masked_fill(~ended, -torch.inf).max(1)  # [B]
+        better = score > best_score
+        best[better, : step + 1] = written[rows, beam][better]
+        best_score = torch.where(better, score, best_score)
+        scores = torch.where(ended, scores + FINISHED, scores)
+        if step == last or (best_score >= scores.amax(1)).all():
             break
-        cache.reorder_cache(parents)
+        cache.reorder_cache((rows[:, None] * beams + parents).flatten())  # type: ignore[arg-type]  # any int64 does
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-        logits = _next_step(llm, tokens, mask, cache)
-    return beams.best
+        positions = mask.sum(1, keepdim=True) - 1
+        logits = llm(
+            input_ids=tokens.view(-1, 1), attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]  # fmt: skip
+    return best
 
 
 RULES = {"hf": write_hf, "r2gen": write_r2gen}
 """Decoding.length_rule → how it is done."""
-
-
-class _Beams:
-    """The K hypotheses of every row, and the best one that each row has set aside."""
-
-    def __init__(self, batch: int, beams: int, longest: int, eos: int, device: torch.device) -> None:
-        self.eos = eos
-        self.scores = torch.full((batch, beams), -torch.inf, device=device)  # [B, K]
-        self.scores[:, 0] = 0.0  # one empty hypothesis
-        self.written = torch.empty(batch, beams, 0, dtype=torch.long, device=device)  # [B, K, t]
-        self.best = torch.full((batch, longest), eos, device=device)
-        self.best_score = torch.full((batch,), -torch.inf, device=device)
-        self.first_row = (torch.arange(batch, device=device) * beams)[:, None]  # [B, 1]
-
-    def extend(self, logits: Tensor, may_end: bool, must_end: bool) -> tuple[Tensor, Tensor]:
-        """Write one token on every beam.
-
-        Args:
-            logits: [B*K, words] of the next token.
-            may_end: EOS is allowed.
-            must_end: the longest length is reached, every beam is set aside.
-
-        Returns:
-            int64 [B*K]: the row each new beam continues, and int64 [B*K, 1]: its new token.
-        """
-        logp = logits.float().log_softmax(-1).view(*self.scores.shape, -1)  # [B, K, words]
-        if not may_end:
-            logp[..., self.eos] = -torch.inf
-        words = logp.shape[-1]
-        self.scores, picks = (self.scores[..., None] + logp).flatten(1).topk(self.scores.shape[1])
-        parents, tokens = picks // words, picks % words  # [B, K]
-        history = self.written.gather(1, parents[..., None].expand(-1, -1, self.written.shape[2]))
-        self.written = torch.cat((history, tokens[..., None]), dim=2)
-        self._set_aside(ended=(tokens == self.eos) | must_end)
-        return (self.first_row + parents).flatten(), tokens.view(-1, 1)
-
-    def settled(self) -> bool:
-        """No row can improve: scores only fall, and none of those left is above the best set aside."""
-        return bool((self.best_score >= self.scores.amax(1)).all())
-
-    def _set_aside(self, ended: Tensor) -> None:
-        score, beam = self.scores.masked_fill(~ended, -torch.inf).max(1)  # [B]
-        better = score > self.best_score
-        length = self.written.shape[2]
-        found = self.written[torch.arange(len(beam), device=beam.device), beam]  # [B, t]
-        self.best[better, :length] = found[better]
-        self.best_score = torch.where(better, score, self.best_score)
-        self.scores = torch.where(ended, self.scores + FINISHED, self.scores)
-
-
-def _first_step(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, beams: int) -> tuple[Tensor, Cache]:
-    """Read the prompts once; logits [B*K, words] and the cache are then repeated for every beam."""
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    out.past_key_values.batch_repeat_interleave(beams)
-    return out.logits[:, -1].repeat_interleave(beams, dim=0), out.past_key_values
-
-
-def _next_step(llm: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-    positions = mask.sum(1, keepdim=True) - 1
-    out = llm(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-    return out.logits[:, -1]
-
-
-def _generated(ids: list[int], eos: int, tokenizer: PreTrainedTokenizerBase) -> Generated:
-    """Cut at EOS. Blanks are left as written: reports are cleaned to ` .` and metrics split on blanks."""
-    tokens = ids.index(eos) if eos in ids else len(ids)
-    text = tokenizer.decode(ids[:tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Generated(str(text).strip(), tokens, truncated=eos not in ids)

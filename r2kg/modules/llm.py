@@ -3,9 +3,8 @@
 Shapes: B batch, P soft tokens, T report tokens, L prompt tokens (soft ones included), D the model's width.
 """
 
-import hashlib
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,9 +16,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from r2kg.config import Decoding, Llm, Lora
+from r2kg.config import Decoding, Llm
 from r2kg.modules.beams import Generated, decode
 from shards.errors import ConfigError
+from shards.tars.manifest import sha256_of
 
 IGNORED = -100
 """Label of a position that is no target."""
@@ -45,16 +45,29 @@ class ReportWriter(nn.Module):
         ConfigError: source not found, no safetensors weights, or no EOS token.
     """
 
+    llm: Any
+    before: Tensor
+    after: Tensor
+    width: int
+
     def __init__(self, config: Llm, instruction: str) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = _load_tokenizer(config)
-        self.llm = _load_llm(config)
+        self.tokenizer, self.llm = _load(config)
         self.width = self.llm.get_input_embeddings().embedding_dim
+        self._sha256: dict[str, str] | None = None
         if config.tuning == "frozen":
             self.llm.requires_grad_(False)
         if config.tuning == "lora":
-            _add_lora(self.llm, config.lora)
+            known = self.llm.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            adapter = LoraConfig(
+                r=config.lora.rank,
+                lora_alpha=config.lora.alpha,
+                lora_dropout=config.lora.dropout,
+                target_modules=None if known else "all-linear",
+                task_type="CAUSAL_LM",
+            )
+            inject_adapter_in_model(adapter, self.llm)
         before, after = (self.tokenizer(text, add_special_tokens=False).input_ids for text in frame(instruction))
         if self.tokenizer.bos_token_id is not None:
             before = [self.tokenizer.bos_token_id, *before]
@@ -71,8 +84,12 @@ class ReportWriter(nn.Module):
         Returns:
             input_ids int64 [B, T] and labels int64 [B, T], equal except for -100 where there is no report.
         """
-        eos, pad = self.tokenizer.eos_token_id, _pad_id(self.tokenizer)
-        written = [[] if text is None else [*self._ids(text), eos][:max_tokens] for text in reports]
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        pad = eos if pad is None else pad  # Llama and GPT-2 have none; any id does, as padding is masked
+        written = [
+            [] if text is None else [*self.tokenizer(text, add_special_tokens=False).input_ids, eos][:max_tokens]
+            for text in reports
+        ]
         longest = max(1, *map(len, written))
         input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in written])
         labels = torch.tensor([ids + [IGNORED] * (longest - len(ids)) for ids in written])
@@ -125,21 +142,18 @@ class ReportWriter(nn.Module):
 
     def fingerprint(self) -> dict[str, str | dict[str, str] | None]:
         """Name the pretrained weights: {source, revision, sha256 of each weight file}. They are never checkpointed."""
-        return {"source": self.config.source, "revision": self.config.revision, "sha256": self._weight_hashes}
-
-    @cached_property
-    def _weight_hashes(self) -> dict[str, str]:
-        folder = Path(self.config.source).expanduser()
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
+        if self._sha256 is None:
+            folder = Path(self.config.source).expanduser()
+            if not folder.is_dir():
+                cached = snapshot_download(
                     self.config.source,
                     revision=self.config.revision,
                     allow_patterns=["*.safetensors"],
                     local_files_only=True,
                 )
-            )
-        return weight_hashes(folder)
+                folder = Path(cached)
+            self._sha256 = weight_hashes(folder)
+        return {"source": self.config.source, "revision": self.config.revision, "sha256": self._sha256}
 
     def _report_logits(self, soft: Tensor, input_ids: Tensor, is_report: Tensor) -> Tensor:
         """Logits [B, T, words] of every report token. The LM head never sees the prompt, its last position excepted."""
@@ -157,76 +171,42 @@ class ReportWriter(nn.Module):
         )
         return out.logits[:, :-1]
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
 
 def weight_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every safetensors file of a model directory; the hub's cache already names its files so."""
     hashes = {}
     for path in sorted(folder.glob("*.safetensors")):
         blob = path.resolve()
-        if blob.parent.name == "blobs" and len(blob.name) == 64:
-            hashes[path.name] = blob.name
-            continue
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        named = blob.parent.name == "blobs" and len(blob.name) == 64
+        hashes[path.name] = blob.name if named else sha256_of(path)
     return hashes
 
 
-def _load_tokenizer(config: Llm) -> PreTrainedTokenizerBase:
-    _refuse_placeholder(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(_source(config), revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError, HFValidationError) as error:
-        raise _not_had(config, "tokenizer", error) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"the tokenizer of model.llm.source={config.source} has no EOS token: a report could not end")
-    return tokenizer
-
-
-def _load_llm(config: Llm) -> PreTrainedModel:
-    source = _source(config)
-    named = {"revision": config.revision, "trust_remote_code": False}
-    try:
-        if torch.get_default_device().type == "meta":
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **named))
-        return AutoModelForCausalLM.from_pretrained(source, **named, use_safetensors=True, dtype="auto")
-    except (OSError, ValueError, HFValidationError) as error:
-        raise _not_had(config, "language model", error) from error
-
-
-def _source(config: Llm) -> str:
-    folder = Path(config.source).expanduser()
-    return str(folder) if folder.is_dir() else config.source
-
-
-def _refuse_placeholder(config: Llm) -> None:
+def _load(config: Llm) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Tokenizer and model of config.source; on the meta device the architecture without weights."""
     if config.source == "tiny":
         raise ConfigError('model.llm.source="tiny" must be made first: put the directory of write_tiny_lm in its place')
-
-
-def _not_had(config: Llm, what: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"the {what} of model.llm.source={config.source!r} (revision {config.revision or 'main'}) cannot be had: "
-        f"{' '.join(str(error).split())} — set model.llm.source to a local directory that holds config.json, "
-        "tokenizer files and *.safetensors, or connect (and accept the licence) once"
-    )
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any id does: padding is masked. Llama and GPT-2 have no pad token."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def _add_lora(llm: PreTrainedModel, lora: Lora) -> None:
-    """Freeze the model and add trainable low-rank updates."""
-    known = llm.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=None if known else "all-linear",
-        task_type="CAUSAL_LM",
-    )
-    inject_adapter_in_model(config, llm)
+    folder = Path(config.source).expanduser()
+    source = str(folder) if folder.is_dir() else config.source
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
+    part = "tokenizer"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"the tokenizer of model.llm.source={config.source} has no EOS token: a report could not end"
+            )
+        part = "language model"
+        if torch.get_default_device().type == "meta":
+            llm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **options))
+        else:
+            llm = AutoModelForCausalLM.from_pretrained(source, **options, use_safetensors=True, dtype="auto")
+    except ConfigError:
+        raise
+    except (OSError, ValueError, HFValidationError) as error:
+        raise ConfigError(
+            f"the {part} of model.llm.source={config.source!r} (revision {config.revision or 'main'}) cannot be had: "
+            f"{' '.join(str(error).split())} — set model.llm.source to a local directory that holds config.json, "
+            "tokenizer files and *.safetensors, or connect (and accept the licence) once"
+        ) from error
+    return tokenizer, llm

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -29,10 +29,6 @@ BATCH_TOKENS = 800
 """Tokens per optimiser step, padding included."""
 WARMUP = 0.05
 """Part of the epochs over which the learning rate rises."""
-CLOCK_FROM = 0.7
-"""Part of the seconds after which a training that will not finish in time begins to end."""
-Row = tuple[list[int], int]
-"""Token ids, and how many of the first are prompt and no target."""
 
 
 def write_tiny_lm(
@@ -41,13 +37,12 @@ def write_tiny_lm(
     """Train tokenizer and model on `reports` and save them as a Hugging Face directory (safetensors) with a card.
 
     It holds the wording of the reports: keep it where the reports may be kept. A directory already at `out` is
-    replaced, at once. With the same reports, seed and thread count the result is the same, unless the clock
-    (config.seconds) ends the training before config.epochs do.
+    replaced, at once. With the same reports, seed and thread count the result is the same.
 
     Args:
         reports: cleaned reports of the training split.
         out: directory to make.
-        config: sizes and budget.
+        config: sizes and epochs.
         seed: of initial weights and order; the process's own random state is not touched.
         instruction: what model.prompt will be, so that the model has seen it.
 
@@ -60,18 +55,23 @@ def write_tiny_lm(
     texts = [text for text in reports if text.strip()]
     if not texts:
         raise DataError("no report to train the tiny language model on: the training split has no target text")
+    began = time.monotonic()
     tokenizer = _train_tokenizer(texts, config.vocabulary, instruction)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        llm = _new_llm(config, tokenizer)
-        facts = _train(llm, _Rows(texts, tokenizer, instruction, seed), config)
+        llm, final_loss = _train(texts, tokenizer, instruction, config, seed)
+    seconds = round(time.monotonic() - began, 1)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    card = {"reports": len(texts), **facts, "fingerprint": weight_hashes(folder)}
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    _move_into_place(folder, out)
+    card = {"reports": len(texts), "epochs": config.epochs, "seconds": seconds, "final_loss": final_loss}
+    (folder / CARD).write_text(json.dumps({**card, "fingerprint": weight_hashes(folder)}, indent=2) + "\n")
+    replaced = Path(mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    if out.exists():
+        out.rename(replaced / out.name)
+    folder.rename(out)
+    shutil.rmtree(replaced)
     return out
 
 
@@ -93,8 +93,45 @@ def _train_tokenizer(texts: list[str], vocabulary: int, instruction: str) -> Pre
     )
 
 
-def _new_llm(config: TinyLm, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
+def _epoch_batches(
+    reports: list[list[int]],
+    tokenizer: PreTrainedTokenizerFast,
+    instruction: str,
+    number: int,
+    random: torch.Generator,
+) -> list[tuple[Tensor, Tensor]]:
+    """Every report (token ids) once, in shuffled batches of input_ids and labels, int64 [rows, tokens].
+
+    Half of the reports are framed as the prompt is, in the next epoch the other half. Rows are batched by length, so
+    that little is padding. Neither the prompt nor padding is a target.
+    """
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    before, after = tokenizer(list(frame(instruction)), add_special_tokens=False).input_ids
+    prompts = [bos, *before, *after], [bos]
+    rows = []
+    for i, report in enumerate(reports):
+        prompt = prompts[(i + number) % 2]
+        rows.append(([*prompt, *report, eos], len(prompt)))
+    rows.sort(key=lambda row: len(row[0]))
+    batches: list[list[tuple[list[int], int]]] = [[]]
+    for row in rows:
+        if batches[-1] and (len(batches[-1]) + 1) * len(row[0]) > BATCH_TOKENS:
+            batches.append([])
+        batches[-1].append(row)
+    padded = []
+    for batch in batches:
+        longest = len(batch[-1][0])
+        input_ids = [ids + [pad] * (longest - len(ids)) for ids, _ in batch]
+        labels = [[IGNORED] * skip + ids[skip:] + [IGNORED] * (longest - len(ids)) for ids, skip in batch]
+        padded.append((torch.tensor(input_ids), torch.tensor(labels)))
+    return [padded[i] for i in torch.randperm(len(padded), generator=random)]
+
+
+def _train(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, instruction: str, config: TinyLm, seed: int
+) -> tuple[LlamaForCausalLM, float]:
+    """A new model after config.epochs of AdamW with warm-up and cosine, and the mean loss of its last 20 steps."""
+    llm = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.width,
@@ -109,118 +146,23 @@ def _new_llm(config: TinyLm, tokenizer: PreTrainedTokenizerFast) -> LlamaForCaus
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-class _Rows:
-    """Training rows, batched by length so that little is padding."""
-
-    def __init__(self, texts: list[str], tokenizer: PreTrainedTokenizerFast, instruction: str, seed: int) -> None:
-        self.reports = tokenizer(texts, add_special_tokens=False).input_ids
-        self.before, self.after = tokenizer(list(frame(instruction)), add_special_tokens=False).input_ids
-        self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        self.random = torch.Generator().manual_seed(seed)
-
-    def stream(self, epochs: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """(part of the epochs that is behind, input_ids, labels) of every step."""
-        for number in range(epochs):
-            batches = self.epoch(number)
-            for i, (input_ids, labels) in enumerate(batches):
-                yield (number + i / len(batches)) / epochs, input_ids, labels
-
-    def epoch(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        """Every report once, in shuffled batches of input_ids and labels [rows, tokens]; framed every other epoch."""
-        rows = [self._row(ids, framed=(i + number) % 2 == 0) for i, ids in enumerate(self.reports)]
-        rows.sort(key=lambda row: len(row[0]))
-        batches = [self._pad(batch) for batch in _by_tokens(rows)]
-        return [batches[i] for i in torch.randperm(len(batches), generator=self.random)]
-
-    def _row(self, report: list[int], framed: bool) -> Row:
-        if not framed:
-            return [self.bos, *report, self.eos], 1
-        prompt = [self.bos, *self.before, *self.after]
-        return [*prompt, *report, self.eos], len(prompt)
-
-    def _pad(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
-        longest = max(len(ids) for ids, _ in rows)
-        input_ids = torch.tensor([ids + [self.pad] * (longest - len(ids)) for ids, _ in rows])
-        labels = [[IGNORED] * skip + ids[skip:] + [IGNORED] * (longest - len(ids)) for ids, skip in rows]
-        return input_ids, torch.tensor(labels)
-
-
-def _by_tokens(rows: list[Row]) -> Iterator[list[Row]]:
-    """Cut rows, sorted by length, into batches of about BATCH_TOKENS."""
-    batch: list[Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row[0]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
-def _train(llm: LlamaForCausalLM, rows: _Rows, config: TinyLm) -> dict[str, float]:
-    """AdamW until the epochs or the seconds are used up. Returns epochs done, seconds and the recent mean loss."""
+    reports = tokenizer(texts, add_special_tokens=False).input_ids
+    random = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(llm.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = _Schedule(config)
     recent: deque[float] = deque(maxlen=20)
     llm.train()
-    for done, input_ids, labels in rows.stream(config.epochs):
-        rate = schedule.rate(done)
-        if rate == 0 and recent:
-            break
-        optimiser.param_groups[0]["lr"] = rate
-        recent.append(_step(llm, optimiser, input_ids, labels))
-    else:
-        done = 1.0
-    return {
-        "epochs": round(done * config.epochs, 2),
-        "seconds": round(schedule.elapsed(), 1),
-        "final_loss": round(sum(recent) / len(recent), 4),
-    }
-
-
-def _step(llm: LlamaForCausalLM, optimiser: torch.optim.Optimizer, input_ids: Tensor, labels: Tensor) -> float:
-    mask = (input_ids != llm.config.pad_token_id).long()
-    logits = llm(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
-    optimiser.step()
-    return loss.item()
-
-
-class _Schedule:
-    """Learning rate: warm-up and cosine over the epochs, or, where the clock will end them, a linear way down to 0.
-
-    The clock is looked at only after CLOCK_FROM of the seconds, so a training that fits does not depend on it.
-    """
-
-    def __init__(self, config: TinyLm) -> None:
-        self.config = config
-        self.start = time.monotonic()
-        self.falling: tuple[float, float] | None = None  # clock and rate when the linear way down began
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.start
-
-    def rate(self, done: float) -> float:
-        """Rate at `done`, the part of the epochs that is behind; 0 when time is up."""
-        clock = min(1.0, self.elapsed() / self.config.seconds)
-        warm = min(1.0, done / WARMUP + 0.01)
-        rate = self.config.lr * warm * (1 + math.cos(math.pi * done)) / 2
-        if self.falling is None and clock > max(CLOCK_FROM, done):
-            self.falling = (clock, rate)
-        if self.falling is None:
-            return rate
-        began, peak = self.falling
-        return peak * (1 - clock) / max(1 - began, 1e-9)
-
-
-def _move_into_place(folder: Path, out: Path) -> None:
-    """Rename, putting aside and then removing what is there."""
-    old = Path(mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-    if out.exists():
-        out.rename(old / out.name)
-    folder.rename(out)
-    shutil.rmtree(old)
+    for number in range(config.epochs):
+        batches = _epoch_batches(reports, tokenizer, instruction, number, random)
+        for i, (input_ids, labels) in enumerate(batches):
+            done = (number + i / len(batches)) / config.epochs
+            warm = min(1.0, done / WARMUP + 0.01)
+            optimiser.param_groups[0]["lr"] = config.lr * warm * (1 + math.cos(math.pi * done)) / 2
+            mask = input_ids.ne(tokenizer.pad_token_id).long()
+            logits = llm(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(llm.parameters(), 1.0)
+            optimiser.step()
+            recent.append(loss.item())
+    return llm, round(sum(recent) / len(recent), 4)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from r2kg.config import Lora, Vision
+from r2kg.config import Vision
 from shards.errors import ConfigError
 
 
@@ -25,6 +25,10 @@ class SplitQkv(nn.Module):
 
     R2GenGPT's delta mode adapts the `query` and `value` of the Hugging Face Swin, which are separate there.
     """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -61,18 +65,29 @@ class VisionEncoder(nn.Module):
         ConfigError: unknown model or option, weights that cannot be had or do not fit, nothing to put LoRA on.
     """
 
+    encoder: Any
+    width: int
+    patches: int
+
     def __init__(self, config: Vision) -> None:
         super().__init__()
         self.tuning = config.tuning
         self.encoder = _build_encoder(config)
-        cfg: dict[str, Any] = self.encoder.pretrained_cfg  # type: ignore[assignment]
-        channels = config.options.get("in_chans", 3)
-        self.scale = list(zip(cfg["mean"], cfg["std"], strict=True))[:channels]
-        self.patches, self.width = self._measure(config, channels)
+        mean_and_std = (self.encoder.pretrained_cfg[key] for key in ("mean", "std"))
+        self.scale = list(zip(*mean_and_std, strict=True))[: config.options.get("in_chans", 3)]
+        self.encoder.eval()
+        empty = torch.zeros(1, config.image_px, config.image_px, device=next(self.encoder.parameters()).device)
+        try:
+            with torch.no_grad():
+                self.patches, self.width = self.encode(empty).shape[1:]
+        except (AssertionError, RuntimeError) as error:
+            raise ConfigError(
+                f"model.vision.name={config.name} does not take films of {config.image_px} px: {error}"
+            ) from error
         if config.tuning == "frozen":
             self.encoder.requires_grad_(False)
         if config.tuning == "lora":
-            _add_lora(self.encoder, config.name, config.lora)
+            _add_lora(self.encoder, config)
         self.train()
 
     def forward(self, images: Tensor, view_mask: Tensor) -> Tensor:
@@ -97,8 +112,18 @@ class VisionEncoder(nn.Module):
         return self.average(grid.view(batch, views, self.patches, self.width), view_mask)
 
     def encode(self, films: Tensor) -> Tensor:
-        """Every film alone: uint8 [N, S, S] → [N, P, D] in the encoder's dtype."""
-        return self._tokens(self._normalise(films))
+        """Every film alone: uint8 [N, S, S] → [N, P, D] in the encoder's dtype.
+
+        Grey values get the mean and deviation of the model's own channels. Class and register tokens are left out.
+        """
+        grey = films.float() / 255
+        x = torch.stack([(grey - mean) / std for mean, std in self.scale], dim=1)  # [N, channels, S, S]
+        features = self.encoder.forward_features(x.to(next(self.encoder.parameters()).dtype))
+        if features.ndim == 3:
+            return features[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
+        if getattr(self.encoder, "output_fmt", "NCHW") == "NHWC":
+            return features.flatten(1, 2)
+        return features.flatten(2).transpose(1, 2)
 
     def average(self, features: Tensor, view_mask: Tensor) -> Tensor:
         """Mean over the films that are there: [B, V, P, D] and bool [B, V] → [B, P, D]; zeros without any film."""
@@ -120,40 +145,15 @@ class VisionEncoder(nn.Module):
         if self.tuning != "frozen" and hasattr(self.encoder, "set_grad_checkpointing"):
             self.encoder.set_grad_checkpointing(on)
 
-    def _normalise(self, films: Tensor) -> Tensor:
-        """Grey bytes [N, S, S] → the model's own mean and standard deviation, [N, channels, S, S]."""
-        grey = films.float() / 255
-        channels = [(grey - mean) / std for mean, std in self.scale]
-        return torch.stack(channels, dim=1).to(next(self.encoder.parameters()).dtype)
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """[N, C, S, S] → [N, P, D] whatever the model's own layout; class and register tokens are left out."""
-        features = self.encoder.forward_features(x)
-        if features.ndim == 3:
-            return features[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
-        if getattr(self.encoder, "output_fmt", "NCHW") == "NHWC":
-            return features.flatten(1, 2)
-        return features.flatten(2).transpose(1, 2)
-
-    @torch.no_grad()
-    def _measure(self, config: Vision, channels: int) -> tuple[int, int]:
-        """P and D, by encoding one empty film."""
-        first = next(self.encoder.parameters())
-        side = config.image_px
-        self.encoder.eval()
-        try:
-            tokens = self._tokens(torch.zeros(1, channels, side, side, device=first.device, dtype=first.dtype))
-        except (AssertionError, RuntimeError) as error:
-            raise ConfigError(f"model.vision.name={config.name} does not take films of {side} px: {error}") from error
-        return tokens.shape[1], tokens.shape[2]
-
 
 def _build_encoder(config: Vision) -> nn.Module:
+    """The timm model without its classifier, with the weights that config.weights names."""
     if not timm.is_model(config.name):
         near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "see timm.list_models()"
         raise ConfigError(f"model.vision.name={config.name!r} is not a timm model; near: {near}")
     options = dict(config.options)
-    if timm.get_pretrained_cfg(config.name).fixed_input_size:
+    known = timm.get_pretrained_cfg(config.name)
+    if known is not None and known.fixed_input_size:
         options.setdefault("img_size", config.image_px)
     on_meta = torch.get_default_device().type == "meta"  # shapes only: there is nothing to load weights into
     try:
@@ -171,9 +171,19 @@ def _build_encoder(config: Vision) -> nn.Module:
     return encoder
 
 
-def _load_weights(encoder: nn.Module, config: Vision) -> None:
+def _load_weights(encoder: Any, config: Vision) -> None:
     """Load a local file strictly. Only the classifier, which the encoder does not have, may be left over."""
-    state = _read_weights(Path(config.weights).expanduser())
+    path = Path(config.weights).expanduser()
+    if not path.is_file():
+        raise ConfigError(f'model.vision.weights={path} is not a file; "timm", "random" or a local file is expected')
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("model", state.get("state_dict", state))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"model.vision.weights={path} cannot be read as plain tensors: {error}") from error
     remap = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     if remap is not None:  # timm renames and resizes what older files hold
         state = remap(state, encoder)
@@ -186,23 +196,12 @@ def _load_weights(encoder: nn.Module, config: Vision) -> None:
         raise ConfigError(f"model.vision.weights={config.weights} does not fit {config.name}: {error}") from error
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(f'model.vision.weights={path} is not a file; "timm", "random" or a local file is expected')
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"model.vision.weights={path} cannot be read as plain tensors: {error}") from error
-    return state.get("model", state.get("state_dict", state))
-
-
-def _add_lora(encoder: nn.Module, name: str, lora: Lora) -> None:
+def _add_lora(encoder: nn.Module, config: Vision) -> None:
     """Freeze the encoder and add trainable low-rank updates to every attention's query and value."""
+    name, lora = config.name, config.lora
     fused = [path for path, m in encoder.named_modules() if path.endswith(".qkv") and isinstance(m, nn.Linear)]
     for path in fused:
-        attention = encoder.get_submodule(path.rpartition(".")[0])
+        attention: Any = encoder.get_submodule(path.rpartition(".")[0])
         if getattr(attention, "q_bias", None) is not None:  # such models read qkv.weight instead of calling qkv
             raise ConfigError(f"model.vision.tuning=lora cannot split the attention of {name}: choose full or frozen")
         attention.qkv = SplitQkv(attention.qkv)
@@ -210,5 +209,5 @@ def _add_lora(encoder: nn.Module, name: str, lora: Lora) -> None:
     targets = targets or [path for path, _ in encoder.named_modules() if path.endswith((".q_proj", ".v_proj"))]
     if not targets:
         raise ConfigError(f"model.vision.tuning=lora: {name} has no attention to adapt; choose full or frozen")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    inject_adapter_in_model(config, encoder)
+    adapter = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    inject_adapter_in_model(adapter, encoder)

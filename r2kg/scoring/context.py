@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from r2kg.protocol import Protocol, protocol_named
+from r2kg.protocol import protocol_named
 from r2kg.scoring.evaluate import choose_floor
 from shards.clean import vocabulary
 from shards.errors import ConfigError, OnBad
@@ -24,24 +24,21 @@ def scoring_context(
         ConfigError: two protocols ask for vocabularies of different thresholds; the shards have one cleaning.
         DataError: no training report.
     """
-    chosen = [protocol_named(name) for name in protocols]
+    used = [protocol_named(name) for name in protocols]
+    thresholds = {protocol.threshold for protocol in used if protocol.threshold}
+    if len(thresholds) > 1:
+        names = ", ".join(protocol.name for protocol in used if protocol.threshold)
+        raise ConfigError(f"{names} count words with thresholds {sorted(thresholds)}: score them in separate calls")
     unread: dict[str, str] | None = {} if on_bad == "skip" else None
     training = read_targets(shards, "train", unread)
     validation = list(read_studies(shards, "val", unread=unread)) if manifest.splits["val"].studies else []
     lines = [{"id": study.id, "reference": study.target, "reference_raw": study.report} for study in validation]
-    words = _vocabulary(chosen, training)
+    words = list(vocabulary(training, thresholds.pop())) if thresholds else None
     floors = {}
-    for protocol in chosen if validation else ():
+    if lines:
         known = None if words is None else frozenset(words)
-        references = [protocol.reference(line, known) for line in lines]
-        floors[protocol.name] = choose_floor(training, references, protocol, words)
-    found = {"cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
-    return found | ({"context_unread": unread} if unread else {})
-
-
-def _vocabulary(protocols: Sequence[Protocol], training: Sequence[str]) -> list[str] | None:
-    thresholds = {protocol.threshold for protocol in protocols if protocol.threshold}
-    if len(thresholds) > 1:
-        names = ", ".join(protocol.name for protocol in protocols if protocol.threshold)
-        raise ConfigError(f"{names} count words with thresholds {sorted(thresholds)}: score them in separate calls")
-    return list(vocabulary(training, thresholds.pop())) if thresholds else None
+        for protocol in used:
+            references = [protocol.reference(line, known) for line in lines]
+            floors[protocol.name] = choose_floor(training, references, protocol, words)
+    context = {"cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
+    return context | ({"context_unread": unread} if unread else {})

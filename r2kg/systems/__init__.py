@@ -1,4 +1,4 @@
-"""The systems: MODELS names them, `build_model` imports the one a Run asks for."""
+"""The systems: SYSTEMS names them, `build_model` imports the one a Run asks for."""
 
 from importlib import import_module
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from r2kg.config import Model
 from shards.errors import CheckpointError, ConfigError
 
-MODELS = {"r2genkg": "r2kg.systems.r2genkg.model:R2GenKG"}
+SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.model:R2GenKG"}
 """Model.system → "module:Class", imported on use."""
 
 
@@ -18,9 +18,9 @@ def build_model(config: Model) -> nn.Module:
     Raises:
         ConfigError: no such system, or its parts cannot be built.
     """
-    if config.system not in MODELS:
-        raise ConfigError(f"model.system={config.system!r}: one of {', '.join(MODELS)}")
-    module, _, name = MODELS[config.system].partition(":")
+    if config.system not in SYSTEMS:
+        raise ConfigError(f"model.system={config.system!r}: one of {', '.join(SYSTEMS)}")
+    module, _, name = SYSTEMS[config.system].partition(":")
     return getattr(import_module(module), name)(config)
 
 

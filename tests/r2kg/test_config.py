@@ -1,5 +1,8 @@
 """Runs refuse what cannot work before anything starts, and say what to do."""
 
+import subprocess
+import sys
+
 import pytest
 
 from r2kg.config import Run, load_run
@@ -19,20 +22,21 @@ def test_overrides_reach_any_depth_and_keep_types():
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("train.epoch=3", "train.epochs"),
         ("model.llm.tunning=lora", "model.llm.tuning"),
         ("modle.llm.tuning=lora", "model.llm.tuning"),
         ("name.first=x", "name has no parts"),
+        ("model.vision.options.block.depth=1", "model.vision.options.block has no parts"),
         ("train.epochs=0", "greater than or equal to 1"),
         ("train.epochs", "not an override"),
         ("engine.offload_parameters=true", "engine.zero=3"),
         ("name=a/b", "plain directory name"),
     ],
 )
-def test_a_wrong_key_or_value_is_named_with_the_way_out(word, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_wrong_key_or_value_is_named_with_the_way_out(word, message):
+    with pytest.raises(ConfigError, match=message):
         change(word)
 
 
@@ -77,3 +81,25 @@ def test_an_unknown_recipe_names_the_nearest():
         find_recipe("r2gengpt.dep_iu")
     with pytest.raises(ConfigError, match="cannot be imported"):
         find_recipe("nowhere.module:run")
+
+
+def own_recipe() -> Run:
+    return Run(name="mine")
+
+
+def no_recipe() -> str:
+    return "mine"
+
+
+def test_a_recipe_may_be_given_by_module_and_function():
+    assert find_recipe(f"{__name__}:own_recipe") == Run(name="mine", recipe=f"{__name__}:own_recipe")
+    with pytest.raises(ConfigError, match="returned str, not a Run"):
+        find_recipe(f"{__name__}:no_recipe")
+
+
+def test_recipes_and_overrides_need_no_heavy_library():
+    code = (
+        "import sys, r2kg.recipes, r2kg.config, r2kg.overrides; r2kg.recipes.recipes(); "
+        "print([name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -22,10 +22,6 @@ def score_health(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "commonest_share": max(counts.values()) / len(lines),
         "empty_share": counts[""] / len(lines),
         "truncated_share": sum(truncated) / len(truncated) if truncated else None,
-        "mean_words_prediction": _mean_words(predictions),
-        "mean_words_reference": _mean_words([line["reference"] for line in lines]),
+        "mean_words_prediction": sum(len(text.split()) for text in predictions) / len(lines),
+        "mean_words_reference": sum(len(line["reference"].split()) for line in lines) / len(lines),
     }
-
-
-def _mean_words(texts: Sequence[str]) -> float:
-    return sum(len(text.split()) for text in texts) / len(texts)

@@ -5,16 +5,10 @@ except CIDEr-D (0..10). BLEU carries COCO's additive constants, which keep an or
 exactly 0 (.00009 for a typical sentence; .03 for BLEU-4 when every hypothesis is shorter than four words).
 """
 
-import importlib.util
 import math
-import shutil
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from threading import Timer
-from typing import Self
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -22,6 +16,9 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 from scipy import sparse
+
+from r2kg.scoring.metrics import check_pairs
+from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor")
 _ORDERS = 4
@@ -31,14 +28,14 @@ _CIDER_SIGMA_WORDS = 6.0
 
 
 def score_nlg(
-    references: Sequence[str], hypotheses: Sequence[str], meteor: "Meteor | None" = None
+    references: Sequence[str], hypotheses: Sequence[str], meteor: Meteor | None = None
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Corpus scores by the names of `METRICS`, and for each that is None the reason.
 
     Pass an open `Meteor` to score several corpora with one Java process. Raises `ValueError` for no pairs or unequal
     numbers.
     """
-    _check_pairs(references, hypotheses)
+    check_pairs(references, hypotheses)
     scores: dict[str, float | None] = {
         **bleu(references, hypotheses),
         "rouge_l": float(rouge_l(references, hypotheses).mean()),
@@ -51,16 +48,9 @@ def score_nlg(
         return {**scores, "meteor": None}, {"meteor": str(reason)}
 
 
-def _check_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> None:
-    if not references or len(references) != len(hypotheses):
-        raise ValueError(
-            f"{len(references)} references and {len(hypotheses)} hypotheses: give one or more of each, in pairs"
-        )
-
-
 def bleu(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
     """Corpus BLEU-1..4 without smoothing but for COCO's constants, as `bleu1`..`bleu4`."""
-    _check_pairs(references, hypotheses)
+    check_pairs(references, hypotheses)
     counted = BLEU(tokenize="none", smooth_method="none", force=True).corpus_score(list(hypotheses), [list(references)])
     return _bleu_of(counted.counts, counted.totals, counted.sys_len, counted.ref_len)
 
@@ -110,7 +100,7 @@ def rouge_l(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     The corpus score is the mean. Equals COCO's: splitting is on one blank, so two in a row cost (`a b` against `a  b`
     gives .772), and two empty texts give 1.
     """
-    _check_pairs(references, hypotheses)
+    check_pairs(references, hypotheses)
     scorer = RougeScorer(["rougeL"], tokenizer=_SingleBlank())
     scored = [
         scorer.score(reference, hypothesis)["rougeL"]
@@ -127,132 +117,32 @@ def cider_d(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
     n-grams 1..4, clipped, σ = 6 words on the difference of lengths. The corpus score is the mean. One pair alone
     gives 0: every n-gram of its reference is in all documents.
     """
-    _check_pairs(references, hypotheses)
-    lengths = np.array(
-        [(_bigrams(h), _bigrams(r)) for h, r in zip(hypotheses, references, strict=True)], dtype=float
-    )  # [n, 2]
-    penalty = np.exp(-((lengths[:, 0] - lengths[:, 1]) ** 2) / (2 * _CIDER_SIGMA_WORDS**2))
+    check_pairs(references, hypotheses)
+    texts = zip(references, hypotheses, strict=True)
+    bigrams = np.array([[max(0, len(text.split()) - 1) for text in pair] for pair in texts], dtype=float)  # [n, 2]
+    penalty = np.exp(-((bigrams[:, 1] - bigrams[:, 0]) ** 2) / (2 * _CIDER_SIGMA_WORDS**2))
     similarity = np.mean([_similarity(references, hypotheses, n) for n in range(1, _ORDERS + 1)], axis=0)
     return 10.0 * penalty * similarity
-
-
-def _bigrams(text: str) -> int:
-    return max(0, len(text.split()) - 1)
 
 
 def _similarity(references: Sequence[str], hypotheses: Sequence[str], n: int) -> np.ndarray:
     """Clipped cosine of the tf-idf vectors of order `n`, [pairs]; 0 where a side has no weight."""
     columns: dict[tuple[str, ...], int] = {}
-    rows_r, rows_h = _ngram_counts(references, n, columns), _ngram_counts(hypotheses, n, columns)
+    entries = []
+    for texts in (references, hypotheses):
+        values, rows, cols = [], [], []
+        for row, text in enumerate(texts):
+            words = text.split()
+            for ngram, count in Counter(zip(*(words[i:] for i in range(n)), strict=False)).items():
+                values.append(float(count))
+                rows.append(row)
+                cols.append(columns.setdefault(ngram, len(columns)))
+        entries.append((values, (rows, cols)))
     shape = (len(references), max(1, len(columns)))
-    counts_r, counts_h = (sparse.csr_matrix(rows, shape=shape) for rows in (rows_r, rows_h))  # [pairs, n-grams]
+    counts_r, counts_h = (sparse.csr_matrix(side, shape=shape) for side in entries)  # [pairs, n-grams]
     documents = np.bincount(counts_r.indices, minlength=shape[1])
     idf = sparse.diags(np.log(shape[0]) - np.log(np.maximum(1, documents)))
     reference, hypothesis = counts_r @ idf, counts_h @ idf
     shared = np.asarray(hypothesis.minimum(reference).multiply(reference).sum(axis=1)).ravel()
     norms = np.prod([np.sqrt(np.asarray(m.multiply(m).sum(axis=1)).ravel()) for m in (hypothesis, reference)], axis=0)
     return np.divide(shared, norms, out=np.zeros_like(norms), where=norms > 0)
-
-
-def _ngram_counts(texts: Sequence[str], n: int, columns: dict) -> tuple[list[float], tuple[list[int], list[int]]]:
-    values, rows, cols = [], [], []
-    for row, text in enumerate(texts):
-        words = text.split()
-        for ngram, count in Counter(zip(*(words[i:] for i in range(n)), strict=False)).items():
-            values.append(float(count))
-            rows.append(row)
-            cols.append(columns.setdefault(ngram, len(columns)))
-    return values, (rows, cols)
-
-
-class MeteorUnavailable(RuntimeError):
-    """METEOR cannot be computed on this machine; the message says what is missing."""
-
-
-class Meteor:
-    """METEOR 1.5 by its own Java program, one process for many corpora.
-
-    It starts at the first score (seconds) and ends with the `with` block. pycocoevalcap brings the program, but its
-    wrapper cannot pass the locale, and with a decimal comma the program cannot read its own numbers
-    (Labbeti/aac-metrics#9).
-    """
-
-    def __init__(self, timeout_seconds: float = 900.0) -> None:
-        self.timeout_seconds = timeout_seconds
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> str:
-        """End the program if it runs; what it wrote to its standard error."""
-        if self._process is None:
-            return ""
-        process, self._process = self._process, None
-        process.kill()
-        return process.communicate()[1].strip()
-
-    def score(self, references: Sequence[str], hypotheses: Sequence[str]) -> tuple[float, np.ndarray]:
-        """The corpus score, from statistics added over all pairs (not their mean), and the score of each pair, [n].
-
-        Raises `MeteorUnavailable` with what is missing, or with what the program said when it stopped.
-        """
-        _check_pairs(references, hypotheses)
-        process = self._process = self._process or _start_meteor()
-        watchdog = Timer(self.timeout_seconds, process.kill)
-        watchdog.start()
-        try:
-            statistics = [
-                _ask(process, f"SCORE ||| {_one_line(r)} ||| {_one_line(h)}")
-                for r, h in zip(references, hypotheses, strict=True)
-            ]
-            first = float(_ask(process, "EVAL ||| " + " ||| ".join(statistics)))
-            *rest, corpus = [float(_answer(process)) for _ in statistics]
-        except (OSError, ValueError) as error:
-            said = [line for line in self.close().splitlines() if not line.startswith("Picked up ")]
-            raise MeteorUnavailable(f"METEOR's Java program stopped: {said[0] if said else error}") from error
-        finally:
-            watchdog.cancel()
-        return corpus, np.array([first, *rest])
-
-
-def _ask(process: "subprocess.Popen[str]", line: str) -> str:
-    assert process.stdin is not None  # a pipe, by _start_meteor
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
-    return _answer(process)
-
-
-def _answer(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None  # a pipe, by _start_meteor
-    line = process.stdout.readline()
-    if not line:
-        raise ValueError("it gave no answer and ended, or was ended for taking too long")
-    return line.strip()
-
-
-def _one_line(text: str) -> str:
-    """A line break or `|||` inside a text would put the program out of step with its input."""
-    return " ".join(text.replace("|||", " ").split())
-
-
-def _start_meteor() -> "subprocess.Popen[str]":
-    java, package = shutil.which("java"), importlib.util.find_spec("pycocoevalcap")
-    if java is None:
-        raise MeteorUnavailable("there is no `java` on PATH: METEOR 1.5 is a Java program; install any Java runtime")
-    if package is None:
-        raise MeteorUnavailable(
-            "the package pycocoevalcap, which brings METEOR 1.5, is not installed: add the extra `meteor`"
-        )
-    folder = Path((package.submodule_search_locations or [""])[0]) / "meteor"
-    if not (folder / "meteor-1.5.jar").exists():
-        raise MeteorUnavailable("pycocoevalcap is installed without its meteor-1.5.jar: install it again")
-    flags = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", "-Xmx2G"]
-    command = [java, *flags, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
-    )

@@ -7,7 +7,6 @@ import json
 from typing import Any, NotRequired, TypedDict
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from r2kg.config import Decoding, Model
@@ -59,8 +58,7 @@ class R2GenKG(nn.Module):
 
         The engine rescales it to the mean over the global batch by (labels != -100).sum().
         """
-        soft = self.soft_tokens(_films(batch), batch["view_mask"])
-        return {"loss": self.writer.loss(soft, batch["input_ids"], batch["labels"])}
+        return {"loss": self.writer.loss(self.soft_tokens(batch), batch["input_ids"], batch["labels"])}
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: Decoding) -> list[Generated]:
@@ -68,21 +66,18 @@ class R2GenKG(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.writer.write(self.soft_tokens(_films(batch), batch["view_mask"]), decoding)
+            return self.writer.write(self.soft_tokens(batch), decoding)
         finally:
             self.train(was_training)
 
-    def soft_tokens(self, films: Tensor, view_mask: Tensor) -> Tensor:
-        """Films uint8 [B, V, S, S] or their features bf16 [B, V, P, D_v], and bool [B, V], to what the LM sees of them.
-
-        Returns:
-            [B, P, D_l]
-        """
-        if films.is_floating_point():
-            tokens = self.vision.average(films.to(self.projection.weight.dtype), view_mask)  # [B, P, D_v]
+    def soft_tokens(self, batch: Batch) -> Tensor:
+        """What the language model sees of the films, given as images or as their features: [B, P, D_l]."""
+        dtype = self.projection.weight.dtype
+        if "images" in batch:
+            tokens = self.vision(batch["images"], batch["view_mask"])  # [B, P, D_v]
         else:
-            tokens = self.vision(films, view_mask)
-        return self.norm(self.projection(tokens.to(self.projection.weight.dtype)))
+            tokens = self.vision.average(batch["features"].to(dtype), batch["view_mask"])
+        return self.norm(self.projection(tokens.to(dtype)))
 
     def collate(self, rows: dict[str, Any]) -> Batch:
         """Turn rows of the stream into a batch; an invalid row keeps its place and has no target.
@@ -90,31 +85,27 @@ class R2GenKG(nn.Module):
         Args:
             rows: images uint8 [n, V, S, S] or features uint16 [n, V, P, D_v] (bits of bf16), view_mask bool [n, V],
                 valid bool [n], record: n JSON texts of a Study.
+
+        Raises:
+            ConfigError: films or features are of another size than the encoder's.
         """
-        films = self._features(rows["features"]) if "features" in rows else self._images(rows["images"])
         targets = [
             json.loads(record)["target"] if valid else None
             for record, valid in zip(rows["record"], rows["valid"], strict=True)
         ]
         input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
-        return Batch(
-            **films,
-            view_mask=torch.tensor(rows["view_mask"]),
-            input_ids=input_ids,
-            labels=labels,
-        )
-
-    def _images(self, images: NDArray) -> dict[str, Tensor]:
-        if (side := images.shape[-1]) != self.config.vision.image_px:
-            raise ConfigError(
-                f"films are {side} px, model.vision.image_px={self.config.vision.image_px}: make them equal"
-            )
-        return {"images": torch.tensor(images)}  # a copy: the stream's arrays are read-only
-
-    def _features(self, features: NDArray) -> dict[str, Tensor]:
-        if features.shape[2:] != (made := (self.vision.patches, self.vision.width)):
-            raise ConfigError(f"features are {features.shape[2:]} a film, this encoder makes {made}: write them again")
-        return {"features": torch.tensor(features).view(torch.bfloat16)}
+        batch = Batch(view_mask=torch.tensor(rows["view_mask"]), input_ids=input_ids, labels=labels)
+        if "features" in rows:
+            shape, own_shape = rows["features"].shape[2:], (self.vision.patches, self.vision.width)
+            if shape != own_shape:
+                raise ConfigError(f"features are {shape} a film, this encoder makes {own_shape}: write them again")
+            batch["features"] = torch.tensor(rows["features"]).view(torch.bfloat16)
+        else:
+            side, own = rows["images"].shape[-1], self.config.vision.image_px
+            if side != own:
+                raise ConfigError(f"films are {side} px, model.vision.image_px={own}: make them equal")
+            batch["images"] = torch.tensor(rows["images"])  # a copy: the stream's arrays are read-only
+        return batch
 
     def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Groups of the optimiser (vision, projection, llm; empty ones left out) → named trained parameters.
@@ -137,7 +128,3 @@ class R2GenKG(nn.Module):
         """Name what a checkpoint leaves out: the language model's files, the encoder's name and weights."""
         vision = self.config.vision
         return {"llm": self.writer.fingerprint(), "vision": {"name": vision.name, "weights": vision.weights}}
-
-
-def _films(batch: Batch) -> Tensor:
-    return batch["images"] if "images" in batch else batch["features"]

@@ -15,7 +15,7 @@ from shards.errors import DataError
 
 PARTS = ("the heart is {} .", "no {} is seen .", "there is a small {} on the left .", "the lungs are {} .")
 WORDS = ("normal", "large", "effusion", "nodule", "clear", "pneumothorax")
-SMALL = TinyLm(width=32, layers=1, heads=2, vocabulary=400, epochs=2, seconds=60)
+SMALL = TinyLm(width=32, layers=1, heads=2, vocabulary=400, epochs=2)
 
 
 def reports(count: int = 60) -> list[str]:
@@ -40,7 +40,7 @@ def test_any_text_survives_the_tokenizer(folder):
 
 def test_card_states_what_was_made(folder):
     card = json.loads((folder / CARD).read_text())
-    assert card["reports"] == 60 and card["epochs"] == 2
+    assert card["reports"] == 60 and card["epochs"] == 2 and 0 <= card["seconds"] < 60
     assert card["fingerprint"] == weight_hashes(folder) and len(card["fingerprint"]["model.safetensors"]) == 64
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
@@ -71,11 +71,13 @@ def test_training_teaches_the_reports(tmp_path):
 def test_half_of_the_rows_are_framed_as_a_films_prompt_and_only_reports_are_targets():
     texts = reports(9)
     tokenizer = tiny_lm._train_tokenizer(texts, 400, "Describe the film.")
-    rows = tiny_lm._Rows(texts, tokenizer, "Describe the film.", seed=0)
+    reports_ids, random_state = tokenizer(texts, add_special_tokens=False).input_ids, torch.Generator().manual_seed(0)
     framed_by_epoch = []
     for number in (0, 1):
         framed, written = set(), []
-        for input_ids, labels in rows.epoch(number):
+        for input_ids, labels in tiny_lm._epoch_batches(
+            reports_ids, tokenizer, "Describe the film.", number, random_state
+        ):
             for ids, targets in zip(input_ids.tolist(), labels.tolist(), strict=True):
                 text = tokenizer.decode([t for t in targets if t != IGNORED])
                 assert text.endswith("</s>")
@@ -90,13 +92,6 @@ def test_half_of_the_rows_are_framed_as_a_films_prompt_and_only_reports_are_targ
         framed_by_epoch.append(framed)
     assert framed_by_epoch[0] | framed_by_epoch[1] == set(texts)
     assert not framed_by_epoch[0] & framed_by_epoch[1]
-
-
-def test_the_clock_ends_a_training_that_would_take_too_long(tmp_path):
-    config = SMALL.model_copy(update={"epochs": 100_000, "seconds": 0.5})
-    folder = write_tiny_lm(reports(), tmp_path / "tiny", config, seed=0)
-    card = json.loads((folder / CARD).read_text())
-    assert card["seconds"] < 5 and 0 <= card["epochs"] < 100_000
 
 
 def test_what_is_there_is_replaced(tmp_path):

@@ -34,6 +34,16 @@ def films(model: VisionEncoder, kind: dict, batch: int = 2, views: int = 2) -> t
     )
 
 
+def normalised(model: VisionEncoder, images: torch.Tensor) -> torch.Tensor:
+    """What the timm model gets for films [N, S, S]."""
+    received = []
+    inner = model.encoder.forward_features
+    model.encoder.forward_features = lambda x: received.append(x) or inner(x)
+    model.encode(images)
+    del model.encoder.forward_features
+    return received[0]
+
+
 def everything(images: torch.Tensor) -> torch.Tensor:
     return torch.ones(images.shape[:2], dtype=torch.bool)
 
@@ -45,13 +55,13 @@ def test_tokens_are_the_grid_row_by_row_in_every_layout(kind):
     tokens = model(images, everything(images))
     assert tokens.shape == (1, model.patches, model.width)
     # timm's own uniform view of the last feature map, channels first and without class token
-    grid = model.encoder.forward_intermediates(model._normalise(images[0]), indices=1, norm=kind is not CNN)[1][0]
+    grid = model.encoder.forward_intermediates(normalised(model, images[0]), indices=1, norm=kind is not CNN)[1][0]
     torch.testing.assert_close(tokens[0], grid[0].flatten(1).T)
 
 
 def test_grey_bytes_get_the_models_own_mean_and_deviation():
     model = encoder(CNN)
-    x = model._normalise(torch.full((1, 64, 64), 255, dtype=torch.uint8))
+    x = normalised(model, torch.full((1, 64, 64), 255, dtype=torch.uint8))
     mean, std = (torch.tensor(model.encoder.pretrained_cfg[key]) for key in ("mean", "std"))
     torch.testing.assert_close(x[0, :, 0, 0], (1 - mean) / std)
 

@@ -12,16 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2kg.scoring.metrics.nlg import (
-    METRICS,
-    ConstantBleu,
-    Meteor,
-    MeteorUnavailable,
-    bleu,
-    cider_d,
-    rouge_l,
-    score_nlg,
-)
+from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
+from r2kg.scoring.metrics.nlg import METRICS, ConstantBleu, bleu, cider_d, rouge_l, score_nlg
 from shards.clean import clean
 
 REFERENCES = [

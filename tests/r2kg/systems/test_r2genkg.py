@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from r2kg.config import Decoding, Llm, Model, TinyLm, Vision
 from r2kg.modules.tiny_lm import write_tiny_lm
-from r2kg.systems import MODELS, build_model, load_trainable_state
+from r2kg.systems import SYSTEMS, build_model, load_trainable_state
 from r2kg.systems.r2genkg.model import R2GenKG
 from shards.errors import CheckpointError, ConfigError
 
@@ -90,7 +90,7 @@ def test_groups_name_every_trained_parameter_once(source):
 def test_soft_tokens_are_the_projected_and_normalised_film_tokens(source):
     model = tiny(source).eval()
     batch = model.collate(stream_rows())
-    soft = model.soft_tokens(batch["images"], batch["view_mask"])
+    soft = model.soft_tokens(batch)
     tokens = model.vision(batch["images"], batch["view_mask"])
     assert soft.shape == (3, model.vision.patches, 32)
     torch.testing.assert_close(soft, model.norm(model.projection(tokens)))
@@ -201,7 +201,7 @@ def test_gradient_checkpointing_changes_no_gradient(source):
 
 
 def test_systems_are_named_and_unknown_ones_refused(source):
-    assert isinstance(tiny(source), R2GenKG) and set(MODELS) == {"r2genkg"}
+    assert isinstance(tiny(source), R2GenKG) and set(SYSTEMS) == {"r2genkg"}
     with pytest.raises(ConfigError, match="model.system='cknet': one of r2genkg"):
         build_model(Model().model_copy(update={"system": "cknet"}))
 
