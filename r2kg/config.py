@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from r2kg.overrides import assign
 from shards.errors import ConfigError
-from shards.tars.place import place
+from shards.tars.place import place, write_atomic
 
 
 class Part(BaseModel):
@@ -326,25 +326,21 @@ class Run(Part):
         return self.change(local | {field: str(place(where)) if where else "" for field, where in places.items()})
 
     def save(self, path: Path) -> None:
-        """Write the run as JSON; `load_run` reads it back."""
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        """Write the run as JSON, whole or not at all; `load_run` reads it back."""
+        write_atomic(path, self.model_dump_json(indent=2).encode() + b"\n")
 
 
 def load_run(path: Path) -> Run:
-    """Read a saved run.json."""
-    return _validated(json.loads(path.read_text()))
-
-
-def saved_run(directory: Path) -> Run:
-    """The run that was trained in `directory`, wherever that has been moved to.
+    """Read a saved run.json.
 
     Raises:
-        ConfigError: no run.json there.
+        ConfigError: it is torn, or a field of it cannot be.
     """
-    saved = Path(directory).resolve() / "run.json"
-    if not saved.is_file():
-        raise ConfigError(f"{directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed")
-    return load_run(saved).change({"root": str(saved.parent.parent), "name": saved.parent.name})
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is torn or no saved run ({error}): put a whole one in its place") from None
+    return _validated(tree)
 
 
 def _validated(tree: dict) -> Run:

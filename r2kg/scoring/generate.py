@@ -1,30 +1,31 @@
 """Predictions: every study of a split exactly once, written by Ray Data actors outside the training workers."""
 
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import ray
+import ray.data
 import torch
 from rich.progress import track
 
 from r2kg.config import Run
+from r2kg.rundir import RunFiles
 from r2kg.scoring.context import scoring_context
 from r2kg.systems import build_model, load_trainable_state
-from r2kg.training.checkpoint import best_checkpoint, checkpoint_path, complaints, read_state, read_tensors, weights_of
+from r2kg.training.checkpoint import find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
-from shards.errors import CheckpointError, DataError
+from shards.errors import DataError
 from shards.privacy import fence
 from shards.session import connect_ray
 from shards.stream.blocks import Rows, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import sequential_blocks
 from shards.stream.records import numbered_studies
-from shards.tars.manifest import Manifest
-from shards.tars.place import Place
+from shards.tars.place import Place, write_atomic
 
 
 class Writer:
@@ -35,7 +36,7 @@ class Writer:
         self.run, self.licence = run, licence
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(run.train.seed)
-        self.model = build_model(run.model)
+        self.model: Any = build_model(run.model)
         load_trainable_state(self.model, weights_of(read_tensors(checkpoint)))
         if run.engine.precision == "bf16":
             self.model.to(torch.bfloat16)
@@ -43,21 +44,17 @@ class Writer:
 
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
         """Rows of the stream → {index, bad, text, tokens, truncated} of the valid ones and of those that are bad."""
-        with fence(self.licence, self.run.privacy.allow_text):
-            return self._write(rows)
-
-    @torch.inference_mode()
-    def _write(self, rows: Rows) -> dict[str, np.ndarray]:
-        batch = {key: value.to(self.device) for key, value in self.model.collate(rows).items()}
-        written = self.model.generate(batch, self.run.decoding)
-        keep = np.flatnonzero(rows["index"] >= 0)
-        return {
-            "index": rows["index"][keep],
-            "bad": np.array([rows["bad"][row] for row in keep], object),
-            "text": np.array([written[row].text for row in keep], object),
-            "tokens": np.array([written[row].tokens for row in keep], np.int64),
-            "truncated": np.array([written[row].truncated for row in keep], bool),
-        }
+        with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
+            batch = {key: value.to(self.device) for key, value in self.model.collate(rows).items()}
+            written = self.model.generate(batch, self.run.decoding)
+            keep = np.flatnonzero(rows["index"] >= 0)
+            return {
+                "index": rows["index"][keep],
+                "bad": np.array([rows["bad"][row] for row in keep], object),
+                "text": np.array([written[row].text for row in keep], object),
+                "tokens": np.array([written[row].tokens for row in keep], np.int64),
+                "truncated": np.array([written[row].truncated for row in keep], bool),
+            }
 
 
 def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str = "best", writers: int = 1) -> Path:
@@ -76,36 +73,81 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         CheckpointError: no such checkpoint, or a damaged one.
     """
     run = run.change({"data.shards": str(shards)}).absolute()
-    shards, manifest = run.data.shards, checked_manifest(run)
+    manifest = checked_manifest(run)
     run = features_or_films(run, manifest)
-    index = Index.open(shards, split, run.data.on_bad)
+    index = Index.open(run.data.shards, split, run.data.on_bad)
     if not len(index):
-        raise DataError(f"split {split!r} of {shards} holds no study: its splits are {', '.join(manifest.splits)}")
-    source = find_checkpoint(run, checkpoint)
+        raise DataError(
+            f"split {split!r} of {run.data.shards} holds no study: its splits are {', '.join(manifest.splits)}"
+        )
+    source = find_checkpoint(run.directory, checkpoint)
     print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
-    written = dict(_write(run, split, index, manifest.licence, source, writers))
-    lines, unread = _lines(index, written)
-    out = run.directory / "predictions" / split
+    lines, unread = write_reports(run, index, manifest.licence, source, writers)
+    state = read_state(source)
+    context = {
+        "run": run.name,
+        "checkpoint": source.name,
+        "step": state["step"],
+        "split": split,
+        "shards": manifest.fingerprint,
+        "trained_on": state["shards"],
+        "licence": manifest.licence,
+        "protocols": list(run.protocols),
+    }
+    context |= scoring_context(run.data.shards, manifest, run.protocols, run.data.on_bad)
+    context |= {"given": len(index), "unread": unread}
+    out = RunFiles(run.directory).predictions / split
     out.mkdir(parents=True, exist_ok=True)
-    context = _context(run, manifest, split, source) | {"given": len(index), "unread": unread}
-    _write_text(out / "context.json", json.dumps(context, indent=1))
-    _write_lines(out / "shuffled.jsonl", shuffled(lines, run.train.seed))
-    _write_lines(out / "predictions.jsonl", lines)
+    write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
+    for name, written in {"shuffled.jsonl": shuffled(lines, run.train.seed), "predictions.jsonl": lines}.items():
+        write_atomic(out / name, "".join(json.dumps(line) + "\n" for line in written).encode())
     return out / "predictions.jsonl"
 
 
-def find_checkpoint(run: Run, which: str) -> Path:
-    """The checkpoint "best", "last" or of a step, after comparing it with its own manifest."""
-    if which == "best":
-        return best_checkpoint(run.directory)
-    steps = sorted((run.directory / "checkpoints").glob("step-*"))
-    path = (steps[-1] if steps else None) if which == "last" else checkpoint_path(run.directory, int(which))
-    if path is None or not path.is_dir():
-        names = ", ".join(step.name for step in steps) or "none"
-        raise CheckpointError(f"{run.directory} has no checkpoint {which!r}; it holds {names}")
-    if wrong := complaints(path):
-        raise CheckpointError("; ".join(wrong))
-    return path
+def write_reports(
+    run: Run, index: Index, licence: str, checkpoint: Path, writers: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Prediction lines of a split in index order, and the keys of the studies that could not be read, with the cause.
+
+    Raises:
+        DataError: a study got no prediction.
+    """
+    connect_ray(run.directory)
+    size = run.train.micro_batch
+    films = stream_blocks(
+        run.data.shards, index.split, sequential_blocks(len(index), 1, size), run.model.vision.image_px,
+        run.data.views, run.data.on_bad, index, features=run.data.features or None,
+    )  # fmt: skip
+    reports = films.map_batches(
+        Writer,
+        fn_constructor_args=(run, checkpoint, licence),
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=writers),
+        num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= writers else 0,
+        num_cpus=min(1.0, run.train.cpus_per_worker),
+    )
+    rows = track(reports.iter_rows(), "writing", total=len(index), disable=not sys.stdout.isatty())
+    answers = {int(row["index"]): row for row in rows}
+    keys = [key.decode() for key in index.keys]
+    if lost := [key for row, key in enumerate(keys) if row not in answers]:
+        raise DataError(f"{len(lost)} studies of {index.split} got no prediction, first {lost[0]}: generate again")
+    lines = [
+        {
+            "id": study.id,
+            "key": study.key,
+            "split": study.split,
+            "prediction": str(answers[row]["text"]),
+            "reference": study.target,
+            "reference_raw": study.report,
+            "labels": study.labels,
+            "triples": study.triples,
+            "tokens": int(answers[row]["tokens"]),
+            "truncated": bool(answers[row]["truncated"]),
+        }
+        for row, study in numbered_studies(index, unread={})
+        if not answers[row]["bad"]
+    ]
+    return lines, {keys[row]: answer["bad"] for row, answer in answers.items() if answer["bad"]}
 
 
 def shuffled(lines: list[dict], seed: int) -> list[dict]:
@@ -121,80 +163,3 @@ def shuffled(lines: list[dict], seed: int) -> list[dict]:
     donor[order] = np.roll(order, 1)
     taken = ("prediction", "tokens", "truncated")
     return [line | {field: lines[donor[i]][field] for field in taken} for i, line in enumerate(lines)]
-
-
-def _write(
-    run: Run, split: str, index: Index, licence: str, checkpoint: Path, writers: int
-) -> Iterator[tuple[int, dict]]:
-    import ray
-
-    connect_ray(run.directory)
-    size = run.train.micro_batch
-    films = stream_blocks(
-        run.data.shards, split, sequential_blocks(len(index), 1, size), run.model.vision.image_px, run.data.views,
-        run.data.on_bad, index, features=run.data.features or None,
-    )  # fmt: skip
-    reports = films.map_batches(
-        Writer,
-        fn_constructor_args=(run, checkpoint, licence),
-        batch_size=size,
-        compute=ray.data.ActorPoolStrategy(size=writers),
-        num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= writers else 0,
-        num_cpus=min(1.0, run.train.cpus_per_worker),
-    )
-    rows = reports.iter_rows()
-    for row in track(rows, "writing", total=len(index), disable=not sys.stdout.isatty()):
-        yield int(row["index"]), row
-
-
-def _lines(index: Index, written: dict[int, dict]) -> tuple[list[dict], dict[str, str]]:
-    """Prediction lines in index order, and the keys of the studies that could not be read, with the cause."""
-    keys = [key.decode() for key in index.keys]
-    if lost := [key for row, key in enumerate(keys) if row not in written]:
-        raise DataError(f"{len(lost)} studies of {index.split} got no prediction, first {lost[0]}: generate again")
-    unread = {keys[row]: answer["bad"] for row, answer in written.items() if answer["bad"]}
-    lines = []
-    for row, study in numbered_studies(index, unread={}):
-        if written[row]["bad"]:
-            continue
-        lines.append(
-            {
-                "id": study.id,
-                "key": study.key,
-                "split": study.split,
-                "prediction": str(written[row]["text"]),
-                "reference": study.target,
-                "reference_raw": study.report,
-                "labels": study.labels,
-                "triples": study.triples,
-                "tokens": int(written[row]["tokens"]),
-                "truncated": bool(written[row]["truncated"]),
-            }
-        )
-    return lines, unread
-
-
-def _context(run: Run, manifest: Manifest, split: str, checkpoint: Path) -> dict:
-    """What scoring needs beside the predictions: vocabulary and floors from the training and validation reports."""
-    state = read_state(checkpoint)
-    about = {
-        "run": run.name,
-        "checkpoint": checkpoint.name,
-        "step": state["step"],
-        "split": split,
-        "shards": manifest.fingerprint,
-        "trained_on": state["shards"],
-        "licence": manifest.licence,
-        "protocols": list(run.protocols),
-    }
-    return about | scoring_context(run.data.shards, manifest, run.protocols, run.data.on_bad)
-
-
-def _write_lines(path: Path, lines: list[dict]) -> None:
-    _write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 Written beside its final name and renamed when whole. "Newest good" is the newest whose files match its own manifest.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,20 +12,17 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from r2kg.rundir import RunFiles
 from shards.errors import CheckpointError
+from shards.tars.manifest import sha256_of
 
 MANIFEST = "manifest.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state of the tensor NAME is stored as NAME.exp_avg and NAME.exp_avg_sq."""
 
 
-def checkpoint_path(run_directory: Path, step: int) -> Path:
-    """Directory of the checkpoint after `step` optimiser steps."""
-    return run_directory / "checkpoints" / f"step-{step:08d}"
-
-
 def write_checkpoint(
-    run_directory: Path, part: dict[str, Tensor], state: dict, rank: int, world: int, barrier: Callable[[], None]
+    run_directory: Path, part: dict[str, Tensor], state: dict, rank: int, world: int, barrier: Callable[[], object]
 ) -> Path:
     """Write one checkpoint from all workers; collective.
 
@@ -38,7 +34,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: not enough room, with both sizes.
     """
-    final = checkpoint_path(run_directory, state["step"])
+    final = RunFiles(run_directory).checkpoints / f"step-{state['step']:08d}"
     partial = final.with_name(f".{final.name}.partial")
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
@@ -47,11 +43,18 @@ def write_checkpoint(
     check_room(partial, sum(t.numel() * t.element_size() for t in part.values()) * world)
     name = f"part-{rank:05d}-of-{world:05d}.safetensors"
     save_file(part, partial / name)
-    (partial / f"{name}.sha256").write_text(_sha256(partial / name))
+    (partial / f"{name}.sha256").write_text(sha256_of(partial / name))
     barrier()
     if rank == 0:
         (partial / "state.json").write_text(json.dumps(state, indent=1))
-        _seal(partial)
+        digests = {"state.json": sha256_of(partial / "state.json")}
+        for file in sorted(partial.glob("part-*.sha256")):
+            digests[file.name.removesuffix(".sha256")] = file.read_text()
+            file.unlink()
+        (partial / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
+        for file in partial.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
     barrier()
@@ -82,19 +85,19 @@ def complaints(checkpoint: Path) -> list[str]:
         expected = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
     except (OSError, ValueError, KeyError) as error:
         return [f"{checkpoint / MANIFEST} cannot be read: {error}"]
-    found = []
+    wrong = []
     for name, digest in expected.items():
         file = checkpoint / name
         if not file.is_file():
-            found.append(f"{file} is missing")
-        elif _sha256(file) != digest:
-            found.append(f"{file} changed since it was written")
-    return found
+            wrong.append(f"{file} is missing")
+        elif sha256_of(file) != digest:
+            wrong.append(f"{file} changed since it was written")
+    return wrong
 
 
 def checkpoints(run_directory: Path) -> list[Path]:
     """Finished checkpoints, oldest first; not yet checked."""
-    return sorted((run_directory / "checkpoints").glob("step-*"))
+    return sorted(RunFiles(run_directory).checkpoints.glob("step-*"))
 
 
 def newest_checkpoint(run_directory: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
@@ -107,28 +110,42 @@ def newest_checkpoint(run_directory: Path, warn: Callable[[str], None] = lambda 
     return None
 
 
-def best_checkpoint(run_directory: Path) -> Path:
-    """The good checkpoint with the lowest validation loss, the newest where none was measured.
+def find_checkpoint(run_directory: Path, which: str) -> Path:
+    """The good checkpoint "best", "last" or of a step number.
+
+    Best is the lowest validation loss, the newest where none was measured; "best" passes over damaged ones.
 
     Raises:
-        CheckpointError: the run has no good checkpoint.
+        CheckpointError: no such checkpoint, or the one asked for is damaged.
     """
-    good = [path for path in checkpoints(run_directory) if not complaints(path)]
-    if not good:
-        raise CheckpointError(f"{run_directory} holds no good checkpoint: train the run first, or copy its checkpoints")
-    measured = [(read_state(path)["validation_loss"], path) for path in good]
-    measured = [(loss, path) for loss, path in measured if loss is not None]
-    return min(measured)[1] if measured else good[-1]
+    paths = checkpoints(run_directory)
+    if which == "best":
+        good = [path for path in paths if not complaints(path)]
+        if not good:
+            raise CheckpointError(
+                f"{run_directory} holds no good checkpoint: train the run first, or copy its checkpoints"
+            )
+        return _lowest_loss(good) or good[-1]
+    named = paths[-1:] if which == "last" else [path for path in paths if path.name == f"step-{which:0>8}"]
+    if not named:
+        names = ", ".join(path.name for path in paths) or "none"
+        raise CheckpointError(f"{run_directory} has no checkpoint {which!r}; it holds {names}")
+    if wrong := complaints(named[0]):
+        raise CheckpointError("; ".join(wrong))
+    return named[0]
 
 
 def prune(run_directory: Path, kept: int) -> None:
     """Delete all but the `kept` newest checkpoints and the best one."""
     paths = checkpoints(run_directory)
-    losses = {path: read_state(path).get("validation_loss") for path in paths}
-    measured = [path for path in paths if losses[path] is not None]
-    keep = set(paths[-kept:]) | ({min(measured, key=losses.get)} if measured else set())
-    for path in set(paths) - keep:
+    for path in set(paths) - {*paths[-kept:], _lowest_loss(paths)}:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _lowest_loss(paths: list[Path]) -> Path | None:
+    """Of equal losses the oldest; None where no validation loss was measured."""
+    losses = [(read_state(path).get("validation_loss"), path) for path in paths]
+    return min(((loss, path) for loss, path in losses if loss is not None), default=(None, None))[1]
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -139,19 +156,3 @@ def check_room(directory: Path, needed: int) -> None:
             f"a checkpoint needs {needed / 1e9:.2f} GB, {directory} has {free / 1e9:.2f} GB free: "
             "make room, set root= to another disk, or lower train.checkpoints_kept"
         )
-
-
-def _seal(partial: Path) -> None:
-    digests = {"state.json": _sha256(partial / "state.json")}
-    for file in sorted(partial.glob("part-*.sha256")):
-        digests[file.name.removesuffix(".sha256")] = file.read_text()
-        file.unlink()
-    (partial / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
-    for file in partial.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

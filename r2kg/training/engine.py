@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -19,7 +20,7 @@ from deepspeed.utils import (
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from r2kg.config import Run
 from r2kg.systems import load_trainable_state
@@ -46,12 +47,12 @@ def deepspeed_config(run: Run) -> dict:
     bf16 at stage 0 is autocast over fp32 weights: DeepSpeed's own wrapper there gives no access to Adam's moments.
     """
     engine, train = run.engine, run.train
-    zero = {"stage": engine.zero, "overlap_comm": train.gpus}
+    zero: dict[str, Any] = {"stage": engine.zero, "overlap_comm": train.gpus}
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.gpus}
     if engine.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": train.gpus}
-    precision = {"bf16": {"enabled": engine.precision == "bf16"}}
+    precision: dict[str, Any] = {"bf16": {"enabled": engine.precision == "bf16"}}
     if engine.precision == "bf16" and engine.zero == 0:
         precision = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
     elif engine.precision == "bf16":
@@ -72,8 +73,12 @@ def deepspeed_config(run: Run) -> dict:
 class Engine:
     """One worker's view of the sharded model. All methods are collective: every worker calls them in the same order."""
 
-    def __init__(self, model: nn.Module, run: Run, steps: int, steps_per_epoch: float, state: dict | None = None):
-        """Shard `model` as `run.engine` says. `state` (see `state`) restores weights now, moments at the first step."""
+    def __init__(self, model: Any, run: Run, steps: int, steps_per_epoch: float, state: dict | None = None):
+        """Shard `model`, one of `r2kg.systems`, as `run.engine` says.
+
+        `state` is {"tensors": as `state` gives them, of all workers, "step"}: weights are restored now, moments at the
+        first step.
+        """
         deepspeed_logger.setLevel(logging.WARNING)
         put_ninja_on_path()
         self.run, self.steps, self.steps_per_epoch, self.step_number = run, steps, steps_per_epoch, 0
@@ -82,12 +87,17 @@ class Engine:
         if state:
             load_trainable_state(model, weights_of(state["tensors"]))
         if run.engine.precision == "bf16" and run.engine.zero == 0:
-            _cast_frozen(model)
+            # Stage 0 trains fp32 weights under autocast (the papers' bf16-mixed); what is frozen needs no fp32 copy.
+            for parameter in model.parameters():
+                if not parameter.requires_grad and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(torch.bfloat16)
         optimizer = build_optimizer(model, run.optim, run.engine.offload_optimizer)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(run), dist_init_required=not dist.is_initialized()
         )
         self.device, self.world = self.deepspeed.device, self.deepspeed.world_size
+        self._base = getattr(self.optimizer, "optimizer", self.optimizer)
+        self._plain = self._base is self.optimizer  # stage 0 has no DeepSpeed wrapper around the optimiser
 
     def step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
         """One optimiser step over this worker's micro-batches of a global step.
@@ -101,9 +111,13 @@ class Engine:
         counts = [int((batch["labels"] != -100).sum()) for batch in batches]
         batches = [_to(batch, self.device) for batch in batches]
         if self._restore:
-            self._load_moments(batches)
-        self._set_learning_rate()
-        _seed(self.run.train.seed, self.step_number)
+            self._load_moments(self._restore, batches)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                group["peak"], self.run.optim, self.step_number, self.steps, self.steps_per_epoch
+            )
+        # Dropout depends on (seed, step, worker) alone, so a continued run repeats an undisturbed one.
+        torch.manual_seed((self.run.train.seed * 1_000_003 + self.step_number) * 4096 + self.deepspeed.global_rank)
         tokens = max(1.0, self._sum(sum(counts)))
         total = self._pass(batches, [n / tokens for n in counts])
         self.step_number += 1
@@ -132,12 +146,17 @@ class Engine:
         Keys are NAME, NAME.exp_avg, NAME.exp_avg_sq. The parts of all workers together are the whole state.
         """
         self._link_moments()
-        rank, part = self.deepspeed.global_rank, {}
+        part: dict[str, Tensor] = {}
         for number, (name, parameter) in enumerate(self._names):
-            full = {name: self._weight(parameter)}
-            full |= {f"{name}.{moment}": self._moment(parameter, moment) for moment in MOMENTS}
-            if number % self.world == rank:
-                part |= {key: value.detach().float().cpu().clone() for key, value in full.items()}
+            if self._plain:
+                weight, moments = parameter.data, [self.optimizer.state[parameter][moment] for moment in MOMENTS]
+            else:  # collective: every worker takes part in every tensor, whoever keeps it
+                weight = safe_get_full_fp32_param(parameter)
+                moments = [safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
+            if number % self.world == self.deepspeed.global_rank:
+                keys = name, *(f"{name}.{moment}" for moment in MOMENTS)
+                full = zip(keys, (weight, *moments), strict=True)
+                part |= {key: value.detach().float().cpu().clone() for key, value in full}
         return part
 
     def _pass(self, batches: list[dict], shares: list[float]) -> float:
@@ -150,64 +169,35 @@ class Engine:
             self.deepspeed.step()
         return float(total)
 
-    def _set_learning_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                group["peak"], self.run.optim, self.step_number, self.steps, self.steps_per_epoch
-            )
-
-    def _load_moments(self, batches: list[dict]) -> None:
+    def _load_moments(self, restore: dict[str, Any], batches: list[dict]) -> None:
         """Adam's moments exist only after a step: make one that changes nothing, then fill them and the counter."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self._pass(batches, [0.0] * len(batches))
         self._link_moments()
-        tensors = self._restore["tensors"]
         for name, parameter in self._names:
-            self._set_weight(parameter, tensors[name].to(self.device))
-            for moment in MOMENTS:
-                self._set_moment(parameter, moment, tensors[f"{name}.{moment}"].to(self.device))
+            weight = restore["tensors"][name].to(self.device)
+            moments = {moment: restore["tensors"][f"{name}.{moment}"].to(self.device) for moment in MOMENTS}
+            if self._plain:
+                parameter.data.copy_(weight)
+                for moment, value in moments.items():
+                    self.optimizer.state[parameter][moment].copy_(value)
+            else:
+                safe_set_full_fp32_param(parameter, weight)
+                for moment, value in moments.items():
+                    safe_set_full_optimizer_state(parameter, value, moment)
         for state in self._base.state.values():
             if isinstance(state.get("step"), Tensor):
-                state["step"].fill_(self._restore["step"])
+                state["step"].fill_(restore["step"])
             elif "step" in state:
-                state["step"] = self._restore["step"]
-        self.step_number, self._restore = self._restore["step"], None
+                state["step"] = restore["step"]
+        self.step_number, self._restore = restore["step"], None
 
     def _link_moments(self) -> None:
         """DeepSpeed 0.19.8 links moments after the first group's first step, when later groups have none yet."""
         if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
-
-    @property
-    def _base(self) -> torch.optim.Optimizer:
-        return getattr(self.optimizer, "optimizer", self.optimizer)
-
-    @property
-    def _plain(self) -> bool:
-        """Stage 0 has no DeepSpeed wrapper around the optimiser."""
-        return self._base is self.optimizer
-
-    def _weight(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.data if self._plain else safe_get_full_fp32_param(parameter)
-
-    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
-        if self._plain:
-            return self.optimizer.state[parameter][moment]
-        return safe_get_full_optimizer_state(parameter, moment)
-
-    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        if self._plain:
-            parameter.data.copy_(value)
-        else:
-            safe_set_full_fp32_param(parameter, value)
-
-    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
-        if self._plain:
-            self.optimizer.state[parameter][moment].copy_(value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, moment)
 
     def _sum(self, value: float) -> float:
         if self.world == 1:
@@ -217,18 +207,5 @@ class Engine:
         return float(total)
 
 
-def _cast_frozen(model: nn.Module) -> None:
-    """Stage 0 trains fp32 weights under autocast (the papers' bf16-mixed); what is frozen needs no fp32 copy."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.bfloat16)
-
-
 def _to(batch: dict, device: torch.device) -> dict:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-
-
-def _seed(seed: int, step: int) -> None:
-    """Dropout depends on (seed, step, worker) alone, so a continued run repeats an undisturbed one."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank)

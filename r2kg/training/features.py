@@ -38,7 +38,7 @@ READERS = 2
 AHEAD = 4
 """Batches that are read and decoded while one is encoded."""
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def write_features(run: Run, manifest: Manifest, out: str | Place, actors: int = 1) -> SideManifest:
@@ -84,17 +84,28 @@ def check_features(run: Run, manifest: Manifest) -> SideManifest:
     where = run.data.features
     side = read_side(where)
     refuse_other(where, side, manifest, "features")
-    _refuse_encoder(where, side.description, describe(run, frozen_encoder(run)))
+    theirs, ours = side.description, describe(run, frozen_encoder(run))
+    differing = [
+        f"{field}: {_brief(theirs.get(field))} there, {_brief(ours[field])} here"
+        for field in DECIDING
+        if theirs.get(field) != ours[field]
+    ]
+    if differing:
+        raise ConfigError(
+            f"the features at {where} are not what this run's encoder makes of the films ({'; '.join(differing)}): the "
+            f"model would be trained on another encoder's tokens. Way out: write them again with {HOW['features']}, "
+            'give the encoder they were made with, or set data.features="" to read the films'
+        )
     if (held := side.extent[0]) < run.data.views:
         raise ConfigError(
             f"the features at {where} are of {held} views a study, data.views={run.data.views}: lower it, or write "
             f"them again with {HOW['features']}"
         )
     if faults := side_faults(where, side, run.data.verify):
-        told = f"features at {where} are damaged: {'; '.join(faults)}"
+        damage = f"features at {where} are damaged: {'; '.join(faults)}"
         if run.data.on_bad == "fail":
-            raise DataError(f"{told}. Way out: write them again with {HOW['features']}, whole tars are kept")
-        print(f"{told}. Studies that cannot be read are skipped and named.")
+            raise DataError(f"{damage}. Way out: write them again with {HOW['features']}, whole tars are kept")
+        print(f"{damage}. Studies that cannot be read are skipped and named.")
     return side
 
 
@@ -112,19 +123,8 @@ def features_or_films(run: Run, manifest: Manifest) -> Run:
     return run
 
 
-def _refuse_encoder(where: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    differing = [field for field in DECIDING if theirs.get(field) != ours[field]]
-    if differing:
-        pairs = [f"{field}: {_short(theirs.get(field))} there, {_short(ours[field])} here" for field in differing]
-        named = "; ".join(pairs)
-        raise ConfigError(
-            f"the features at {where} are not what this run's encoder makes of the films ({named}): the model would be "
-            f"trained on another encoder's tokens. Way out: write them again with {HOW['features']}, give the encoder "
-            'they were made with, or set data.features="" to read the films'
-        )
-
-
-def _short(value: Any) -> str:
+def _brief(value: Any) -> str:
+    """A field as an error shows it: of a fingerprint its beginning."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
 
@@ -192,23 +192,20 @@ class FilmEncoder:
             return read_block(index, block, self.run.model.vision.image_px, data.views, data.on_bad)
 
         for films in ahead(read, parts):
-            yield from self._made(films)
-
-    @torch.inference_mode()
-    def _made(self, rows: dict[str, np.ndarray]) -> Iterator[Made]:
-        mask = rows["view_mask"]
-        films = torch.from_numpy(rows["images"][mask]).to(self.device)
-        tokens = self.vision.encode(films) if len(films) else torch.zeros(0)
-        stored = tokens.to(torch.bfloat16).cpu().view(torch.uint16).numpy().astype("<u2", copy=False)
-        ends = mask.sum(1).cumsum()
-        for end, views, bad in zip(ends.tolist(), mask.sum(1).tolist(), rows["bad"], strict=True):
-            if bad:
-                yield Made(cause=UNREAD, detail=bad.partition(": ")[2])
-            else:
-                yield Made({MEMBER["features"]: stored[end - views : end].tobytes()}, totals={"films": views})
+            mask = films["view_mask"]
+            with torch.inference_mode():
+                images = torch.from_numpy(films["images"][mask]).to(self.device)
+                tokens = self.vision.encode(images) if len(images) else torch.zeros(0)
+            stored = tokens.to(torch.bfloat16).cpu().view(torch.uint16).numpy().astype("<u2", copy=False)
+            ends = mask.sum(1).cumsum()
+            for end, views, bad in zip(ends.tolist(), mask.sum(1).tolist(), films["bad"], strict=True):
+                if bad:
+                    yield Made(cause=UNREAD, detail=bad.partition(": ")[2])
+                else:
+                    yield Made({MEMBER["features"]: stored[end - views : end].tobytes()}, totals={"films": views})
 
 
-def ahead(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map` whose next `AHEAD` results are made by threads meanwhile: reading and decoding release the interpreter."""
     with ThreadPoolExecutor(READERS) as pool:
         waiting: deque = deque()

@@ -8,32 +8,40 @@ a run that was submitted again and a run on other workers all go the same way.
 import json
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
+from itertools import islice
+from typing import Any
 
 import ray.train
 import torch
 import torch.distributed as dist
 
 from r2kg.config import Run
+from r2kg.rundir import RunFiles, UnreadStudies
 from r2kg.systems import build_model
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training.checkpoint import newest_checkpoint, prune, read_state, read_tensors, write_checkpoint
 from r2kg.training.engine import Engine
 from r2kg.training.plan import Plan
-from shards.errors import CheckpointError, ConfigError, DataError
-from shards.privacy import fenced
+from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
+from shards.privacy import OURS, fenced
 from shards.stream.blocks import Rows, read_batches
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "timm", "ray", "r2kg")
-OURS = (ConfigError, DataError, CheckpointError)
-MISTAKES = (TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, FileNotFoundError)
-"""With `OURS`, what a restart cannot mend. A lost worker shows as RuntimeError or RayError in those that are left."""
+LASTING = tuple(kind for kind in OURS if kind is not RetryableError)
+MISTAKES = (
+    TypeError, ValueError, LookupError, AttributeError, ImportError, AssertionError, FileNotFoundError,
+    torch.OutOfMemoryError,
+)  # fmt: skip
+"""With `LASTING`, what a restart cannot mend. A lost worker shows in those left as RuntimeError or RayError."""
 
 
 def train_worker(config: dict) -> dict:
     """Entry point of a Ray Train worker; `config` holds the run and its plan as JSON.
+
+    An error that a restart cannot mend is left in failure.json, and then nothing is restarted. It says what may be
+    shown: for credentialed data a library's own message is not in it.
 
     Returns:
         {"step", "loss", "validation_loss"} on every rank.
@@ -43,29 +51,46 @@ def train_worker(config: dict) -> dict:
         return _train(run, plan)
     except Exception as error:
         shown = fenced(error, plan.licence, run.privacy.allow_text)
-        note_failure(run, error, shown)
+        chain: list[BaseException] = []
+        cause: BaseException | None = error
+        while cause is not None and len(chain) < 20:
+            chain.append(cause)
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        ours = next((link for link in chain if isinstance(link, LASTING)), None)
+        if ours or isinstance(error, MISTAKES):
+            text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
+            RunFiles(run.directory).note_failure(type(ours or error).__name__, str(ours or shown), text[-8000:])
         if shown is error:
             raise
         raise shown from None
 
 
 def _train(run: Run, plan: Plan) -> dict:
+    """From the newest good checkpoint, if it belongs to these shards and weights, to the end of the plan."""
     torch.manual_seed(run.train.seed)
     start = newest_checkpoint(run.directory, warn=print)
-    model = build_model(run.model)
+    model: Any = build_model(run.model)
     if run.engine.gradient_checkpointing:
         model.gradient_checkpointing()
-    frozen = model.fingerprint()
-    state = _resume(run, plan, start, frozen)
-    engine = Engine(model, run, plan.steps, plan.steps_per_epoch, state)
-    worker = Worker(run, plan, model, engine, frozen)
-    return worker.fit(state["step"] if state else 0)
+    frozen, restore = model.fingerprint(), None
+    if start:
+        state = read_state(start)
+        then_and_now = {"shards": (state["shards"], plan.shards), "frozen weights": (state["frozen"], frozen)}
+        for what, (then, now) in then_and_now.items():
+            if then != now and not run.train.accept_changes:
+                raise CheckpointError(
+                    f"{start} was trained with {what} {then}, but now they are {now}: it would go on with other data "
+                    "or another base. Restore them, choose another name=, or set train.accept_changes=true"
+                )
+        restore = {"tensors": read_tensors(start), "step": state["step"]}
+    engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
+    return Worker(run, plan, model, engine, frozen).fit(restore["step"] if restore else 0)
 
 
 class Worker:
     """What one worker holds while the loop runs."""
 
-    def __init__(self, run: Run, plan: Plan, model, engine: Engine, frozen: dict):
+    def __init__(self, run: Run, plan: Plan, model: Any, engine: Engine, frozen: dict):
         """`frozen` names the weights that are not stored: source, revision, hash."""
         context = ray.train.get_context()
         self.run, self.plan, self.model, self.engine, self.frozen = run, plan, model, engine, frozen
@@ -77,7 +102,8 @@ class Worker:
 
     def fit(self, first: int) -> dict:
         """Take the steps from `first` to the end of the plan."""
-        train, metrics = self.run.train, {}
+        train = self.run.train
+        metrics: dict[str, float] = {}
         self.clock = (first, time.monotonic())
         self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
         for step, rows in self._steps(first):
@@ -94,7 +120,6 @@ class Worker:
             if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
                 self.log(step + 1, metrics)
         if metrics:
-            self._check_end()
             self.save(self.plan.steps)
         return self.finish(metrics)
 
@@ -138,7 +163,7 @@ class Worker:
             "run": self.run.model_dump(mode="json"),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        write_checkpoint(self.run.directory, self.engine.state(), state, self.rank, self.world, _barrier)
+        write_checkpoint(self.run.directory, self.engine.state(), state, self.rank, self.world, dist.barrier)
         if self.rank == 0:
             prune(self.run.directory, self.run.train.checkpoints_kept)
         loss = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.3f}"
@@ -151,19 +176,15 @@ class Worker:
             self.say(tracking_note(self.tracker.close(), self.tracker))
         return {"step": self.plan.steps, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
 
-    def _check_end(self) -> None:
-        """A stream that ended early must not pass for a whole run."""
-        if self.engine.step_number != self.plan.steps:
-            raise DataError(
-                f"the stream ended after step {self.engine.step_number} of {self.plan.steps}: shards were lost while "
-                "the run read them. Restore them and submit the run again"
-            )
-
     def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
-        """(step, this worker's micro-batches of it) from step `first` on."""
-        stream = read_batches(ray.train.get_dataset_shard("train"), self.run.train.micro_batch)
-        consumed = _consumed(self.run, self.rank, self.world)
-        for step, rows in enumerate(_grouped(stream, self.run.train.accumulation), first):
+        """(step, this worker's micro-batches of it) from step `first` on; DataError when the stream ends early."""
+        train, consumed = self.run.train, None
+        if train.record_studies:
+            path = RunFiles(self.run.directory).consumed / f"{self.rank:05d}-of-{self.world:05d}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            consumed = path.open("a")
+        stream, step = read_batches(ray.train.get_dataset_shard("train"), train.micro_batch), first
+        while len(rows := list(islice(stream, train.accumulation))) == train.accumulation:
             if int(rows[0]["step"][0]) != step:
                 raise CheckpointError(f"the stream gave step {int(rows[0]['step'][0])}, the weights are at {step}")
             for micro in rows:
@@ -173,77 +194,9 @@ class Worker:
                 consumed.write(json.dumps({"step": step, "index": index}) + "\n")
                 consumed.flush()
             yield step, rows
-
-
-class UnreadStudies:
-    """Studies that could not be read, counted and named in unread-RANK.jsonl; the loss is zero on them."""
-
-    def __init__(self, directory: Path, rank: int):
-        """Continue the file of this rank."""
-        self.path = directory / f"unread-{rank:05d}.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.named: dict[str, str] = dict(json.loads(line) for line in lines)
-
-    def add(self, complaints: Iterable[str]) -> None:
-        """Each complaint is "KEY: cause", or empty for a study that was read."""
-        for complaint in filter(None, complaints):
-            key, _, cause = complaint.partition(": ")
-            if key not in self.named:
-                self.named[key] = cause
-                with self.path.open("a") as file:
-                    file.write(json.dumps([key, cause]) + "\n")
-                print(f"Study {key} was skipped: {cause}")
-
-
-def note_failure(run: Run, error: Exception, shown: BaseException) -> None:
-    """Leave failure.json for the driver if `error` is one that a restart cannot mend; then nothing is restarted.
-
-    It says what `shown` says: for credentialed data a library's own message is not in it.
-    """
-    chain, cause = [], error
-    while cause is not None and len(chain) < 20:
-        chain.append(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    ours = next((link for link in chain if isinstance(link, OURS)), None)
-    if ours or isinstance(error, (*MISTAKES, torch.OutOfMemoryError)):
-        note = {"kind": type(ours or error).__name__, "message": str(ours or shown)}
-        text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
-        note["traceback"] = text[-8000:]
-        (run.directory / "failure.json").write_text(json.dumps(note))
-
-
-def _resume(run: Run, plan: Plan, start: Path | None, frozen: dict) -> dict | None:
-    """Tensors and step of the checkpoint to go on from, after checking that it belongs to these shards and weights."""
-    if start is None:
-        return None
-    state = read_state(start)
-    then_and_now = {"shards": (state["shards"], plan.shards), "frozen weights": (state["frozen"], frozen)}
-    for what, (then, now) in then_and_now.items():
-        if then != now and not run.train.accept_changes:
-            raise CheckpointError(
-                f"{start} was trained with {what} {then}, but now they are {now}: it would go on with other data or "
-                "another base. Restore them, choose another name=, or set train.accept_changes=true"
+            step += 1
+        if step < self.plan.steps:  # it must not pass for a whole run
+            raise DataError(
+                f"the stream ended after step {step} of {self.plan.steps}: shards were lost while the run read them. "
+                "Restore them and submit the run again"
             )
-    return {"tensors": read_tensors(start), "step": state["step"]}
-
-
-def _grouped(stream: Iterator[Rows], size: int) -> Iterator[list[Rows]]:
-    group = []
-    for rows in stream:
-        group.append(rows)
-        if len(group) == size:
-            yield group
-            group = []
-
-
-def _consumed(run: Run, rank: int, world: int):
-    if not run.train.record_studies:
-        return None
-    folder = run.directory / "consumed"
-    folder.mkdir(exist_ok=True)
-    return (folder / f"{rank:05d}-of-{world:05d}.jsonl").open("a")
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -1,16 +1,18 @@
 """AdamW's parameter groups and the learning rate as a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
 
 from r2kg.config import Optim
 from shards.errors import ConfigError
 
 
-def parameter_groups(model: nn.Module, optim: Optim) -> list[dict]:
+def parameter_groups(model: Any, optim: Optim) -> list[dict]:
     """One AdamW group per name of `model.trainable()`, with its peak learning rate under "peak".
+
+    `model` is one of `r2kg.systems`.
 
     Raises:
         ConfigError: `optim.lr_of` names a group the model does not train, or nothing is trained.
@@ -27,12 +29,17 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[dict]:
     ]
 
 
-def build_optimizer(model: nn.Module, optim: Optim, on_host: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(model: Any, optim: Optim, on_host: bool = False) -> torch.optim.Optimizer:
     """AdamW over the model's groups; `on_host` takes DeepSpeed's CPU kernel for offloaded states beside a GPU."""
     groups = parameter_groups(model, optim)
-    options = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    options: dict[str, Any] = {
+        "lr": optim.lr,
+        "betas": optim.betas,
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
     if on_host and torch.cuda.is_available():
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # heavy, and wanted here alone
 
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
     return torch.optim.AdamW(groups, **options)

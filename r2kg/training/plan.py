@@ -2,13 +2,12 @@
 
 import json
 import math
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from r2kg.config import Run, load_run
+from r2kg.config import Run
 from r2kg.protocol import PROTOCOLS
 from r2kg.systems import build_model
 from r2kg.training.checkpoint import check_room
@@ -76,8 +75,10 @@ def preflight(run: Run, manifest: Manifest) -> Plan:
         raise ConfigError(f"unknown protocols {unknown}; known: {', '.join(PROTOCOLS)}")
     if run.data.features:
         check_features(run, manifest)
+    with torch.device("meta"):  # so that a 7B model costs no memory
+        model: Any = build_model(run.model)
+    trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
     studies = manifest.splits["train"].studies
-    trained, parameters = parameter_counts(run)
     plan = Plan(
         studies=studies,
         validation_studies=min(run.train.validation_studies, manifest.splits["val"].studies),
@@ -85,11 +86,11 @@ def preflight(run: Run, manifest: Manifest) -> Plan:
         steps_per_epoch=studies / run.train.global_batch,
         shards=manifest.fingerprint,
         licence=manifest.licence,
-        trained=trained,
-        parameters=parameters,
+        trained={name: count for name, count in trained.items() if count},
+        parameters=sum(p.numel() for p in model.parameters()),
     )
-    parent = _existing(run.directory)
-    check_room(parent, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))
+    there = next(path for path in (run.directory, *run.directory.parents) if path.exists())
+    check_room(there, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))
     return plan
 
 
@@ -109,55 +110,25 @@ def checked_manifest(run: Run) -> Manifest:
     return manifest
 
 
-def parameter_counts(run: Run) -> tuple[dict[str, int], int]:
-    """Trained parameters by group, and all parameters; built on the meta device, so a 7B model costs no memory."""
-    with torch.device("meta"):
-        model = build_model(run.model)
-    trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
-    return {name: count for name, count in trained.items() if count}, sum(p.numel() for p in model.parameters())
-
-
-def open_run(run: Run) -> bool:
-    """Make the run's directory and save run.json, or check that this is the run that began there.
-
-    Returns:
-        True when the run is continued.
-
-    Raises:
-        ConfigError: the directory holds a different experiment; the differing fields are named.
-    """
-    saved = run.directory / "run.json"
-    run.directory.mkdir(parents=True, exist_ok=True)
-    (run.directory / "failure.json").unlink(missing_ok=True)
-    if not saved.exists():
-        run.save(saved)
-        return False
-    changed = differences(load_run(saved).model_dump(), run.model_dump())
+def refuse_changed(before: Run, now: Run) -> None:
+    """ConfigError, naming the fields, when a run that began as `before` would go on as another experiment."""
+    changed = differences(before.model_dump(), now.model_dump())
     fixed = [field for field in changed if not field.startswith(MAY_CHANGE)]
     if fixed:
         named = "; ".join(f"{field}: {changed[field][0]} then, {changed[field][1]} now" for field in fixed)
         raise ConfigError(
-            f"run {run.name!r} exists in {run.directory} with other settings ({named}): "
+            f"run {now.name!r} exists in {now.directory} with other settings ({named}): "
             "choose another name=, or submit it with the settings it began with"
         )
-    shutil.copy(saved, saved.with_suffix(".json.before"))
-    run.save(saved)
-    return True
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
     """Dotted fields that differ, with both values."""
-    found = {}
+    changed: dict[str, tuple] = {}
     for key in old.keys() | new.keys():
         one, two = old.get(key), new.get(key)
         if isinstance(one, dict) and isinstance(two, dict):
-            found |= differences(one, two, f"{prefix}{key}.")
+            changed |= differences(one, two, f"{prefix}{key}.")
         elif json.dumps(one) != json.dumps(two):
-            found[prefix + key] = (one, two)
-    return dict(sorted(found.items()))
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
+            changed[prefix + key] = (one, two)
+    return dict(sorted(changed.items()))

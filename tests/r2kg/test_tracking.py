@@ -62,7 +62,7 @@ def test_a_server_that_is_away_gets_the_records_later(run, tmp_path, free_port, 
     assert time.monotonic() - began < 1, "logging must not wait for the server"
     unsent = tracker.close(patience=90)
     note = tracking_note(unsent, tracker)
-    assert unsent == 1 and "has not taken 1 records" in note and str(tracker.records) in note
+    assert unsent == 1 and "has not taken 1 records" in note and str(tracker.files.metrics) in note
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--port", str(port), "--host", "127.0.0.1", "--workers", "1"),

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from r2kg.training.checkpoint import (
-    best_checkpoint,
     check_room,
     checkpoints,
     complaints,
+    find_checkpoint,
     newest_checkpoint,
     prune,
     read_state,
@@ -59,9 +59,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
         (newest / "state.json").write_text(json.dumps({"step": 3}))
     else:
         (newest / "manifest.json").unlink()
-    told = []
-    assert newest_checkpoint(tmp_path, told.append) == older
-    assert len(told) == 1 and newest.name in told[0]
+    warnings: list[str] = []
+    assert newest_checkpoint(tmp_path, warnings.append) == older
+    assert len(warnings) == 1 and newest.name in warnings[0]
 
 
 def test_a_write_that_broke_off_is_no_checkpoint(tmp_path):
@@ -78,7 +78,13 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         write(tmp_path, step, loss)
     prune(tmp_path, kept=2)
     assert [read_state(path)["step"] for path in checkpoints(tmp_path)] == [2, 3, 4]
-    assert read_state(best_checkpoint(tmp_path))["step"] == 2
+    assert [read_state(find_checkpoint(tmp_path, which))["step"] for which in ("best", "last", "3")] == [2, 4, 3]
+    (checkpoints(tmp_path)[0] / "state.json").write_text("{}")
+    assert read_state(find_checkpoint(tmp_path, "best"))["step"] == 3, "what is damaged is not the best"
+    with pytest.raises(CheckpointError, match="step-00000002/state.json changed"):
+        find_checkpoint(tmp_path, "2")
+    with pytest.raises(CheckpointError, match=r"no checkpoint '1'; it holds step-00000002, step-00000003"):
+        find_checkpoint(tmp_path, "1")
 
 
 def test_no_room_says_how_much_is_missing(tmp_path):
@@ -88,4 +94,4 @@ def test_no_room_says_how_much_is_missing(tmp_path):
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="no good checkpoint"):
-        best_checkpoint(tmp_path)
+        find_checkpoint(tmp_path, "best")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from r2kg.config import Decoding, Run, TinyLm, saved_run
+from r2kg.config import Decoding, Run, TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
+from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import generate
 from r2kg.systems import build_model

@@ -1,0 +1,93 @@
+"""The files of a run: what they are called, and those that the driver and its workers leave for one another."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from r2kg.config import Run, load_run
+from shards import errors
+from shards.errors import ConfigError
+from shards.tars.place import write_atomic
+
+UNREAD = "unread-{}.jsonl"
+"""By rank: lines of [key, cause]."""
+
+
+class RunFiles:
+    """Every file in a run's directory. The class itself touches no disk before a method is called."""
+
+    def __init__(self, directory: Path):
+        """Name the files of the run in `directory`, which need not exist."""
+        self.directory = directory
+        self.run = directory / "run.json"  # the Run as it was submitted last
+        self.before = directory / "run.json.before"  # as it was submitted before that
+        self.metrics = directory / "metrics.jsonl"  # the records of `r2kg.tracking.Tracker`
+        self.cursor = directory / "mlflow.json"  # which of them MLflow has, and under which of its runs
+        self.log = directory / "log.txt"  # a sentence for every event
+        self.failure = directory / "failure.json"  # what stopped a worker and will stop it again
+        self.consumed = directory / "consumed"  # RANK-of-WORLD.jsonl: the studies of every step
+        self.checkpoints = directory / "checkpoints"  # step-STEP/, see r2kg.training.checkpoint
+        self.predictions = directory / "predictions"  # SPLIT/: predictions, control, context and scores
+        self.ray = directory / "ray"  # what Ray Train keeps of its own
+
+    def begin(self, run: Run) -> None:
+        """Make the directory and save `run`, keep the one saved before it beside it, forget a noted failure."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.failure.unlink(missing_ok=True)
+        if self.run.exists():
+            write_atomic(self.before, self.run.read_bytes())
+        run.save(self.run)
+
+    def note_failure(self, kind: str, message: str, traceback: str) -> None:
+        """Leave for the driver what a restart cannot mend; `kind` names an error of `shards.errors` or another."""
+        note = {"kind": kind, "message": message, "traceback": traceback}
+        write_atomic(self.failure, json.dumps(note).encode())
+
+    def raise_failure(self) -> None:
+        """Raise what a worker noted, if one did: an error of ours as it was, another as RuntimeError with its place."""
+        if self.failure.exists():
+            failure = json.loads(self.failure.read_text())
+            kind = getattr(errors, failure["kind"], None)
+            raise kind(failure["message"]) if kind else RuntimeError(failure["traceback"])
+
+    def unread(self, rank: str = "*") -> dict[str, str]:
+        """Studies that no worker (or the one of `rank`) could read, by key, with the cause."""
+        paths = sorted(self.directory.glob(UNREAD.format(rank)))
+        return dict(json.loads(line) for path in paths for line in path.read_text().splitlines())
+
+
+class UnreadStudies:
+    """Studies that one worker could not read, counted and named in its file; the loss is zero on them."""
+
+    def __init__(self, directory: Path, rank: int):
+        """Continue the file of this rank."""
+        self.path = directory / UNREAD.format(f"{rank:05d}")
+        self.named = RunFiles(directory).unread(f"{rank:05d}")
+
+    def add(self, complaints: Iterable[str]) -> None:
+        """Each complaint is "KEY: cause", or empty for a study that was read."""
+        for complaint in filter(None, complaints):
+            key, _, cause = complaint.partition(": ")
+            if key not in self.named:
+                self.named[key] = cause
+                with self.path.open("a") as file:
+                    file.write(json.dumps([key, cause]) + "\n")
+                print(f"Study {key} was skipped: {cause}")
+
+
+def saved_run(directory: Path) -> Run:
+    """The run that was trained in `directory`, wherever that has been moved to.
+
+    Raises:
+        ConfigError: no run.json there, or a torn one.
+    """
+    saved = RunFiles(Path(directory).resolve()).run
+    if not saved.is_file():
+        raise ConfigError(f"{directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed")
+    return load_run(saved).change({"root": str(saved.parent.parent), "name": saved.parent.name})
+
+
+def directory_of(predictions: Path) -> Path | None:
+    """The run that wrote RUN/predictions/SPLIT/FILE; None for a file outside a run."""
+    parents = predictions.resolve().parents
+    return parents[2] if len(parents) > 2 and RunFiles(parents[2]).run.is_file() else None

@@ -1,0 +1,75 @@
+"""What a run leaves in its directory comes back as it was, and a torn file is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from r2kg.config import Run, load_run
+from r2kg.rundir import RunFiles, UnreadStudies, directory_of, saved_run
+from shards.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(name="a-run", root=str(tmp_path))
+
+
+def test_the_saved_run_and_the_one_before_it_are_kept(run):
+    files = RunFiles(run.directory)
+    files.begin(run)
+    assert load_run(files.run) == run and not files.before.exists()
+    longer = run.change({"train.epochs": 99})
+    files.begin(longer)
+    assert load_run(files.run) == longer and load_run(files.before) == run
+    assert sorted(path.name for path in run.directory.iterdir()) == ["run.json", "run.json.before"]
+
+
+def test_a_run_that_was_moved_knows_its_new_place(run, tmp_path):
+    RunFiles(run.directory).begin(run)
+    moved = run.directory.rename(tmp_path / "elsewhere")
+    assert saved_run(moved).directory == moved
+    with pytest.raises(ConfigError, match=r"is not a run.*run.json is missing"):
+        saved_run(run.directory)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": "a-r', b"\xff\xfe", b"[]"])
+def test_a_torn_run_is_one_sentence(run, content):
+    run.directory.mkdir()
+    (run.directory / "run.json").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        saved_run(run.directory)
+    assert "\n" not in str(caught.value) and "run" in str(caught.value)
+
+
+def test_a_failure_is_raised_as_it_was_until_the_run_begins_again(run):
+    files = RunFiles(run.directory)
+    files.raise_failure()
+    files.begin(run)
+    files.note_failure("DataError", "train-00000.tar is short", "at a place")
+    with pytest.raises(DataError, match="train-00000.tar is short"):
+        files.raise_failure()
+    files.note_failure("KeyError", "'x'", "at a place")
+    with pytest.raises(RuntimeError, match="at a place"):
+        files.raise_failure()
+    files.begin(run)
+    files.raise_failure()
+
+
+def test_unread_studies_of_all_workers_are_named_once_each(run, capsys):
+    RunFiles(run.directory).begin(run)
+    for rank, complaints in enumerate((["a: torn", "", "a: torn"], ["b: gone: 3 of 5 bytes"])):
+        UnreadStudies(run.directory, rank).add(complaints)
+    again = UnreadStudies(run.directory, 0)
+    again.add(["a: torn", "c: torn"])
+    assert again.named == {"a": "torn", "c": "torn"}
+    assert RunFiles(run.directory).unread() == {"a": "torn", "c": "torn", "b": "gone: 3 of 5 bytes"}
+    assert capsys.readouterr().out.count("was skipped") == 3
+    assert json.loads((run.directory / "unread-00001.jsonl").read_text()) == ["b", "gone: 3 of 5 bytes"]
+
+
+def test_predictions_belong_to_the_run_above_them(run, tmp_path):
+    files = RunFiles(run.directory)
+    files.begin(run)
+    assert directory_of(files.predictions / "test" / "predictions.jsonl") == run.directory
+    assert directory_of(tmp_path / "predictions.jsonl") is None and directory_of(Path("/p.jsonl")) is None
