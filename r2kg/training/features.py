@@ -10,6 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,11 +55,7 @@ def write_features(run: Run, manifest: Manifest, out: str | Place, actors: int =
     refuse_tuned(run)
     indices = open_splits(run.data.shards, manifest)
     description = describe(run, frozen_encoder(run))
-    saved = run.model_dump_json()
-
-    def build() -> "FilmEncoder":
-        return FilmEncoder(Run.model_validate_json(saved), description["encoder"])
-
+    build = partial(FilmEncoder, run, description["encoder"])
     return write_side(run.data.shards, out, "features", manifest, indices, description, build, actors=actors)
 
 

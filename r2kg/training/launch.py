@@ -86,7 +86,7 @@ def _fit(run: Run, plan: Plan) -> dict:
     """The summary of the workers that came to the end of the plan."""
     train, files = run.train, RunFiles(run.directory)
     trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # Ray's stub wants None back, its own documentation returns values
+        train_worker,  # type: ignore[arg-type]  # mypy sees Train V1, where nothing is returned
         train_loop_config={"run": run.model_dump_json(), "plan": asdict(plan)},
         scaling_config=ScalingConfig(
             num_workers=train.workers,
@@ -102,7 +102,7 @@ def _fit(run: Run, plan: Plan) -> dict:
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
     try:
-        return trainer.fit().return_value  # type: ignore[attr-defined]  # Train V2's Result, the stub is V1's
+        return trainer.fit().return_value  # type: ignore[attr-defined]  # as above
     except TrainingFailedError as error:
         files.raise_failure()
         raise RetryableError(

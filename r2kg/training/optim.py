@@ -1,6 +1,7 @@
 """AdamW's parameter groups and the learning rate as a pure function of the step."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,18 +32,13 @@ def parameter_groups(model: Any, optim: Optim) -> list[dict]:
 
 def build_optimizer(model: Any, optim: Optim, on_host: bool = False) -> torch.optim.Optimizer:
     """AdamW over the model's groups; `on_host` takes DeepSpeed's CPU kernel for offloaded states beside a GPU."""
-    groups = parameter_groups(model, optim)
-    options: dict[str, Any] = {
-        "lr": optim.lr,
-        "betas": optim.betas,
-        "eps": optim.eps,
-        "weight_decay": optim.weight_decay,
-    }
+    kind: Any = torch.optim.AdamW
     if on_host and torch.cuda.is_available():
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # heavy, and wanted here alone
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, **options)
+        kind = partial(DeepSpeedCPUAdam, adamw_mode=True)
+    groups = parameter_groups(model, optim)
+    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
 
 
 def learning_rate(peak: float, optim: Optim, step: int, steps: int, steps_per_epoch: float) -> float:

@@ -167,7 +167,7 @@ def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, si
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"model.vision.tuning": "full"},
@@ -180,9 +180,9 @@ def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, si
         ({"data.views": 3}, "of 2 views a study, data.views=3: lower it"),
     ],
 )
-def test_features_of_another_encoder_or_transform_are_refused(run: Run, changes: dict, told: str) -> None:
+def test_features_of_another_encoder_or_transform_are_refused(run: Run, changes: dict, message: str) -> None:
     manifest = read_manifest(run.data.shards)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         preflight(run.change(changes), manifest)
 
 

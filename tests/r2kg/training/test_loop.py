@@ -7,7 +7,9 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -17,6 +19,7 @@ from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
 from r2kg.training.checkpoint import checkpoints, newest_checkpoint, read_state, read_tensors
 from r2kg.training.launch import train
+from r2kg.training.loop import Worker
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.stream.order import step_indices
 from shards.stream.records import read_targets
@@ -156,9 +159,9 @@ def test_damaged_shards_are_trained_on_and_what_was_not_seen_is_named_exactly(re
     summary = train(run)
     lost = {key for key, _ in names["train-00000"][5:] + names["train-00001"]}
     assert summary["step"] == STEPS and set(summary["unread"]) == lost and len(lost) == 27
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for fault in ("train-00000.tar has", "train-00001.tar is missing", "train-00002.index.json is missing or torn"):
-        assert fault in told
+        assert fault in printed
     with pytest.raises(DataError, match="in 3 places"):
         train(run.change({"name": "faulty-strict", "data.on_bad": "fail"}))
     assert not (run.directory.parent / "faulty-strict").exists(), "it stops before the first step"
@@ -189,8 +192,8 @@ def test_shards_that_changed_stop_the_run_before_any_worker(recipe, tmp_path, da
         (root / "train-00000.tar").unlink()
     if damage == "manifest":
         (root / "manifest.json").unlink()
-    told = {"missing": "missing", "changed": "sha256", "manifest": "r2kg shard"}[damage]
-    with pytest.raises(DataError, match=told):
+    message = {"missing": "missing", "changed": "sha256", "manifest": "r2kg shard"}[damage]
+    with pytest.raises(DataError, match=message):
         train(recipe.change({"name": f"no-{damage}", "data.shards": str(root)}))
 
 
@@ -205,3 +208,17 @@ def test_impossible_requests_stop_before_any_worker(recipe, monkeypatch):
     monkeypatch.setattr("r2kg.training.checkpoint.shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match=r"needs .* GB.*make room"):
         train(recipe.change({"name": "full"}))
+
+
+@pytest.mark.parametrize("micro_batches", [0, 5])
+def test_a_stream_that_ends_early_is_no_whole_run(recipe, monkeypatch, micro_batches):
+    stream = iter([{"step": np.full(2, number // 2), "bad": []} for number in range(micro_batches)])
+    monkeypatch.setattr("r2kg.training.loop.ray.train.get_dataset_shard", lambda name: None)
+    monkeypatch.setattr("r2kg.training.loop.read_batches", lambda shard, micro_batch: stream)
+    worker = object.__new__(Worker)
+    worker.run, worker.plan = recipe.change({"train.record_studies": False}), SimpleNamespace(steps=STEPS)
+    worker.unread = SimpleNamespace(add=list)
+    taken = []
+    with pytest.raises(DataError, match=f"ended after step {micro_batches // 2} of {STEPS}"):
+        taken.extend(step for step, _ in worker._steps(0))
+    assert not taken or taken == [0, 1]
