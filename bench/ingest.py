@@ -14,12 +14,11 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import ray
@@ -32,12 +31,12 @@ from rich.table import Table
 
 from jobs.cli import run
 from shards.films.stored import decode
-from shards.sources import Item, Listing
+from shards.sources import Item, Listing, Source
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import read_batches, rows_per_block, split, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import plan
-from shards.study import Drop, Study, key_of
+from shards.study import Study, key_of
 from shards.tars.manifest import FILE, read_manifest
 from shards.tars.write import write_shards
 
@@ -54,37 +53,36 @@ class Speed(NamedTuple):
     whole: float
 
 
-@dataclass
-class RepeatedPhantom:
+_newest: dict[tuple[int, int, int], tuple[Study, list[np.ndarray]]] = {}
+"""The drawing read last in this process. No lru_cache: Ray cannot carry one out of `python -m bench.ingest`."""
+
+
+class RepeatedPhantom(Source):
     """`distinct` drawn studies, each repeated with small shifts and noise: many realistic films in little time."""
 
-    studies: int
-    distinct: int
-    size: int = STORED_PX
-    drops: list[Drop] = field(default_factory=list, init=False)
-    notes: list[str] = field(default_factory=list, init=False)
-    _newest: tuple[int, Study, list[np.ndarray]] | None = field(default=None, init=False, repr=False)
+    name: ClassVar[str] = "repeated-phantom"
+    licence: ClassVar[str] = "synthetic"
+    cleaning: ClassVar[str] = "r2gen-2020-iu"
 
-    published = None
-    name = "repeated-phantom"
-    licence = "synthetic"
-    cleaning = "r2gen-2020-iu"
+    studies: int
+    """Copies in all."""
+    distinct: int
+    """Drawings among them."""
+    size: int = STORED_PX
+    """Side of the square film, pixels."""
 
     def listing(self) -> Listing:
-        """What is listed."""
-        return Listing(self.items())
-
-    def items(self) -> list[Item]:
         """Training studies only; copies of a drawing stand together, so that a worker draws few."""
         drawing = [i * self.distinct // self.studies for i in range(self.studies)]
-        return [Item(id=f"film-{i:06d}", split="train", payload={"index": d}) for i, d in enumerate(drawing)]
+        return Listing([Item(id=f"film-{i:06d}", split="train", payload={"index": d}) for i, d in enumerate(drawing)])
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The drawing's record under the copy's own name, and films uint8 [size, size]."""
-        index = int(item.payload["index"])
-        if self._newest is None or self._newest[0] != index:
-            self._newest = index, *Phantom(studies=self.distinct, size=self.size).read(item)
-        _, study, films = self._newest
+        drawing = self.distinct, self.size, int(item.payload["index"])
+        if drawing not in _newest:
+            _newest.clear()
+            _newest[drawing] = Phantom(studies=self.distinct, size=self.size).read(item)
+        study, films = _newest[drawing]
         rng = np.random.default_rng(int(item.id.removeprefix("film-")))
         names = {"id": item.id, "key": key_of(item.id), "patient": item.id}
         return study.model_copy(update=names), [_disturbed(film, rng) for film in films]
@@ -100,7 +98,9 @@ def make_films(root: Path, studies: int, distinct: int) -> Path:
     out = root / f"{studies}x{VIEWS}-{distinct}-{STORED_PX}px"
     if (out / FILE).is_file() and read_manifest(out).splits["train"].studies == studies:
         return out
-    write_shards(RepeatedPhantom(studies, distinct), out, STORED_PX, studies_per_shard=-(-studies // SHARDS))
+    write_shards(
+        RepeatedPhantom(studies=studies, distinct=distinct), out, STORED_PX, studies_per_shard=-(-studies // SHARDS)
+    )
     return out
 
 

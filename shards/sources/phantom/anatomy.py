@@ -71,6 +71,11 @@ class Finding:
     along: float = 0.0
     across: float = 0.0
 
+    @property
+    def sign(self) -> int:
+        """Direction of x towards its side: 1 for the patient's left, else -1."""
+        return 1 if self.side == "left" else -1
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -146,46 +151,36 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     if rng.random() < NORMAL_FRACTION:
         return ()
     weights = {name: kind.weight for name, kind in KINDS.items()}
-    chosen: list[str] = []
+    planted: list[str] = []
     for _ in range(int(rng.choice(4, p=COUNTS)) + 1):
         share = np.array(list(weights.values()), dtype=float)
-        name = list(weights)[int(rng.choice(len(share), p=share / share.sum()))]
-        chosen.append(name)
-        weights = _after(weights, chosen)
-    return tuple(_place(name, rng) for name in KINDS if name in chosen)
-
-
-def _after(weights: dict[str, float], chosen: list[str]) -> dict[str, float]:
-    """Weights of what may still join: compatible with the latest choice, likelier beside a partner, organ not full."""
-    last, organs = chosen[-1], [KINDS[name].organ for name in chosen]
-    return {
-        name: weight * (3 if name in KINDS[last].partners else 1)
-        for name, weight in weights.items()
-        if name != last
-        and name not in KINDS[last].excludes
-        and last not in KINDS[name].excludes
-        and organs.count(KINDS[name].organ) < 2
-    }
-
-
-def _place(name: str, rng: np.random.Generator) -> Finding:
-    kind = KINDS[name]
-    grade = int(rng.choice(4, p=(0.1, 0.28, 0.34, 0.28) if kind.hedged else (0, 0.3, 0.36, 0.34)))
-    return Finding(
-        name=name,
-        side=str(rng.choice(kind.sides)),
-        zone=str(rng.choice(kind.zones)),
-        grade=grade,
-        severity=GRADES[grade] + float(rng.uniform(-0.06, 0.06)),
-        along=float(rng.uniform(-1, 1)),
-        across=float(rng.uniform(-1, 1)),
-    )
+        last = list(weights)[int(rng.choice(len(share), p=share / share.sum()))]
+        planted.append(last)
+        organs = [KINDS[name].organ for name in planted]
+        # what may still join: compatible with the latest, likelier beside a partner, of an organ that is not full
+        weights = {
+            name: weight * (3 if name in KINDS[last].partners else 1)
+            for name, weight in weights.items()
+            if name != last
+            and name not in KINDS[last].excludes
+            and last not in KINDS[name].excludes
+            and organs.count(KINDS[name].organ) < 2
+        }
+    findings = []
+    for name, kind in KINDS.items():
+        if name in planted:
+            grade = int(rng.choice(4, p=(0.1, 0.28, 0.34, 0.28) if kind.hedged else (0, 0.3, 0.36, 0.34)))
+            side, zone = str(rng.choice(kind.sides)), str(rng.choice(kind.zones))
+            severity = GRADES[grade] + float(rng.uniform(-0.06, 0.06))
+            along, across = (float(rng.uniform(-1, 1)) for _ in range(2))
+            findings.append(Finding(name, side, zone, grade, severity, along, across))
+    return tuple(findings)
 
 
 def altered(body: Anatomy, findings: tuple[Finding, ...]) -> Anatomy:
     """The body with those findings that change its shape: heart, mediastinum, spine, diaphragm, inflation."""
     for finding in findings:
-        s, sign = finding.severity, 1 if finding.side == "left" else -1
+        s = finding.severity
         right, left = body.bases
         match finding.name:
             case "Cardiomegaly":
@@ -193,10 +188,10 @@ def altered(body: Anatomy, findings: tuple[Finding, ...]) -> Anatomy:
             case "Enlarged Cardiomediastinum":
                 body = replace(body, mediastinum=0.105 + 0.05 * s)
             case "Scoliosis":
-                body = replace(body, bend=sign * (0.03 + 0.04 * s))
+                body = replace(body, bend=finding.sign * (0.03 + 0.04 * s))
             case "Elevated Hemidiaphragm":
                 raised = 0.08 + 0.08 * s
-                body = replace(body, bases=(right, left - raised) if sign > 0 else (right - raised, left))
+                body = replace(body, bases=(right, left - raised) if finding.sign > 0 else (right - raised, left))
             case "Hyperinflation":
                 lower, density = 0.05 + 0.06 * s, body.lung_density - 0.04 - 0.03 * s
                 body = replace(

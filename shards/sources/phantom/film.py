@@ -6,7 +6,6 @@ float32 [S, S].
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -14,14 +13,21 @@ from PIL import Image, ImageDraw
 
 from shards.sources.phantom.anatomy import Anatomy, Finding
 
-Field = np.ndarray
+Pixels = np.ndarray
 FLUID = 0.60
+HEIGHTS = {"upper": 0.27, "middle": 0.44, "lower": 0.60}
+"""y of the zones that reports speak of, in a lung of average height."""
 
 
-def soft(t: Field) -> Field:
+def soft(t: Pixels) -> Pixels:
     """0 below 0, 1 above 1, smooth between: the edge of every structure."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
+
+
+def stripes(phase: Pixels, width: float = 0.46) -> Pixels:
+    """Bands of period 1 with soft edges, their full brightness over `width` - 0.2 of it."""
+    return soft((width - np.abs(phase - np.floor(phase) - 0.5) * 2) / 0.2)
 
 
 def arc(*controls: tuple[float, float]) -> np.ndarray:
@@ -32,51 +38,44 @@ def arc(*controls: tuple[float, float]) -> np.ndarray:
     return points[0]
 
 
-@lru_cache(maxsize=4)
-def _grid(size: int) -> tuple[Field, Field]:
-    at = (np.arange(size, dtype=np.float32) + 0.5) / size
-    x, y = np.meshgrid(at - 0.5, at)
-    return x, y
-
-
-@lru_cache(maxsize=16)
-def _interpolation(size: int, cells: int) -> Field:
-    """[size, cells] matrix of smooth interpolation weights.
-
-    With it a texture is two small matrix products, ten times as fast as a spline zoom.
-    """
-    at = np.linspace(0, cells - 1, size, dtype=np.float32)
-    return soft(1 - np.abs(at[:, None] - np.arange(cells, dtype=np.float32)[None]))
-
-
 class Canvas:
-    """One film being drawn: attenuation `a`, tilted and shifted coordinates `x`, `y`, and its own stream of texture."""
+    """One film being drawn: attenuation `a`, tilted and shifted coordinates `x`, `y`, and its own stream of texture.
+
+    `cloud` and `coarse` are textures of fine and of large patches.
+    """
 
     def __init__(self, body: Anatomy, size: int, view: int) -> None:
         self.body, self.size = body, size
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([body.grain, view])))
         self.cos, self.sin = math.cos(body.tilt), math.sin(body.tilt)
-        gx, gy = _grid(size)
+        at = (np.arange(size, dtype=np.float32) + 0.5) / size
+        gx, gy = np.meshgrid(at - 0.5, at)
         dx, dy = gx - body.shift[0], gy - (0.5 + body.shift[1])
-        self.x: Field = self.cos * dx + self.sin * dy
-        self.y: Field = self.cos * dy - self.sin * dx + 0.5
-        self.a: Field = np.zeros((size, size), np.float32)
+        self.x: Pixels = self.cos * dx + self.sin * dy
+        self.y: Pixels = self.cos * dy - self.sin * dx + 0.5
+        self.a: Pixels = np.zeros((size, size), np.float32)
+        self.cloud, self.coarse = self.texture(24), self.texture(7)
 
-    def texture(self, cells: int) -> Field:
-        """Smooth noise of unit variance at its nodes, `cells` nodes a side."""
-        weights = _interpolation(self.size, cells)
+    def texture(self, cells: int) -> Pixels:
+        """Smooth noise of unit variance at its nodes, `cells` nodes a side.
+
+        The weights [S, cells] of smooth interpolation make it two small matrix products, ten times as fast as a spline
+        zoom.
+        """
+        at = np.linspace(0, cells - 1, self.size, dtype=np.float32)
+        weights = soft(1 - np.abs(at[:, None] - np.arange(cells, dtype=np.float32)[None]))
         return weights @ self.rng.standard_normal((cells, cells), dtype=np.float32) @ weights.T
 
-    def fill(self, mask: Field, density: float | Field) -> None:
+    def fill(self, mask: Pixels, density: float | Pixels) -> None:
         """Replace what lies under `mask` (0 to 1) by tissue of the given density."""
         self.a += mask * (density - self.a)
 
-    def blob(self, x: float, y: float, rx: float, ry: float, edge: float = 0.3) -> Field:
+    def blob(self, x: float, y: float, rx: float, ry: float, edge: float = 0.3) -> Pixels:
         """Mask of an ellipse whose rim fades over the fraction `edge` of its radius."""
         q = np.square((self.x - x) / rx) + np.square((self.y - y) / ry)
         return soft((1 - np.sqrt(q)) / edge)
 
-    def curve(self, points: np.ndarray, width: float) -> Field:
+    def curve(self, points: np.ndarray, width: float) -> Pixels:
         """Mask of a polyline [n, 2] of (x, y) in body coordinates, `width` as a fraction of the film."""
         x, y = points[:, 0], points[:, 1] - 0.5
         columns = self.cos * x - self.sin * y + self.body.shift[0] + 0.5
@@ -93,14 +92,14 @@ class Canvas:
         return (np.clip(film, 0, 1) * 255).astype(np.uint8)
 
 
-Film = TypeVar("Film", bound=Canvas)
-Drawings = dict[str, Callable[[Film, Finding], None]]
-"""Finding → how one view shows it, in the order of drawing."""
+Chest = TypeVar("Chest", bound=Canvas)
+Drawings = dict[str, Callable[[Chest, Finding], None]]
+"""Finding → what draws its organ's findings in one view, in the order of drawing."""
 
 
-def plant(canvas: Film, findings: tuple[Finding, ...], drawings: Drawings[Film]) -> None:
+def plant(chest: Chest, findings: tuple[Finding, ...], drawings: Drawings[Chest]) -> None:
     """Draw the findings in the order of `drawings`, so that fluid lies over air whichever is reported first."""
     for name, draw in drawings.items():
         for finding in findings:
             if finding.name == name:
-                draw(canvas, finding)
+                draw(chest, finding)

@@ -1,12 +1,9 @@
 """The lateral view of a phantom: the patient faces the left of the image, the spine is on the right."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from shards.sources.phantom.anatomy import Anatomy, Finding, altered
-from shards.sources.phantom.film import FLUID, Canvas, Drawings, Field, arc, plant, soft
-from shards.sources.phantom.frontal import HEIGHTS
+from shards.sources.phantom.film import FLUID, HEIGHTS, Canvas, Drawings, Pixels, arc, plant, soft, stripes
 
 
 def draw_lateral(body: Anatomy, findings: tuple[Finding, ...], size: int) -> np.ndarray:
@@ -18,36 +15,29 @@ def draw_lateral(body: Anatomy, findings: tuple[Finding, ...], size: int) -> np.
 
 
 class Lateral(Canvas):
-    """Trunk, lung field, heart, spine and ribs of the side view."""
+    """Trunk, lung field and heart of the side view drawn; the masks are named as in the frontal view."""
 
     def __init__(self, body: Anatomy, size: int) -> None:
         super().__init__(body, size, view=1)
-        self.cloud, self.coarse = self.texture(24), self.texture(7)
-        self._lungs()
-        self._heart()
-
-    def _lungs(self) -> None:
-        b = self.body
+        b = body
         trunk = soft((b.depth + 0.09 - np.abs(self.x) - 0.12 * soft((0.14 - self.y) / 0.14)) / 0.02)
         self.a = trunk * (0.50 + 0.14 * soft((self.y - 0.55) / 0.3) + 0.02 * self.coarse)
         waist = b.depth * (0.82 + 0.18 * soft((self.y - 0.05) / 0.5))
         q = np.square((self.x + 0.01) / waist) + np.square((self.y - 0.52) / 0.45)
-        self.cavity: Field = soft((1 - np.sqrt(q)) / 0.05)
+        self.cavity: Pixels = soft((1 - np.sqrt(q)) / 0.05)
         slope = (b.dome * 1.2 + 0.03) * np.square((self.x + 0.10) / 0.25)
-        self.floors: list[Field] = [base + slope for base in b.bases]
+        self.floors: list[Pixels] = [base + slope for base in b.bases]
         lung = (b.lung_density + 0.02) + (b.vessels * 0.5) * (self.cloud + self.coarse)
         high, low = (soft((floor - self.y) / 0.014) for floor in self.floors)
-        self.inside: Field = self.cavity * np.maximum(high, low)
+        self.inside: Pixels = self.cavity * np.maximum(high, low)
         # where only one of the two lungs is crossed, the other side's dome lies over it
         self.fill(self.inside, lung + 0.12 * (1 - np.minimum(high, low)))
-
-    def _heart(self) -> None:
-        b = self.body
+        # hilum, heart, aortic arch, shoulders
         half = b.half_width * b.heart_ratio
         self.fill(self.blob(-0.09, 0.40, 0.07, 0.06) * self.inside, 0.36)
         heart = self.blob(-0.12, max(b.bases) - 0.55 * half, half * 0.80, half, edge=0.15) * self.cavity
         self.fill(heart, 0.58)
-        self.field: Field = self.inside * (1 - heart)
+        self.field: Pixels = self.inside * (1 - heart)
         arch = soft((b.mediastinum - np.abs(self.x + 0.02)) / 0.02) * soft((0.42 - self.y) / 0.08)
         self.fill(0.6 * arch * self.inside, 0.50)
         self.fill(self.blob(0.0, 0.03, 0.22, 0.14, edge=0.5), 0.62)
@@ -56,93 +46,78 @@ class Lateral(Canvas):
         """Spine and ribs, over everything that lies inside the chest."""
         b = self.body
         column = soft((0.045 - np.abs(self.x - (b.depth - 0.08) + 0.25 * np.square(self.y - 0.5))) / 0.01)
-        bands = np.abs(self.y / 0.06 - np.floor(self.y / 0.06) - 0.5) * 2
-        self.a += column * (0.10 + 0.08 * soft((0.7 - bands) / 0.2))
-        rib = self.y - 0.35 * self.x
-        phase = rib / b.rib_spacing
-        stripes = soft((0.4 - np.abs(phase - np.floor(phase) - 0.5) * 2) / 0.2)
-        self.a += (b.rib_contrast * 0.6) * stripes * self.cavity * soft((0.8 - self.y) / 0.15)
+        self.a += column * (0.10 + 0.08 * stripes(self.y / 0.06, 0.7))
+        ribs = stripes((self.y - 0.35 * self.x) / b.rib_spacing, 0.4)
+        self.a += (b.rib_contrast * 0.6) * ribs * self.cavity * soft((0.8 - self.y) / 0.15)
 
 
-def _spot(finding: Finding) -> tuple[float, float]:
-    return 0.05 + 0.06 * finding.across, HEIGHTS[finding.zone] + 0.025 * finding.along
+def _lung(chest: Lateral, f: Finding) -> None:
+    """What whitens the lungs: a focal finding lies in its zone, whichever the side."""
+    x, y = 0.05 + 0.06 * f.across, HEIGHTS.get(f.zone, 0) + 0.025 * f.along
+    match f.name:
+        case "Edema":
+            centre = chest.blob(-0.05, 0.45, 0.25, 0.28, edge=1.0)
+            chest.a += chest.field * ((0.05 + 0.08 * f.severity) + (0.08 + 0.15 * f.severity) * centre)
+        case "Consolidation":
+            r = 0.075 + 0.055 * f.severity
+            q = np.square((chest.x - x) / r) + np.square((chest.y - y) / r) + 0.22 * chest.cloud
+            chest.fill(0.85 * soft((1.25 - q) / 0.8) * chest.inside, 0.32 if f.grade == 0 else 0.5)
+        case "Atelectasis":
+            for k in range(1 + f.grade):
+                line = chest.body.bases[f.side == "left"] - 0.02 - 0.034 * k + (0.25 * f.along) * chest.x
+                band = soft(1.7 - np.abs(chest.y - line) / 0.007) * soft((0.12 - np.abs(chest.x - 0.12)) / 0.03)
+                chest.a += 0.22 * band * chest.inside
+        case "Lung Lesion":
+            r = 0.028 + 0.026 * f.severity
+            chest.a += (0.15 if f.grade == 0 else 0.30) * chest.blob(x, y, r, r)
+        case "Granuloma":
+            r = 0.015 + 0.006 * f.severity
+            chest.a += 0.65 * chest.blob(x, y, r, r)
 
 
-def _base(chest: Lateral, finding: Finding) -> float:
-    return chest.body.bases[finding.side == "left"] if finding.side in ("left", "right") else max(chest.body.bases)
-
-
-def _effusion(chest: Lateral, f: Finding) -> None:
+def _pleura(chest: Lateral, f: Finding) -> None:
+    """Air below the apex; fluid over the domes, higher behind than in front."""
+    if f.name == "Pneumothorax":
+        chest.a -= 0.10 * chest.inside * soft((0.16 + 0.10 * f.severity - chest.y) / 0.02)
+        return
+    right, left = chest.body.bases
+    base = {"right": right, "left": left}.get(f.side, max(right, left))
     height = 0.055 + 0.25 * f.severity
-    surface = (_base(chest, f) + 0.10) - height * (0.5 + soft((chest.x + 0.05) / chest.body.depth))
+    surface = (base + 0.10) - height * (0.5 + soft((chest.x + 0.05) / chest.body.depth))
     below = chest.floors[0 if f.side == "right" else 1] + 0.035
     fluid = soft((chest.y - surface) / 0.022) * soft((below - chest.y) / 0.02)
     chest.fill(fluid * chest.cavity, FLUID + 0.04)
 
 
-def _consolidation(chest: Lateral, f: Finding) -> None:
-    x, y = _spot(f)
-    r = 0.075 + 0.055 * f.severity
-    q = np.square((chest.x - x) / r) + np.square((chest.y - y) / r) + 0.22 * chest.cloud
-    chest.fill(0.85 * soft((1.25 - q) / 0.8) * chest.inside, 0.32 if f.grade == 0 else 0.5)
-
-
-def _disc(brightness: float, radius: float, growth: float) -> Callable[[Lateral, Finding], None]:
-    def draw(chest: Lateral, f: Finding) -> None:
-        x, y = _spot(f)
-        r = radius + growth * f.severity
-        chest.a += (brightness * (0.5 if f.grade == 0 else 1)) * chest.blob(x, y, r, r)
-
-    return draw
-
-
-def _edema(chest: Lateral, f: Finding) -> None:
-    centre = chest.blob(-0.05, 0.45, 0.25, 0.28, edge=1.0)
-    chest.a += chest.field * ((0.05 + 0.08 * f.severity) + (0.08 + 0.15 * f.severity) * centre)
-
-
-def _pneumothorax(chest: Lateral, f: Finding) -> None:
-    chest.a -= 0.10 * chest.inside * soft((0.16 + 0.10 * f.severity - chest.y) / 0.02)
-
-
-def _atelectasis(chest: Lateral, f: Finding) -> None:
-    base = _base(chest, f)
-    for k in range(1 + f.grade):
-        y = base - 0.02 - 0.034 * k + (0.25 * f.along) * chest.x
-        band = soft(1.7 - np.abs(chest.y - y) / 0.007) * soft((0.12 - np.abs(chest.x - 0.12)) / 0.03)
-        chest.a += 0.22 * band * chest.inside
-
-
 def _hernia(chest: Lateral, f: Finding) -> None:
+    """A sac behind the heart with air above its fluid."""
     r, y = 0.055 + 0.035 * f.severity, max(chest.body.bases) - 0.035
     chest.fill(chest.blob(0.10, y, r, r, edge=0.2), 0.72)
-    chest.fill(
-        chest.blob(0.10, y, r * 0.8, r * 0.75, edge=0.2) * soft((y + 0.1 * r - chest.y) / 0.006),
-        0.20,
-    )
+    air = chest.blob(0.10, y, r * 0.8, r * 0.75, edge=0.2) * soft((y + 0.1 * r - chest.y) / 0.006)
+    chest.fill(air, 0.20)
 
 
-def _pacemaker(chest: Lateral, f: Finding) -> None:
-    front = -chest.body.depth + 0.02
-    chest.fill(chest.blob(front, 0.235 + 0.02 * f.along, 0.018, 0.045, edge=0.2), 1.15)
-    path = arc((front, 0.20), (0.02, 0.05), (0.06, 0.45), (-0.12, 0.66))
-    chest.fill(chest.curve(path, 0.010), 1.0)
-
-
-def _central_line(chest: Lateral, f: Finding) -> None:
-    path = arc((0.02, -0.02), (-0.04, 0.20), (-0.03, 0.44 + 0.03 * f.along))
-    chest.fill(chest.curve(path, 0.010), 0.95)
+def _device(chest: Lateral, f: Finding) -> None:
+    """Metal: a pacemaker before the chest with its lead, or a line from the neck."""
+    if f.name == "Pacemaker":
+        front = -chest.body.depth + 0.02
+        chest.fill(chest.blob(front, 0.235 + 0.02 * f.along, 0.018, 0.045, edge=0.2), 1.15)
+        lead = arc((front, 0.20), (0.02, 0.05), (0.06, 0.45), (-0.12, 0.66))
+        chest.fill(chest.curve(lead, 0.010), 1.0)
+    else:
+        line = arc((0.02, -0.02), (-0.04, 0.20), (-0.03, 0.44 + 0.03 * f.along))
+        chest.fill(chest.curve(line, 0.010), 0.95)
 
 
 INSIDE: Drawings["Lateral"] = {
-    "Edema": _edema,
-    "Pneumothorax": _pneumothorax,
-    "Consolidation": _consolidation,
-    "Atelectasis": _atelectasis,
-    "Lung Lesion": _disc(0.30, 0.028, 0.026),
-    "Granuloma": _disc(0.65, 0.015, 0.006),
+    "Edema": _lung,
+    "Pneumothorax": _pleura,
+    "Consolidation": _lung,
+    "Atelectasis": _lung,
+    "Lung Lesion": _lung,
+    "Granuloma": _lung,
     "Hiatal Hernia": _hernia,
-    "Pleural Effusion": _effusion,
-    "Pacemaker": _pacemaker,
-    "Central Line": _central_line,
+    "Pleural Effusion": _pleura,
+    "Pacemaker": _device,
+    "Central Line": _device,
 }

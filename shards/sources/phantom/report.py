@@ -5,33 +5,16 @@ sentence per finding takes that statement's place. Every fact is phrased in one 
 Normal statements are short and abnormal ones long, so BLEU is earned by reading the films and not by a constant report.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from shards.sources.phantom.anatomy import KINDS, Finding
+from shards.study import FINDINGS, Label
 
-Triple = tuple[str, str, str]
-Label = Literal[-1, 0, 1] | None
 DOMINANT = (0.64, 0.18, 0.18)
 """Share of each of the three phrasings of a fact."""
-CHEXPERT = (
-    "No Finding",
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Lesion",
-    "Lung Opacity",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-OWN = tuple(name for name in KINDS if name not in CHEXPERT)
+OWN = tuple(name for name in KINDS if name not in FINDINGS)
 OPACITIES = ("Lung Lesion", "Edema", "Consolidation", "Atelectasis")
 """The findings that CheXpert's hierarchy places below Lung Opacity."""
 
@@ -157,7 +140,7 @@ def labels_of(findings: tuple[Finding, ...]) -> dict[str, Label]:
 
     Its children raise Lung Opacity and every device raises Support Devices; as in CheXpert, No Finding allows devices.
     """
-    labels: dict[str, Label] = dict.fromkeys((*CHEXPERT, *OWN))
+    labels: dict[str, Label] = dict.fromkeys((*FINDINGS, *OWN))
     organs = {KINDS[f.name].organ for f in findings}
     for organ, normal in NORMAL.items():
         labels.update(dict.fromkeys(normal.denies, 0) if organ not in organs else {})
@@ -173,9 +156,9 @@ def labels_of(findings: tuple[Finding, ...]) -> dict[str, Label]:
     return labels
 
 
-def triples_of(findings: tuple[Finding, ...]) -> tuple[Triple, ...]:
+def triples_of(findings: tuple[Finding, ...]) -> tuple[tuple[str, str, str], ...]:
     """(head, relation, tail) of every planted finding; each stands verbatim in the lower-case report."""
-    triples: list[Triple] = []
+    triples: list[tuple[str, str, str]] = []
     for finding in findings:
         term, (adjectives, _, anatomy) = WORDS[finding.name].term, _parts(finding)
         triples += [(adjective, "modify", term) for adjective in adjectives]

@@ -1,22 +1,21 @@
 """Synthetic chest radiographs with exact reports: the dataset that everything can be tried on without credentials."""
 
-from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 import numpy as np
+from pydantic import model_validator
 
-from shards.errors import ConfigError
-from shards.sources import Item, Listing
+from shards.sources import Item, Listing, Source
 from shards.sources.phantom.anatomy import Anatomy, Finding, sample_anatomy, sample_findings, study_rng
 from shards.sources.phantom.frontal import draw_frontal
 from shards.sources.phantom.lateral import draw_lateral
 from shards.sources.phantom.report import labels_of, triples_of, write_report
-from shards.study import Drop, Split, Study, View, key_of
+from shards.study import Split, Study, View, key_of
 
-SMALLEST = 64
+SMALLEST_PX = 64
 
 
-@dataclass
-class Phantom:
+class Phantom(Source):
     """Drawn chest films, frontal and lateral, with planted findings and the report that follows from them.
 
     Planted, 0 to 4 a study and none in 27 % of studies, with side, zone and severity where they apply: cardiomegaly and
@@ -33,55 +32,51 @@ class Phantom:
     depends on (seed, studies, fractions). Films, names and file properties are alike whatever was planted.
     """
 
+    name: ClassVar[str] = "phantom"
+    licence: ClassVar[str] = "synthetic"
+    cleaning: ClassVar[str] = "r2gen-2020-iu"
+
     studies: int = 1200
+    """How many are listed."""
     seed: int = 0
+    """Another seed is another draw of patients, splits and films."""
     size: int = 256
     """Side of the square film, pixels."""
     views: int = 2
     """1: frontal only. 2: frontal and lateral."""
     val_fraction: float = 0.1
+    """Share of the studies in split val."""
     test_fraction: float = 0.15
-    drops: list[Drop] = field(default_factory=list, init=False)
-    notes: list[str] = field(default_factory=list, init=False)
+    """Share of the studies in split test."""
 
-    published = None
-    name = "phantom"
-    licence = "synthetic"
-    cleaning = "r2gen-2020-iu"
-
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
         if self.studies < 1 or self.seed < 0:
-            raise ConfigError(
-                f"phantom with studies={self.studies}, seed={self.seed}: use at least one study and a seed of 0 or more"
+            raise ValueError(
+                f"studies={self.studies}, seed={self.seed}: use at least one study and a seed of 0 or more"
             )
-        if self.size < SMALLEST or self.views not in (1, 2):
+        if self.size < SMALLEST_PX or self.views not in (1, 2):
             asked = f"size={self.size}, views={self.views}"
-            raise ConfigError(f"phantom with {asked}: use a size of {SMALLEST} pixels or more and 1 or 2 views")
+            raise ValueError(f"{asked}: use a size of {SMALLEST_PX} pixels or more and 1 or 2 views")
         if min(self.val_fraction, self.test_fraction) < 0 or self.val_fraction + self.test_fraction >= 1:
             asked = f"val_fraction={self.val_fraction}, test_fraction={self.test_fraction}"
-            raise ConfigError(
-                f"phantom with {asked}: neither may be negative and together they must leave a training split"
-            )
+            raise ValueError(f"{asked}: neither may be negative and together they must leave a training split")
+        return self
 
     def listing(self) -> Listing:
-        """What is listed, with what was refused and what is worth telling."""
-        return Listing(self.items(), self.drops, self.notes, self.published)
+        """One item per study, in order of index. Only the split is sampled here, so this is light at any size.
 
-    def items(self) -> list[Item]:
-        """One item per study, in order of index. Only the split is sampled here, so this is light at any size."""
-        ids = [f"phantom-{index:05d}" for index in range(self.studies)]
-        return [
-            Item(id=ids[i], split=split, patient=ids[i], payload={"index": i}) for i, split in enumerate(self._splits())
-        ]
-
-    def _splits(self) -> list[Split]:
-        """round(fraction * studies) in test and val exactly, by a shuffle that knows nothing of what is planted."""
+        round(fraction * studies) in test and val exactly, by a shuffle that knows nothing of what is planted.
+        """
         n_test, n_val = round(self.test_fraction * self.studies), round(self.val_fraction * self.studies)
         splits: list[Split] = ["train"] * self.studies
         order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed]))).permutation(self.studies)
         for rank, index in enumerate(order[: n_test + n_val]):
             splits[index] = "test" if rank < n_test else "val"
-        return splits
+        ids = [f"phantom-{index:05d}" for index in range(self.studies)]
+        return Listing(
+            [Item(id=ids[i], split=split, patient=ids[i], payload={"index": i}) for i, split in enumerate(splits)]
+        )
 
     def case(self, index: int) -> tuple[Anatomy, tuple[Finding, ...], str]:
         """(body, planted findings, report) of a study, without drawing it."""

@@ -12,8 +12,9 @@ from shards.sources import SOURCES, open_source
 from shards.sources.phantom.anatomy import KINDS, Finding, sample_anatomy, study_rng
 from shards.sources.phantom.frontal import draw_frontal
 from shards.sources.phantom.lateral import draw_lateral
-from shards.sources.phantom.report import CHEXPERT, NORMAL, OWN, WORDS, labels_of, triples_of, write_report
+from shards.sources.phantom.report import NORMAL, OWN, WORDS, labels_of, triples_of, write_report
 from shards.sources.phantom.source import Phantom
+from shards.study import FINDINGS
 
 CASES = [Phantom().case(index) for index in range(400)]
 SIDED = [(name, side) for name, kind in KINDS.items() for side in kind.sides if side in ("right", "left")]
@@ -30,11 +31,11 @@ def change(body, finding: Finding, draw=draw_frontal) -> np.ndarray:
 
 def test_a_study_depends_on_seed_and_index_alone():
     small, large = Phantom(studies=20, size=96), Phantom(studies=50, size=96)
-    study, films = small.read(small.items()[7])
-    again, same = large.read(large.items()[7])
+    study, films = small.read(small.listing().items[7])
+    again, same = large.read(large.listing().items[7])
     assert (study.report, study.labels, study.triples) == (again.report, again.labels, again.triples)
     assert all(np.array_equal(a, b) for a, b in zip(films, same, strict=True))
-    other, different = Phantom(studies=20, size=96, seed=1).read(small.items()[7])
+    other, different = Phantom(studies=20, size=96, seed=1).read(small.listing().items[7])
     assert not np.array_equal(films[0], different[0])
     assert other.provenance["seed"] == "1"
 
@@ -42,7 +43,7 @@ def test_a_study_depends_on_seed_and_index_alone():
 @pytest.mark.parametrize(("size", "views"), [(256, 2), (100, 1)])
 def test_films_and_record(size: int, views: int):
     source = Phantom(studies=3, size=size, views=views)
-    for item in source.items():
+    for item in source.listing().items:
         study, films = source.read(item)
         assert [film.shape for film in films] == [(size, size)] * views
         assert all(film.dtype == np.uint8 and 20 < film.mean() < 235 and film.std() > 25 for film in films)
@@ -52,10 +53,10 @@ def test_films_and_record(size: int, views: int):
 
 
 def test_splits_are_disjoint_and_of_stated_size():
-    items = Phantom(studies=200, val_fraction=0.1, test_fraction=0.15).items()
+    items = Phantom(studies=200, val_fraction=0.1, test_fraction=0.15).listing().items
     assert len({item.id for item in items}) == 200
     assert Counter(item.split for item in items) == {"train": 150, "val": 20, "test": 30}
-    assert [i.split for i in items] != [i.split for i in Phantom(studies=200, seed=1).items()]
+    assert [i.split for i in items] != [i.split for i in Phantom(studies=200, seed=1).listing().items]
 
 
 def test_prevalence():
@@ -82,7 +83,7 @@ def test_report_says_what_was_planted_and_denies_the_rest():
 def test_labels_agree_with_the_plan_and_with_hedging():
     for _, findings, report in CASES:
         labels, grades = labels_of(findings), {f.name: f.grade for f in findings}
-        assert set(labels) == {*CHEXPERT, *OWN}
+        assert set(labels) == {*FINDINGS, *OWN}
         for name in KINDS:
             assert (
                 labels[name] in ((-1,) if grades[name] == 0 else (1,)) if name in grades else labels[name] in (0, None)
@@ -196,7 +197,7 @@ def test_mean_brightness_gives_nothing_away():
 def test_source_opens_by_name_and_pickles():
     source = open_source("phantom", studies=4, size=64)
     copy = pickle.loads(pickle.dumps(source))
-    assert copy.items() == source.items() and copy.drops == []
+    assert copy == source and copy.listing() == source.listing() and copy.listing().drops == ()
     assert set(SOURCES) >= {"phantom", "iu_xray"}
 
 
@@ -206,6 +207,8 @@ def test_source_opens_by_name_and_pickles():
         ({"studies": 0}, "studies=0"),
         ({"size": 32}, "size=32"),
         ({"views": 3}, "views=3"),
+        ({"seed": -1}, "seed=-1: use at least one study and a seed of 0 or more"),
+        ({"size": "large"}, "size='large'"),
         ({"val_fraction": 0.6, "test_fraction": 0.4}, "training split"),
         ({"colour": "red"}, "no option colour"),
     ],
