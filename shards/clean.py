@@ -33,6 +33,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import dropwhile
 
 from shards.errors import ConfigError
 
@@ -48,39 +50,18 @@ _ATTACHED = ("r2gen-2020-iu", "r2gen-2020-mimic", "r2gengpt-2023-mimic")
 """Cleanings that expect the period at the end of a word, and so change a text they have cleaned."""
 
 
-def _repeat(text: str, old: str, new: str, times: int) -> str:
-    for _ in range(times):
-        text = text.replace(old, new)
-    return text
-
-
-def _unnumbered(text: str) -> str:
+def _r2gen(
+    text: str, squeezed: tuple[tuple[str, str, int], ...], colon: str = ":", deleted: re.Pattern = _DELETED
+) -> str:
+    """The 2020 rules: `squeezed` are (old, new, times) replaced so many times over, before list numbers go."""
+    for old, new, times in squeezed:
+        for _ in range(times):
+            text = text.replace(old, new)
     text = text.replace("1. ", "")
     for number in _LIST_NUMBERS:
         text = text.replace(number, ". ")
-    return text
-
-
-def _sentences(text: str, deleted: re.Pattern[str] = _DELETED) -> str:
-    sentences = text.strip().lower().split(". ")
+    sentences = text.replace(":", colon).strip().lower().split(". ")
     return " . ".join(deleted.sub("", _GLUED.sub("", sentence).strip().lower()) for sentence in sentences) + " ."
-
-
-def _r2gen_2020_iu(text: str) -> str:
-    return _sentences(_unnumbered(_repeat(text, "..", ".", 3)))
-
-
-def _on_one_line(text: str) -> str:
-    text = _repeat(text.replace("\n", " "), "__", "_", 7)
-    return _unnumbered(_repeat(_repeat(text, "  ", " ", 6), "..", ".", 8))
-
-
-def _r2gen_2020_mimic(text: str) -> str:
-    return _sentences(_on_one_line(text))
-
-
-def _r2gengpt_2023_mimic(text: str) -> str:
-    return _sentences(_on_one_line(text).replace(":", " :"), _DELETED_2023)
 
 
 _ASCII = str.maketrans("‐‑‒–−‘’‚‛′⁄", "-----'''''/") | str.maketrans({"—": " - ", "―": " - ", "±": "+/-"})
@@ -96,62 +77,45 @@ _BLANK = re.compile(r"[,:](?!\d)|(?<!\d)[,:]|'(?![^\W\d_])|(?<![^\W\d_])'|[^\w\s
 
 
 def _clean_1(text: str) -> str:
-    plain = _plain(text)
-    if not any(c.isalnum() for c in plain):
-        return ""
-    return _words(_ITEM.sub(" . ", plain)) or _words(plain)
-
-
-def _plain(text: str) -> str:
-    """Lines of NFKC without control characters, quotes and dashes in ASCII, single blanks."""
+    """Lines of NFKC without control characters, quotes and dashes in ASCII, single blanks; then its sentences."""
     text = "\n".join(text.splitlines()).replace("\t", " ")
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", _visible(text)).translate(_ASCII)
+        visible, marks = [], 0
+        for c in text:
+            marks = marks + 1 if unicodedata.combining(c) else 0
+            if marks <= _MARKS_KEPT and unicodedata.category(c) != "Cf":
+                visible.append(c)
+        text = unicodedata.normalize("NFKC", "".join(visible)).translate(_ASCII)
         text = re.sub(r"(?<=\d)( ?)×", r"\1x", text)
     text = "".join(c for c in text if c == "\n" or unicodedata.category(c) != "Cc")
-    return re.sub(r"[^\S\n]+", " ", text).strip(" ")
+    plain = re.sub(r"[^\S\n]+", " ", text).strip(" ")
+    if not any(c.isalnum() for c in plain):
+        return ""
+    return _sentences(_ITEM.sub(" . ", plain)) or _sentences(plain)
 
 
-def _visible(text: str) -> str:
-    """The text without characters of no width and with a bounded number of accents in a row."""
-    kept, marks = [], 0
-    for c in text:
-        marks = marks + 1 if unicodedata.combining(c) else 0
-        if marks <= _MARKS_KEPT and unicodedata.category(c) != "Cf":
-            kept.append(c)
-    return "".join(kept)
-
-
-def _words(plain: str) -> str:
+def _sentences(plain: str) -> str:
     """The sentences of a text, their words and lone periods divided by single blanks."""
-    text = " " + plain.lower()
-    text = _REMOVED.sub(lambda found: " xxxx " if found[0].startswith("[") else "xxxx", _apart(text))
-    text = _TITLE.sub(r"\1 ", _INITIALS.sub(lambda found: found[0].replace(".", "") + " ", text))
+    # blanks between letters and the underscores in place of a removed word; a hyphen may touch them
+    text = re.sub(r"(?<=[^\W_])(?=__)|(?<=__)(?=[^\W_])", " ", " " + plain.lower())
+    text = _REMOVED.sub(lambda removed: " xxxx " if removed[0].startswith("[") else "xxxx", text)
+    text = _TITLE.sub(r"\1 ", _INITIALS.sub(lambda initials: initials[0].replace(".", "") + " ", text))
     text = _BLANK.sub(" ", _END.sub(" . ", text.replace("&", " and ")))
     text = re.sub(r"-{2,}", " - ", re.sub(r"([/?<>=])", r" \1 ", text))
-    sentences = (sentence.split() for sentence in re.split(r"(?<!\S)\.(?!\S)", text))
-    kept = (" ".join(_undashed(words)) for words in sentences)
-    return " ".join(f"{sentence} ." for sentence in kept if any(c.isalnum() for c in sentence))
+    kept = []
+    for sentence in re.split(r"(?<!\S)\.(?!\S)", text):
+        words = " ".join(dropwhile("-".__eq__, sentence.split()))
+        if any(c.isalnum() for c in words):
+            kept.append(f"{words} .")
+    return " ".join(kept)
 
 
-def _apart(text: str) -> str:
-    """Blanks between letters and the underscores in place of a removed word; a hyphen may touch them."""
-    return re.sub(r"(?<=[^\W_])(?=__)|(?<=__)(?=[^\W_])", " ", text)
-
-
-def _undashed(words: list[str]) -> list[str]:
-    return words[next((at for at, word in enumerate(words) if word != "-"), len(words)) :]
-
-
-def _raw(text: str) -> str:
-    return text
-
-
+_LINE = ("\n", " ", 1), ("__", "_", 7), ("  ", " ", 6), ("..", ".", 8)
 CLEANINGS: dict[str, Callable[[str], str]] = {
-    "raw": _raw,
-    "r2gen-2020-iu": _r2gen_2020_iu,
-    "r2gen-2020-mimic": _r2gen_2020_mimic,
-    "r2gengpt-2023-mimic": _r2gengpt_2023_mimic,
+    "raw": str,
+    "r2gen-2020-iu": partial(_r2gen, squeezed=(("..", ".", 3),)),
+    "r2gen-2020-mimic": partial(_r2gen, squeezed=_LINE),
+    "r2gengpt-2023-mimic": partial(_r2gen, squeezed=_LINE, colon=" :", deleted=_DELETED_2023),
     "clean-1": _clean_1,
 }
 
