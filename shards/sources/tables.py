@@ -21,6 +21,8 @@ MAX_ROWS = 2_000_000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNCLOSED, TOO_LONG, CUT = "a quote is never closed", f"no end within {MAX_ROW_BYTES:,} bytes", "the file ends inside it"
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+NOT_UTF8 = "not UTF-8"
+"""How the fault of a row begins that is not UTF-8."""
 AGAIN = "If the copy broke off, fetch the file again"
 
 
@@ -164,7 +166,7 @@ class Table:
         try:
             cells = [] if fault else self.parse(data)
         except UnicodeDecodeError as error:
-            fault = f"not UTF-8 at byte {record.at + error.start}"
+            fault = f"{NOT_UTF8} at byte {record.at + error.start}"
         except csv.Error as error:
             fault = f"not CSV: {error}"
         if not fault and len(cells) != len(self.columns):

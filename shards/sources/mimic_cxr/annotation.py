@@ -32,7 +32,8 @@ def read_samples(annotation: Path) -> tuple[list[Sample], list[Drop]]:
 def _sample(data: bytes, split: Split, place: str, seen: set[str]) -> Sample:
     """The sample of one entry; BadStudy when it cannot be used."""
     entry = object_in(data, place)
-    film, study, patient = (_id(entry.get(name)) for name in ("id", "study_id", "subject_id"))
+    ids = (entry.get(name) for name in ("id", "study_id", "subject_id"))
+    film, study, patient = (str(value) if isinstance(value, int | str) else "" for value in ids)
     if not DICOM.fullmatch(film) or not NUMBER.fullmatch(study) or not NUMBER.fullmatch(patient):
         raise BadStudy("id is not an id", f"{place}: id must be a dicom_id, study_id and subject_id eight digits")
     if not isinstance(entry.get("report"), str):
@@ -45,10 +46,6 @@ def _sample(data: bytes, split: Split, place: str, seen: set[str]) -> Sample:
     return Sample(film, study, f"p{patient}", split, "", 0, [film])
 
 
-def _id(value: Any) -> str:
-    return str(value) if isinstance(value, int | str) else ""
-
-
 def report_in(annotation: Path, span: Sequence[Any]) -> str:
     """The report of one entry; BadStudy when the file is gone or changed after it was listed."""
     try:
@@ -57,12 +54,14 @@ def report_in(annotation: Path, span: Sequence[Any]) -> str:
         raise BadStudy("report cannot be read", f"{annotation.name}: {type(error).__name__}") from None
 
 
-def compare_splits(samples: list[Sample], table: Path) -> str:
-    """How the samples' splits compare with the official ones, in words."""
+def compare_splits(samples: list[Sample], annotation: Path, table: Path | None) -> str:
+    """How the samples' splits compare with the official ones, where their table is there: a note."""
+    if table is None:
+        return f"no split table: the splits of {annotation.name} were compared with nothing"
     official = {film: listed.split for listed in read_split(table)[0].values() for film in listed.films}
     absent = sum(sample.id not in official for sample in samples)
     differ = sum(official.get(sample.id, sample.split) != sample.split for sample in samples)
     return (
-        f"{differ:,} of {len(samples):,} films are in another split, {absent:,} are not in the table; the annotation's "
-        "split is used"
+        f"{annotation.name} and {table.name}: {differ:,} of {len(samples):,} films are in another split, {absent:,} "
+        "are not in the table; the annotation's split is used"
     )

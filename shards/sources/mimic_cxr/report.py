@@ -31,11 +31,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.sources.paths import is_inside
+from shards.sources.films import Films
 from shards.study import BadStudy
 
 BOTH = "findings and impression"
-TOLD = ("findings", "impression", BOTH)
+TARGETS = ("findings", "impression", BOTH)
 PRELIMINARY = ("wet read", "addendum", "preliminary")
 OPENING = ("examination", "indication", "history", "technique", "comparison")
 FILM = "film"
@@ -92,7 +92,7 @@ SPELLINGS = (
     "recommendation",
     "notification",
 )
-SPOKEN = re.compile(
+UNCAPITALISED = re.compile(
     r"(clinical )?(findings?|impression|indication|history|comparison|technique|examination|conclusion)"
     r"|recommendations?|notification|(final )?addendum|wet read|findings (and |/ ?)impression|impression and findings",
     re.IGNORECASE,
@@ -119,7 +119,16 @@ def parse_report(text: str) -> dict[str, str]:
     reading = _Reading(headed=any(FINAL.fullmatch(line) for line in lines))
     for line in lines:
         reading.take(line)
-    return reading.sections()
+    texts = {name: "\n".join(lines).strip() for name, lines in reading.texts.items()}
+    # Text under a film's name goes to the findings when nothing else is there.
+    has_words = len(re.findall(r"[^\W\d_]{2,}", texts.get(FILM, ""))) >= 3
+    film = "findings" if has_words and not texts.get("findings") and not texts.get(BOTH) else "examination"
+    sections: dict[str, str] = {}
+    for name, text in texts.items():
+        name = film if name == FILM else name
+        if text:
+            sections[name] = f"{sections[name]}\n{text}" if name in sections else text
+    return sections
 
 
 class _Reading:
@@ -132,7 +141,7 @@ class _Reading:
         self.here = "preamble" if headed else "body"
         self.blank = self.fresh = True
         """Whether the line above is empty; whether a new sentence may begin here."""
-        self.spoken = False
+        self.uncapitalised = False
         """Whether the last header had no capitals: then the next has none either."""
 
     def take(self, line: str) -> None:
@@ -140,46 +149,29 @@ class _Reading:
         if final := FINAL.fullmatch(line):
             self.headed, self.here, self.blank, self.fresh = False, "body", True, True
             line = final[1] or ""
+        has_target = any(name in self.texts for name in TARGETS)
         if RULE.fullmatch(line):
-            if self.here in PRELIMINARY and not self._told:
+            if self.here in PRELIMINARY and not has_target:
                 self.here = "preamble" if self.headed else "body"
             self.blank = self.fresh = True
             return
-        name, rest = header_of(line, self.blank, self.fresh or self.spoken or self.here not in TOLD)
-        opens = bool(name) and not self._absorbs(name)
+        name, rest = header_of(line, self.blank, self.fresh or self.uncapitalised or self.here not in TARGETS)
+        # A header may be mere text of the section being read.
+        if name in PRELIMINARY:
+            absorbed = False
+        elif self.headed:
+            absorbed = True
+        elif self.here in PRELIMINARY:
+            absorbed = has_target or (self.here != "addendum" and name not in OPENING)
+        else:
+            absorbed = name == FILM and self.here in TARGETS
+        opens = bool(name) and not absorbed
         if opens:
-            self.spoken = not line.partition(":")[0].isupper()
+            self.uncapitalised = not line.partition(":")[0].isupper()
             self.here, line = name, rest.strip()
         self.texts[self.here].append(line)
         self.blank = not line and not opens
         self.fresh = not line or line[-1] in ".:!?"
-
-    @property
-    def _told(self) -> bool:
-        return any(name in self.texts for name in TOLD)
-
-    def _absorbs(self, name: str) -> bool:
-        """Whether a header of this name is mere text of the section being read."""
-        if name in PRELIMINARY:
-            return False
-        if self.headed:
-            return True
-        if self.here in PRELIMINARY:
-            return self._told or (self.here != "addendum" and name not in OPENING)
-        return name == FILM and self.here in TOLD
-
-    def sections(self) -> dict[str, str]:
-        """What was read, joined; text under a film's name goes to findings when nothing else is there."""
-        found = {name: "\n".join(lines).strip() for name, lines in self.texts.items()}
-        film = found.get(FILM, "")
-        tells = len(re.findall(r"[^\W\d_]{2,}", film)) >= 3
-        becomes = "findings" if tells and not found.get("findings") and not found.get(BOTH) else "examination"
-        named: dict[str, str] = {}
-        for name, text in found.items():
-            name = becomes if name == FILM else name
-            if text:
-                named[name] = f"{named[name]}\n{text}" if name in named else text
-        return named
 
 
 def header_of(line: str, blank: bool = True, fresh: bool = True) -> tuple[str, str]:
@@ -192,11 +184,11 @@ def header_of(line: str, blank: bool = True, fresh: bool = True) -> tuple[str, s
     match = HEADER.match(line)
     phrase, rest = (match[1], match[2]) if match else (line, "")
     phrase = BRACKETS.sub("", phrase).strip() or phrase
-    spoken = bool(SPOKEN.fullmatch(phrase))
+    known = bool(UNCAPITALISED.fullmatch(phrase))
     if phrase.isupper():
-        name = section_named(phrase) if match or spoken else ""
+        name = section_named(phrase) if match or known else ""
     else:
-        name = section_named(phrase) if match and spoken and (blank or (fresh and phrase[0].isupper())) else ""
+        name = section_named(phrase) if match and known and (blank or (fresh and phrase[0].isupper())) else ""
     return (name, rest) if name else ("", line)
 
 
@@ -235,8 +227,8 @@ def find_reports(raw: Path, reports: Path | None) -> Path:
         return next((place for place in places if place.exists()), raw)
     if reports.is_dir() or (reports.is_file() and zipfile.is_zipfile(reports)):
         return reports
-    found = "is there but is no zip (if the copy broke off, fetch it again)" if reports.exists() else "is not there"
-    raise DataError(f"reports={reports} {found}: name the directory above p10/ ... p19/, or {REPORTS_ZIP}")
+    fault = "is there but is no zip (if the copy broke off, fetch it again)" if reports.exists() else "is not there"
+    raise DataError(f"reports={reports} {fault}: name the directory above p10/ ... p19/, or {REPORTS_ZIP}")
 
 
 def has_any(store: Path, names: Iterable[str]) -> bool:
@@ -257,8 +249,24 @@ def read_report(store: Path, name: str) -> str:
     Raises BadStudy when it is missing, larger than `MAX_REPORT_BYTES`, damaged, or reached through a link that leaves
     the store.
     """
+    places = [folder + name for folder in FOLDERS]
     try:
-        data = _from_directory(store, name) if store.is_dir() else _from_zip(store, name)
+        if store.is_dir():
+            place = next((place for place in places if (store / place).is_file()), None)
+            if place is None:
+                raise BadStudy("report is missing", f"{name} is not below {store.name}/", name)
+            if not Films(store).holds(place):
+                raise BadStudy("path leaves the data root", f"{place} is a link out of {store.name}/", place)
+            with open(store / place, "rb") as file:
+                data = file.read(MAX_REPORT_BYTES + 1)
+        else:
+            stat = store.stat()
+            archive = _open_zip(str(store), stat.st_mtime_ns, stat.st_size, os.getpid())
+            place = next((place for place in places if place in archive.NameToInfo), None)
+            if place is None:
+                raise BadStudy("report is missing", f"{name} is not in {store.name}", name)
+            with archive.open(place) as member:
+                data = member.read(MAX_REPORT_BYTES + 1)
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise BadStudy("report cannot be read", f"{name} in {store.name}: {type(error).__name__}", name) from error
     if len(data) > MAX_REPORT_BYTES:
@@ -267,26 +275,6 @@ def read_report(store: Path, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
-
-
-def _from_directory(store: Path, name: str) -> bytes:
-    path = next((folder + name for folder in FOLDERS if (store / folder / name).is_file()), None)
-    if path is None:
-        raise BadStudy("report is missing", f"{name} is not below {store.name}/", name)
-    if not is_inside(path, store):
-        raise BadStudy("path leaves the data root", f"{path} is a link out of {store.name}/", path)
-    with open(store / path, "rb") as file:
-        return file.read(MAX_REPORT_BYTES + 1)
-
-
-def _from_zip(store: Path, name: str) -> bytes:
-    stat = store.stat()
-    archive = _open_zip(str(store), stat.st_mtime_ns, stat.st_size, os.getpid())
-    member = next((folder + name for folder in FOLDERS if folder + name in archive.NameToInfo), None)
-    if member is None:
-        raise BadStudy("report is missing", f"{name} is not in {store.name}", name)
-    with archive.open(member) as file:
-        return file.read(MAX_REPORT_BYTES + 1)
 
 
 @lru_cache(maxsize=2)

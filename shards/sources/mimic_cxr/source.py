@@ -6,23 +6,21 @@ different, for the owner's JPG films are histogram-equalised. The driver reads t
 the worker that needs it.
 """
 
-import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
-from shards.errors import ConfigError, DataError
-from shards.films.raw import open_film
-from shards.sources import Item, Listing, Published, SplitCount
+from shards.errors import DataError
+from shards.sources import Item, Listing, Published, Source, SplitCount
+from shards.sources.films import Films
 from shards.sources.mimic_cxr.annotation import compare_splits, read_samples, report_in
 from shards.sources.mimic_cxr.report import BOTH, find_reports, has_any, parse_report, read_report, report_name
 from shards.sources.mimic_cxr.tables import (
-    LABELS,
+    VALUES,
     Sample,
     find_table,
     need_table,
@@ -30,8 +28,7 @@ from shards.sources.mimic_cxr.tables import (
     read_positions,
     read_split,
 )
-from shards.sources.paths import is_inside
-from shards.study import BadStudy, Drop, Study, View, key_of
+from shards.study import FINDINGS, BadStudy, Drop, Study, View, key_of
 
 Position = Literal["frontal", "lateral", "unknown"]
 POSITIONS: dict[str, tuple[int, Position]] = {
@@ -45,7 +42,6 @@ POSITIONS: dict[str, tuple[int, Position]] = {
 """ViewPosition → rank in a study, name. All else is unknown: empty in 15,769 films; AP AXIAL, LAO, SWIMMERS in 19."""
 UNKNOWN: tuple[int, Position] = (2, "unknown")
 LETTERS: dict[str, Position] = {"f": "frontal", "l": "lateral", "u": "unknown"}
-VALUES: dict[str, Literal[-1, 0, 1] | None] = {"1": 1, "0": 0, "-": -1, ".": None}
 ROOTS = ("files", "images", "")
 """Where p10/ may lie below raw: MIMIC-CXR-JPG, R2Gen's form, either of them entered one level deeper."""
 SUFFIXES = (".jpg", ".dcm")
@@ -67,8 +63,7 @@ R2GEN = Published(
 )
 
 
-@dataclass
-class MimicCxr:
+class MimicCxr(Source):
     """Studies of the official split with one section of their report as the target.
 
     Policy for views: the films of a study in the order PA, AP, unknown, lateral, then by dicom_id. One film that is
@@ -79,113 +74,75 @@ class MimicCxr:
     report. `annotation` takes samples, reports and splits from R2Gen's own annotation.json instead of the tables.
     """
 
+    name: ClassVar[str] = "mimic_cxr"
+    licence: ClassVar[str] = "physionet-credentialed-1.5.0"
+    cleaning: ClassVar[str] = "r2gen-2020-mimic"
+
     raw: Path
     """The directory of MIMIC-CXR-JPG, or of R2Gen's images."""
     reports: Path | None = None
     """Directory above p10/ … p19/, or mimic-cxr-reports.zip; default: whichever lies below raw."""
     per: Literal["study", "image"] = "study"
+    """A sample: a study with its films, or one film of it."""
     views: Literal["all", "frontal"] = "all"
     """frontal: PA and AP films only; others are left out and counted in the notes."""
     section: Literal["findings", "impression", "findings+impression"] = "findings"
-    min_views: int = 1
+    """What of the report is the target."""
+    min_views: int = Field(default=1, ge=1)
     """Fewest films a study may have, after `views`."""
     annotation: Path | None = None
     """R2Gen's annotation.json for MIMIC-CXR."""
     labels: Literal["chexpert", "negbio", "none"] = "chexpert"
-    drops: list[Drop] = field(default_factory=list, init=False)
-    notes: list[str] = field(default_factory=list, init=False)
+    """The labeler whose table gives the studies' labels."""
 
-    name = "mimic_cxr"
-    licence = "physionet-credentialed-1.5.0"
-    cleaning = "r2gen-2020-mimic"
-
-    def __post_init__(self) -> None:
-        self.raw = Path(self.raw)
-        self.reports = Path(self.reports) if self.reports else None
-        self.annotation = Path(self.annotation) if self.annotation else None
-        self._check_choices()
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
         if self.per == "image" and self.min_views != 1:
-            raise ConfigError(
-                f"mimic_cxr with per=image, min_views={self.min_views}: a sample of per=image has one film"
-            )
+            raise ValueError(f"per=image, min_views={self.min_views}: a sample of per=image has one film")
         if self.annotation and (self.per, self.section) != ("image", "findings"):
-            raise ConfigError(
-                f"mimic_cxr with annotation, per={self.per}, section={self.section}: R2Gen's annotation lists the "
-                "findings once per image: add per=image, and section=findings"
+            raise ValueError(
+                f"annotation, per={self.per}, section={self.section}: R2Gen's annotation lists the findings once per "
+                "image: add per=image, and section=findings"
             )
-
-    def _check_choices(self) -> None:
-        for option in ("per", "views", "section", "labels"):
-            choices = get_args(type(self).__annotations__[option])
-            if (value := getattr(self, option)) not in choices:
-                raise ConfigError(f"mimic_cxr with {option}={value!r}: choose one of {', '.join(choices)}")
-        if not str(self.min_views).isdecimal() or int(self.min_views) < 1:
-            raise ConfigError(f"mimic_cxr with min_views={self.min_views!r}: it must be a number of 1 or more")
-        self.min_views = int(self.min_views)
-
-    @property
-    def published(self) -> Published:
-        """R2Gen's counts where its form is read, else those of the official split before any report was opened."""
-        return R2GEN if (self.per, self.views, self.section) == ("image", "all", "findings") else OFFICIAL
+        return self
 
     def listing(self) -> Listing:
-        """What is listed, with what was refused and what is worth telling."""
-        return Listing(self.items(), self.drops, self.notes, self.published)
+        """One item per sample, without its report; DataError when a table is amiss.
 
-    def items(self) -> list[Item]:
-        """One item per sample, without its report; DataError when a table is amiss."""
-        self.drops, self.notes = [], []
+        Published are R2Gen's counts where its form is read, else those of the official split before any report was
+        opened.
+        """
         if not any((self.raw / root).is_dir() for root in ROOTS[:2]) and not any(self.raw.glob("p[0-9][0-9]")):
             raise DataError(f"{self.raw} has neither files/ nor images/: raw must be the directory of MIMIC-CXR-JPG")
-        items = list(self._join(self._annotated(self.annotation) if self.annotation else self._listed()))
-        if items and not self.annotation:
-            self._check_reports(items)
-        return items
-
-    def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
-        """The study and its films uint8 [H, W]; BadStudy names the report or the first film that cannot be used."""
-        entry, study = item.payload, f"s{item.payload['study']}"
-        sections, report = self._report(entry, report_name(item.patient, study))
-        files = [self._file_of(f"{item.patient[:3]}/{item.patient}/{study}/{dicom}") for dicom in entry["films"]]
-        films = [self._film(file) for file in files]
-        positions = [LETTERS[letter] for letter in entry["views"]]
-        labels = dict(zip(LABELS, (VALUES[letter] for letter in entry.get("labels", "")), strict=False))
-        return Study(
-            key=key_of(item.id),
-            id=item.id,
-            patient=item.patient,
-            split=item.split,
-            views=tuple(View(position=at, file=file) for at, file in zip(positions, files, strict=True)),
-            sections=sections,
-            report=report,
-            target="",
-            labels=labels,
-            provenance={"source": self.name, "file": entry["table"], "row": str(entry["row"])},
-        ), films
-
-    def _listed(self) -> list[Sample]:
-        """The samples of the official split."""
-        table, samples = need_table(self.raw, "split"), []
-        studies, self.drops = read_split(table)
-        for study, listed in studies.items():
-            named = [(f"s{study}", listed.films)] if self.per == "study" else [(film, [film]) for film in listed.films]
-            known = (study, f"p{listed.patient}", listed.split, table.name, listed.row)
-            samples += [Sample(name, *known, films) for name, films in named]
-        return samples
-
-    def _annotated(self, annotation: Path) -> list[Sample]:
-        """The samples of R2Gen's annotation, compared with the official split where that is there."""
-        samples, self.drops = read_samples(annotation)
-        if table := find_table(self.raw, "split"):
-            self.notes.append(f"{annotation.name} and {table.name}: {compare_splits(samples, table)}")
+        notes, samples = list[str](), list[Sample]()
+        if self.annotation:
+            samples, drops = read_samples(self.annotation)
+            notes.append(compare_splits(samples, self.annotation, find_table(self.raw, "split")))
         else:
-            self.notes.append(f"no split table: the splits of {annotation.name} were compared with nothing")
-        return samples
+            table = need_table(self.raw, "split")
+            studies, drops = read_split(table)
+            for study, listed in studies.items():
+                known = (study, f"p{listed.patient}", listed.split, table.name, listed.row)
+                per_film = [Sample(film, *known, [film]) for film in listed.films]
+                samples += per_film if self.per == "image" else [Sample(f"s{study}", *known, listed.films)]
+        items, unusable, counts = self._join(samples)
+        store = None if self.annotation or not items else find_reports(self.raw, self.reports)
+        if store and not has_any(store, (report_name(item.patient, f"s{item.payload['study']}") for item in items)):
+            raise DataError(
+                f"{store} has no report of any study listed: it must hold files/p10/... or p10/.... Reports come with "
+                "MIMIC-CXR, not with MIMIC-CXR-JPG: say reports=DIRECTORY or reports=.../mimic-cxr-reports.zip"
+            )
+        published = R2GEN if (self.per, self.views, self.section) == ("image", "all", "findings") else OFFICIAL
+        return Listing(items, [*drops, *unusable], [*notes, *counts], published)
 
-    def _join(self, samples: list[Sample]) -> Iterator[Item]:
-        """Items of the samples that have films enough, with views in order and labels; the others are drops."""
-        positions, labels, faults = self._positions(), *self._labels()
-        counts: Counter[str] = Counter()
+    def _join(self, samples: list[Sample]) -> tuple[list[Item], list[Drop], list[str]]:
+        """Items of the samples that have films enough, with views in order and labels; the others as drops; notes."""
+        positions, labels, faults = dict[str, str](), dict[str, str](), dict[str, int]()
+        if find_table(self.raw, "metadata") or not self.annotation or self.views != "all":
+            positions = read_positions(need_table(self.raw, "metadata"))
+        if self.labels != "none":
+            labels, faults = read_labels(need_table(self.raw, self.labels, ". To do without labels say labels=none"))
+        items, drops, counts = list[Item](), list[Drop](), Counter[str]()
         for sample in samples:
             placed = sorted((*POSITIONS.get(positions.get(film, ""), UNKNOWN), film) for film in sample.films)
             kept = [(name, film) for _, name, film in placed if self.views == "all" or name == "frontal"]
@@ -193,13 +150,21 @@ class MimicCxr:
             counts["not in the table"] += sum(film not in positions for film in sample.films)
             counts["unknown"] += sum(name == "unknown" for _, name, _ in placed)
             counts["left out"] += len(placed) - len(kept)
-            counts["without labels"] += sample.study not in labels
-            if kept or self.per == "study":
-                try:
-                    yield self._item(sample, kept, labels.get(sample.study), faults.get(sample.study))
-                except BadStudy as error:
-                    self.drops.append(error.drop(sample.id, sample.split))
-        self._note(counts, len(samples))
+            counts["without labels"] += self.labels != "none" and sample.study not in labels
+            if not kept and self.per == "image":
+                continue
+            try:
+                items.append(self._item(sample, kept, labels.get(sample.study), faults.get(sample.study)))
+            except BadStudy as error:
+                drops.append(error.drop(sample.id, sample.split))
+        of_films = f"of {counts['films']:,} films"
+        notes = {
+            "not in the table": f"{of_films} are not in the metadata table",
+            "unknown": f"{of_films} have no known view position",
+            "left out": f"{of_films} are left out by views={self.views}",
+            "without labels": f"of {len(samples):,} samples have no row in the {self.labels} table",
+        }
+        return items, drops, [f"{counts[what]:,} {note}" for what, note in notes.items() if counts[what]]
 
     def _item(self, sample: Sample, kept: list[tuple[Position, str]], labels: str | None, fault: int | None) -> Item:
         """The item of one sample with the films kept; BadStudy when these are too few or its labels are unclear."""
@@ -217,36 +182,30 @@ class MimicCxr:
         payload |= {"span": list(sample.span)} if sample.span else {}
         return Item(id=sample.id, split=sample.split, patient=sample.patient, payload=payload)
 
-    def _note(self, counts: Counter[str], samples: int) -> None:
-        films = f"of {counts['films']:,} films"
-        said = {
-            f"{counts['not in the table']:,} {films} are not in the metadata table": counts["not in the table"],
-            f"{counts['unknown']:,} {films} have no known view position": counts["unknown"],
-            f"{counts['left out']:,} {films} are left out by views={self.views}": counts["left out"],
-            f"{counts['without labels']:,} of {samples:,} samples have no row in the {self.labels} table": (
-                counts["without labels"] if self.labels != "none" else 0
+    def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
+        """The study and its films uint8 [H, W]; BadStudy names the report or the first film that cannot be used."""
+        entry, study, films = item.payload, f"s{item.payload['study']}", Films(self.raw)
+        sections, report = self._report(entry, report_name(item.patient, study))
+        looked = f"neither {' nor '.join(SUFFIXES)} below {', '.join(filter(None, ROOTS))} or raw itself"
+        files = []
+        for dicom in entry["films"]:
+            film = f"{item.patient[:3]}/{item.patient}/{study}/{dicom}"
+            names = (f"{root}/{film}{suffix}".lstrip("/") for suffix in SUFFIXES for root in ROOTS)
+            files.append(films.find(names, f"{film}: {looked}"))
+        return Study(
+            key=key_of(item.id),
+            id=item.id,
+            patient=item.patient,
+            split=item.split,
+            views=tuple(
+                View(position=LETTERS[letter], file=file) for letter, file in zip(entry["views"], files, strict=True)
             ),
-        }
-        self.notes += [note for note, count in said.items() if count]
-
-    def _positions(self) -> dict[str, str]:
-        table = find_table(self.raw, "metadata")
-        if table is None and self.annotation and self.views == "all":
-            return {}
-        return read_positions(table or need_table(self.raw, "metadata"))
-
-    def _labels(self) -> tuple[dict[str, str], dict[str, int]]:
-        if self.labels == "none":
-            return {}, {}
-        return read_labels(need_table(self.raw, self.labels, ". To do without labels say labels=none"))
-
-    def _check_reports(self, items: list[Item]) -> None:
-        store = find_reports(self.raw, self.reports)
-        if not has_any(store, (report_name(item.patient, f"s{item.payload['study']}") for item in items)):
-            raise DataError(
-                f"{store} has no report of any study listed: it must hold files/p10/... or p10/.... Reports come with "
-                "MIMIC-CXR, not with MIMIC-CXR-JPG: say reports=DIRECTORY or reports=.../mimic-cxr-reports.zip"
-            )
+            sections=sections,
+            report=report,
+            target="",
+            labels=dict(zip(FINDINGS, (VALUES[letter] for letter in entry.get("labels", "")), strict=False)),
+            provenance={"source": self.name, "file": entry["table"], "row": str(entry["row"])},
+        ), [films.read(file) for file in files]
 
     def _report(self, entry: dict[str, Any], name: str) -> tuple[dict[str, str], str]:
         """(sections, target) of one study."""
@@ -262,20 +221,3 @@ class MimicCxr:
                 return sections, sections[BOTH]
             raise BadStudy(f"no {missing[0]} section", f"{name} has {', '.join(sections)}", name)
         return sections, "\n".join(sections[section] for section in wanted)
-
-    def _file_of(self, film: str) -> str:
-        """Path below raw of the film, which is named as below files/ and without a suffix."""
-        names = (f"{root}/{film}{suffix}".lstrip("/") for suffix in SUFFIXES for root in ROOTS)
-        file = next((name for name in names if (self.raw / name).is_file()), None)
-        if file is None:
-            looked = f"neither {' nor '.join(SUFFIXES)} below {', '.join(filter(None, ROOTS))} or raw itself"
-            raise BadStudy("film is missing", f"{film}: {looked}", f"{ROOTS[0]}/{film}{SUFFIXES[0]}")
-        if not is_inside(file, self.raw):
-            raise BadStudy("path leaves the data root", f"{file} is reached through a link out of raw", file)
-        return file
-
-    def _film(self, file: str) -> np.ndarray:
-        try:
-            return open_film(self.raw / file)
-        except DataError as error:
-            raise BadStudy("image does not decode", str(error).replace(f"{self.raw}{os.sep}", ""), file) from error

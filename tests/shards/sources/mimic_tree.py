@@ -18,9 +18,8 @@ import numpy as np
 from PIL import Image
 
 from shards.sources import Source
-from shards.sources.mimic_cxr.tables import LABELS
 from shards.sources.phantom.source import Phantom
-from shards.study import Study
+from shards.study import FINDINGS, Study
 from shards.tars.fill import Settings, write_tar
 from shards.tars.write import plan_tars, recipe_of, refuse_listing
 
@@ -38,6 +37,8 @@ METADATA = (
     "ViewCodeSequence_CodeMeaning",
     "PatientOrientationCodeSequence_CodeMeaning",
 )
+LABELS = sorted(FINDINGS)
+"""In the order of the owner's tables."""
 SPLIT = ("dicom_id", "study_id", "subject_id", "split")
 RULE = " " + "_" * 78
 FINAL = " " * 33 + "FINAL REPORT"
@@ -133,7 +134,7 @@ def write_mimic_tree(
     rng = np.random.default_rng(seed)
     phantom = Phantom(studies=2 * patients, seed=seed, size=size)
     texts: dict[str, str] = {}
-    for index, item in enumerate(phantom.items()):
+    for index, item in enumerate(phantom.listing().items):
         patient = index // 2
         if index % 2 and patient % 2 == 0:
             continue
@@ -303,7 +304,8 @@ def write_annotation(tree: MimicTree, path: Path) -> dict[str, list[dict]]:
 
 def shard(source: Source, out: Path) -> tuple[list[Study], Counter[str]]:
     """The writer's own steps in this process: records written, and drops by reason. Nothing is lost on the way."""
-    items = source.items()
+    listing = source.listing()
+    items = listing.items
     refuse_listing(source.name, items)
     out.mkdir()
     settings = Settings(out=str(out), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
@@ -313,6 +315,6 @@ def shard(source: Source, out: Path) -> tuple[list[Study], Counter[str]]:
         for index in indices
         for at, size in (entry.members["json"] for entry in index.studies)
     ]
-    drops = [*source.drops, *(drop for index in indices for drop in index.drops)]
-    assert len(studies) + len(drops) == len(items) + len(source.drops)
+    drops = [*listing.drops, *(drop for index in indices for drop in index.drops)]
+    assert len(studies) + len(drops) == len(items) + len(listing.drops)
     return studies, Counter(drop.reason for drop in drops)

@@ -22,13 +22,13 @@ def test_r2gens_annotation_decides_samples_reports_and_splits(tree: MimicTree, t
     moved = listing["val"].pop()
     listing["train"] = [moved | {"report": "Moved by hand. Café."}, *listing["train"][2:]]
     path.write_text(json.dumps(listing, ensure_ascii=False))
-    source = MimicCxr(tree.root, per="image", annotation=str(path))
+    source = MimicCxr(raw=tree.root, per="image", annotation=str(path))
     studies, drops = shard(source, tmp_path / "out")
     assert not drops and len(studies) == len(tree.dicoms) - 2
     assert (studies[0].id, studies[0].report, studies[0].split) == (moved["id"], "Moved by hand. Café.", "train")
     assert studies[0].provenance == {"source": "mimic_cxr", "file": "annotation.json", "row": "0"}
     what = f"1 of {len(studies)} films are in another split, 0 are not in the table"
-    assert source.notes[0].startswith(f"annotation.json and mimic-cxr-2.0.0-split.csv: {what}")
+    assert source.listing().notes[0].startswith(f"annotation.json and mimic-cxr-2.0.0-split.csv: {what}")
 
 
 def test_r2gens_form_needs_no_tables(tree: MimicTree, tmp_path: Path) -> None:
@@ -37,11 +37,11 @@ def test_r2gens_form_needs_no_tables(tree: MimicTree, tmp_path: Path) -> None:
     for name in ("split", "metadata", "chexpert", "negbio"):
         tree.table(name).unlink()
     (tree.root / "files").rename(tree.root / "images")
-    source = MimicCxr(tree.root, per="image", annotation=path, labels="none")
+    source = MimicCxr(raw=tree.root, per="image", annotation=path, labels="none")
     studies, _ = shard(source, tmp_path / "out")
     assert studies[0].views[0].file.startswith("images/p9")
-    assert source.notes[0] == "no split table: the splits of annotation.json were compared with nothing"
-    items = source.items()
+    assert source.listing().notes[0] == "no split table: the splits of annotation.json were compared with nothing"
+    items = source.listing().items
     path.write_text(path.read_text().replace("heart", "hart"))
     with pytest.raises(BadStudy, match="report file changed"):
         source.read(next(item for item in items if "span" in item.payload))
@@ -65,16 +65,16 @@ def test_entries_that_cannot_be_used_are_dropped(tree: MimicTree, tmp_path: Path
     listing["train"][1] |= fields
     listing["train"].append(listing["train"][0])
     path.write_text(json.dumps(listing))
-    source = MimicCxr(tree.root, per="image", annotation=path)
+    source = MimicCxr(raw=tree.root, per="image", annotation=path)
     _, drops = shard(source, tmp_path / "out")
     assert drops == {reason: 1, "duplicate id": 1}
-    assert source.drops[0].id == "train[1]"
+    assert source.listing().drops[0].id == "train[1]"
 
 
 @pytest.mark.parametrize("data", [b"[]", b'{"train": []}', b'{"train": [{', b""])
 def test_annotations_that_are_none_are_refused(tree: MimicTree, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "annotation.json").write_bytes(data)
     with pytest.raises(DataError, match=r"annotation.json"):
-        MimicCxr(tree.root, per="image", annotation=tmp_path / "annotation.json").items()
+        MimicCxr(raw=tree.root, per="image", annotation=tmp_path / "annotation.json").listing()
     with pytest.raises(DataError, match="is no file"):
-        MimicCxr(tree.root, per="image", annotation=tmp_path / "none.json").items()
+        MimicCxr(raw=tree.root, per="image", annotation=tmp_path / "none.json").listing()

@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> MimicTree:
 @pytest.mark.parametrize("gz", [False, True])
 def test_every_study_is_joined_with_its_films_report_and_labels(tmp_path: Path, zipped: bool, gz: bool) -> None:
     tree = write_mimic_tree(tmp_path / "raw", seed=3, zipped=zipped, gz=gz)
-    studies, drops = shard(MimicCxr(tree.root), tmp_path / "out")
+    studies, drops = shard(MimicCxr(raw=tree.root), tmp_path / "out")
     assert not drops
     assert sorted(study.id for study in studies) == sorted(tree.studies)
     for written in tree.written:
@@ -42,26 +42,26 @@ def test_every_study_is_joined_with_its_films_report_and_labels(tmp_path: Path, 
 
 
 def test_films_come_in_the_order_of_the_views(tree: MimicTree) -> None:
-    source, order = MimicCxr(tree.root), list(POSITIONS)[:4]
+    source, order = MimicCxr(raw=tree.root), list(POSITIONS)[:4]
     three = next(number for number, written in enumerate(tree.written) if len(written.films) == 3)
     views = dict(tree.written[three].films)
-    study, films = source.read(source.items()[three])
+    study, films = source.read(source.listing().items[three])
     assert [views[Path(view.file).stem] for view in study.views] == sorted(views.values(), key=order.index)
     for view, film in zip(study.views, films, strict=True):
         assert (film == open_film(tree.root / view.file)).all()
     tree.edit(
         "metadata", lambda rows: rows.__setitem__(slice(1, None), [row.replace("LATERAL", "AP") for row in rows[1:]])
     )
-    assert source.read(source.items()[three])[0].views[1].position == "frontal"
+    assert source.read(source.listing().items[three])[0].views[1].position == "frontal"
     tree.edit(
         "metadata", lambda rows: rows.__setitem__(slice(1, None), [row.replace(",PA,", ",AP,") for row in rows[1:]])
     )
-    first, second, _ = source.items()[three].payload["films"]
+    first, second, _ = source.listing().items[three].payload["films"]
     assert first < second
 
 
 def test_per_image_is_one_sample_per_film_with_the_report_repeated(tree: MimicTree, tmp_path: Path) -> None:
-    studies, drops = shard(MimicCxr(tree.root, per="image"), tmp_path / "out")
+    studies, drops = shard(MimicCxr(raw=tree.root, per="image"), tmp_path / "out")
     assert not drops
     assert {study.id for study in studies} == set(tree.dicoms)
     assert all(len(study.views) == 1 and study.id in study.views[0].file for study in studies)
@@ -71,23 +71,24 @@ def test_per_image_is_one_sample_per_film_with_the_report_repeated(tree: MimicTr
 def test_frontal_films_only(tree: MimicTree, tmp_path: Path) -> None:
     frontal = [dicom for written in tree.written for dicom, view in written.films if view in ("PA", "AP")]
     left_out = f"{len(tree.dicoms) - len(frontal)} of {len(tree.dicoms)} films are left out by views=frontal"
-    images = MimicCxr(tree.root, per="image", views="frontal")
-    assert [item.id for item in images.items()] == frontal
-    assert left_out in images.notes and not images.drops
+    images = MimicCxr(raw=tree.root, per="image", views="frontal")
+    listing = images.listing()
+    assert [item.id for item in listing.items] == frontal
+    assert left_out in listing.notes and not listing.drops
     tree.edit("metadata", lambda rows: rows.__setitem__(1, rows[1].replace(",PA,", ",LAO,")))
-    source = MimicCxr(tree.root, views="frontal")
+    source = MimicCxr(raw=tree.root, views="frontal")
     studies, drops = shard(source, tmp_path / "out")
     assert drops == {"too few views": 1}
-    assert source.drops[0].id == tree.studies[0]
+    assert source.listing().drops[0].id == tree.studies[0]
     assert all(view.position == "frontal" for study in studies for view in study.views)
-    _, drops = shard(MimicCxr(tree.root, min_views=2), tmp_path / "two")
+    _, drops = shard(MimicCxr(raw=tree.root, min_views=2), tmp_path / "two")
     assert drops == {"too few views": sum(len(written.films) < 2 for written in tree.written)}
 
 
 @pytest.mark.parametrize("section", ["findings", "impression", "findings+impression"])
 def test_the_section_asked_for_is_the_target(tree: MimicTree, section: str) -> None:
-    source = MimicCxr(tree.root, section=section)
-    study, _ = source.read(source.items()[0])
+    source = MimicCxr(raw=tree.root, section=section)
+    study, _ = source.read(source.listing().items[0])
     assert study.report == "\n".join(study.sections[name] for name in section.split("+"))
 
 
@@ -106,8 +107,8 @@ def test_the_section_asked_for_is_the_target(tree: MimicTree, section: str) -> N
     ],
 )
 def test_reports_that_cannot_be_used(tree: MimicTree, text: str | None, section: str, reason: str, detail: str) -> None:
-    source = MimicCxr(tree.root, section=section)
-    item = source.items()[1]
+    source = MimicCxr(raw=tree.root, section=section)
+    item = source.listing().items[1]
     path = tree.report_of(1)
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(BadStudy, match=detail) as caught:
@@ -118,8 +119,8 @@ def test_reports_that_cannot_be_used(tree: MimicTree, text: str | None, section:
 
 def test_a_combined_section_serves_who_asks_for_both(tree: MimicTree) -> None:
     tree.report_of(0).write_text(" FINAL REPORT\n FINDINGS AND IMPRESSION:  Clear.\n")
-    source = MimicCxr(tree.root, section="findings+impression")
-    assert source.read(source.items()[0])[0].report == "Clear."
+    source = MimicCxr(raw=tree.root, section="findings+impression")
+    assert source.read(source.listing().items[0])[0].report == "Clear."
 
 
 def test_films_that_cannot_be_used_drop_their_study(tree: MimicTree, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_films_that_cannot_be_used_drop_their_study(tree: MimicTree, tmp_path: P
     outside = next(third.glob("*.jpg"))
     outside.rename(tmp_path / "outside.jpg")
     outside.symlink_to(tmp_path / "outside.jpg")
-    studies, drops = shard(MimicCxr(tree.root), tmp_path / "out")
+    studies, drops = shard(MimicCxr(raw=tree.root), tmp_path / "out")
     assert drops == {"film is missing": 1, "image does not decode": 1, "path leaves the data root": 1}
     assert len(studies) == len(tree.written) - 3
 
@@ -147,19 +148,19 @@ def test_dicom_films_are_read_where_there_are_no_others(tree: MimicTree) -> None
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
     data.PixelData = film.tobytes()
     data.save_as(path.with_suffix(".dcm"), enforce_file_format=True)
-    source = MimicCxr(tree.root)
-    study, films = source.read(source.items()[1])
+    source = MimicCxr(raw=tree.root)
+    study, films = source.read(source.listing().items[1])
     assert study.views[0].file.endswith(".dcm")
     assert np.abs(films[0].astype(int) - film).max() <= 1
 
 
 def test_missing_films_and_reports_are_named_while_listing(tree: MimicTree, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has neither files/ nor images/"):
-        MimicCxr(tmp_path).items()
+        MimicCxr(raw=tmp_path).listing()
     for index in range(len(tree.written)):
         tree.report_of(index).unlink()
     with pytest.raises(DataError, match=r"raw has no report of any study listed.*say reports=DIRECTORY"):
-        MimicCxr(tree.root).items()
+        MimicCxr(raw=tree.root).listing()
 
 
 def test_reports_may_lie_elsewhere(tree: MimicTree, tmp_path: Path) -> None:
@@ -168,35 +169,38 @@ def test_reports_may_lie_elsewhere(tree: MimicTree, tmp_path: Path) -> None:
         there.parent.mkdir(parents=True, exist_ok=True)
         (tree.root / "files" / f"{written.folder}.txt").rename(there)
     source = open_source("mimic_cxr", raw=str(tree.root), reports=str(tmp_path / "notes"), min_views="1")
-    assert source.read(source.items()[0])[0].report.split() == tree.written[0].findings.split()
+    assert source.read(source.listing().items[0])[0].report.split() == tree.written[0].findings.split()
 
 
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"per": "film"}, "per='film': choose one of study, image"),
-        ({"views": "lateral"}, "choose one of all, frontal"),
-        ({"section": "report"}, "choose one of findings, impression, findings.impression"),
-        ({"labels": "chexbert"}, "choose one of chexpert, negbio, none"),
-        ({"min_views": 0}, "min_views=0: it must be a number of 1 or more"),
+        ({"per": "film"}, "per='film': .*'study' or 'image'"),
+        ({"views": "lateral"}, "views='lateral': .*'all' or 'frontal'"),
+        ({"section": "report"}, "section='report': .*'findings', 'impression' or 'findings.impression'"),
+        ({"labels": "chexbert"}, "labels='chexbert': .*'chexpert', 'negbio' or 'none'"),
+        ({"min_views": 0}, "min_views=0: .*greater than or equal to 1"),
         ({"min_views": "two"}, "min_views='two'"),
-        ({"per": "image", "min_views": 2}, "a sample of per=image has one film"),
+        ({"view": "all"}, "no option view: its options are raw, reports, per, "),
+        ({"per": "image", "min_views": 2}, "per=image, min_views=2: a sample of per=image has one film"),
         ({"annotation": "annotation.json"}, "add per=image"),
         ({"annotation": "a.json", "per": "image", "section": "impression"}, "and section=findings"),
     ],
 )
 def test_options_that_cannot_be(options: dict, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
-        MimicCxr(Path("raw"), **options)
+        MimicCxr(raw=Path("raw"), **options)
 
 
-def test_published_counts_are_those_of_what_is_read() -> None:
-    official = MimicCxr(Path("raw")).published
+def test_published_counts_are_those_of_what_is_read(tree: MimicTree) -> None:
+    official = MimicCxr(raw=tree.root).listing().published
+    assert official is not None
     assert sum(count.images for count in official.splits.values()) == 377_110
     assert sum(count.studies for count in official.splits.values()) == 227_835
     assert sum(count.patients for count in official.splits.values()) == 65_379
-    assert MimicCxr(Path("raw"), per="image").published.splits["train"].studies == 270_790
-    assert MimicCxr(Path("raw"), per="image", views="frontal").published == official
+    r2gen = MimicCxr(raw=tree.root, per="image").listing().published
+    assert r2gen is not None and r2gen.splits["train"].studies == 270_790
+    assert MimicCxr(raw=tree.root, per="image", views="frontal").listing().published == official
 
 
 def test_notes_and_refusals_name_neither_patients_nor_sentences(tree: MimicTree, tmp_path: Path) -> None:
@@ -206,8 +210,8 @@ def test_notes_and_refusals_name_neither_patients_nor_sentences(tree: MimicTree,
         {"per": "image", "views": "frontal"},
         {"per": "image", "annotation": tmp_path / "annotation.json"},
     ):
-        source = MimicCxr(tree.root, **options)
-        items = source.items()
-        assert source.notes and not tree.found_in(" ".join(source.notes))
+        source = MimicCxr(raw=tree.root, **options)
+        items, _, notes, _ = source.listing()
+        assert notes and not tree.found_in(" ".join(notes))
         report = source.read(items[0])[0].report
         assert tree.found_in(json.dumps(report).upper())
