@@ -8,7 +8,7 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -82,8 +82,8 @@ class Table:
         if header is None:
             raise DataError(f"{path} is empty: it must be CSV whose first row names the columns")
         try:
-            if header.fault:
-                raise ValueError(header.fault)
+            if header.fault or b"\r" in header.data.replace(b"\r\n", b""):
+                raise ValueError(header.fault or "a line ends with a carriage return and no line feed")
             self.columns = [name.strip() for name in self.parse(header.data.removeprefix(BYTE_ORDER_MARK))]
         except (ValueError, csv.Error) as error:
             raise DataError(f"{path}: the first row holds no column names: {error}. It must be CSV in UTF-8") from None
@@ -132,7 +132,7 @@ class Table:
         if broken:
             yield broken
 
-    def _records(self) -> Iterator[Record]:
+    def _records(self) -> Generator[Record]:
         """Every row that is not blank, the header first: a row ends with the line where its quotes become even."""
         at = size = quotes = lines = 0
         begun, held = 1, list[bytes]()

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from shards.study import KEY, BadStudy, Drop, key_of
+from shards.study import KEY, BadStudy, Drop, Split, key_of
 
 Position = Literal["frontal", "lateral", "unknown"]
-Kind = Literal["annotation", "xml", "kaggle", "plain"]
+FormName = Literal["annotation", "xml", "csv"]
 POSITIONS: dict[str, Position] = {"frontal": "frontal", "lateral": "lateral"}
 FRONTAL_FIRST = {"frontal": 0, "unknown": 1, "lateral": 2}
 SECTIONS = ("findings", "impression", "indication", "comparison")
-PATIENT = re.compile(r"CXR\d+")
 FILM_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-[\w-]+)")
 SUFFIX = re.compile(r"(\.(png|jpe?g|dcm))+$", re.IGNORECASE)
 FIRST_EXAM = {"CXR1": "CXR1_1"}
@@ -21,7 +20,7 @@ FIRST_EXAM = {"CXR1": "CXR1_1"}
 
 
 @dataclass(frozen=True)
-class Film:
+class ListedFilm:
     """One film as listed. A form gives its name, which is looked up, or its path."""
 
     name: str = ""
@@ -42,22 +41,22 @@ class Exam:
     """Where it is listed, as a number from 0 (in its split) or the line of a CSV file."""
     place: str
     """The same in words: "train[3]", "line 17", "ecgen-radiology/12.xml"."""
-    films: tuple[Film, ...]
+    films: tuple[ListedFilm, ...]
     sections: dict[str, str]
     """Section name in lower case → text as written."""
     report: str | None = None
     """The target as listed, in the form that has one."""
-    split: str = ""
+    split: Split | Literal[""] = ""
     """As listed; empty in forms without splits."""
     facts: dict[str, str] = field(default_factory=dict)
     """What else is known: MeSH codes, caption."""
 
 
 @dataclass
-class Listing:
+class Form:
     """All that one form of the raw data lists."""
 
-    kind: Kind
+    name: FormName
     file: Path
     entries: list[Exam | Drop] = field(default_factory=list)
     """In the order listed; a `Drop` where an entry cannot be understood."""
@@ -90,9 +89,9 @@ def exam_id(patient: str, names: Iterable[str]) -> str:
     return f"{FIRST_EXAM.get(patient, patient)}_{stems[0].rpartition('-')[0]}" if stems else patient
 
 
-def listed_films(patient: str, written: Iterable[tuple[str, Position]], place: str) -> tuple[Film, ...]:
+def listed_films(patient: str, written: Iterable[tuple[str, Position]], place: str) -> tuple[ListedFilm, ...]:
     """The films an examination lists as (image id or file name, position); BadStudy when one cannot be its own."""
-    films: dict[str, Film] = {}
+    films: dict[str, ListedFilm] = {}
     for text, position in written:
         name = film_name(text)
         match = FILM_NAME.fullmatch(name)
@@ -100,7 +99,7 @@ def listed_films(patient: str, written: Iterable[tuple[str, Position]], place: s
             raise BadStudy("film of another examination", f"{place}: {patient} lists film {text[:100]!r}", text[:200])
         if name in films:
             raise BadStudy("film is listed twice", f"{place}: {text[:100]!r}", text[:200])
-        films[name] = Film(name=name, position=position)
+        films[name] = ListedFilm(name=name, position=position)
     return tuple(films.values())
 
 
@@ -109,16 +108,8 @@ def position_of(written: str) -> Position:
     return POSITIONS.get(written.strip().lower(), "unknown")
 
 
-def patient_of(identifier: str) -> str:
-    """The leading CXR number of an id; empty when there is none."""
-    match = PATIENT.match(identifier)
-    return match[0] if match else ""
-
-
-def check_id(identifier: object, shown: str) -> str:
+def check_id(identifier: str, shown: str) -> str:
     """The id, when it can name a member of a shard; else BadStudy, whose detail begins with `shown`."""
-    if isinstance(identifier, str) and ".." not in identifier and identifier.isprintable():
-        key = key_of(identifier)
-        if KEY.fullmatch(key):
-            return identifier
-    raise BadStudy("id is not a name", f"{shown}; it must be 1 to 120 characters without '..'")
+    if ".." in identifier or not identifier.isprintable() or not KEY.fullmatch(key_of(identifier)):
+        raise BadStudy("id is not a name", f"{shown}; it must be 1 to 120 characters without '..'")
+    return identifier

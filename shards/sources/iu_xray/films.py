@@ -12,14 +12,14 @@ Two places are never mixed within an examination: they hold different renderings
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.sources.iu_xray.exam import FRONTAL_FIRST, SUFFIX, Exam, Film, Position, film_name, position_of
-from shards.sources.iu_xray.table import Row, read_table
+from shards.sources.iu_xray.exam import FRONTAL_FIRST, SUFFIX, Exam, ListedFilm, Position, film_name, position_of
+from shards.sources.tables import Row, Table
 from shards.study import BadStudy
 
 IMAGES = "images"
@@ -27,52 +27,84 @@ FOLDERS = ((IMAGES, ""), (IMAGES, "images_normalized/"), ("NLMCXR_png", ""))
 TABLE = "images.csv"
 PROJECTIONS = "indiana_projections.csv"
 LOOKED = "images/, images/images_normalized/, NLMCXR_png/ and, by images.csv, below images/"
+MAX_TABLE_BYTES = 300_000_000
 
 
-@dataclass
-class _Known:
-    """What images.csv and the projections tell, each as far as it is there."""
-
-    files: dict[str, str] = field(default_factory=dict)
-    """Film name → path below images/."""
-    positions: dict[str, Position] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
-    """Film name → id of its examination."""
+def read_rows(path: Path, needed: Sequence[str]) -> Iterator[Row]:
+    """The rows of a `Table` with the columns `needed`; DataError also when it is too large or has none."""
+    table, row = Table(path, needed), None
+    if (size := path.stat().st_size) > MAX_TABLE_BYTES:
+        raise DataError(f"{path} has {size:,} bytes; at most {MAX_TABLE_BYTES:,} are read")
+    for row in table.rows():
+        yield row
+    if row is None:
+        raise DataError(f"{path} holds a header and no rows")
 
 
 class FilmIndex:
     """The films below one raw directory. Directories are listed once, when a film is first looked up."""
 
     def __init__(self, root: Path):
-        """Read the tables that are there; one that cannot be used is told in `notes`, never an error."""
-        self.root, self.notes, self._known = root, list[str](), _Known()
-        self._contradicted: list[str] = []
-        self._read(PROJECTIONS, ("filename", "projection"), self._learn_projection)
-        self._read(TABLE, ("file", "nlm_image_id"), self._learn_film)
-        self._names = {file: name for name, file in self._known.files.items()}
-        if self._contradicted:
-            some = ", ".join(self._contradicted[:5])
-            self.notes.append(f"{TABLE}: another view than in {PROJECTIONS}, which counts: {some}")
+        """Read the tables that are there; what is wrong with one is told in `notes`, never an error."""
+        self.root, self.notes = root, list[str]()
+        self._files: dict[str, str] = {}
+        """Film name → path below images/."""
+        self._positions: dict[str, Position] = {}
+        self._ids: dict[str, str] = {}
+        """Film name → id of its examination."""
+        self._learn(PROJECTIONS, "filename", "projection", needed=("filename", "projection"))
+        self._learn(TABLE, "nlm_image_id", "view", needed=("file", "nlm_image_id"))
+        self._names = {file: name for name, file in self._files.items()}
+
+    def _learn(self, table: str, name_column: str, view_column: str, needed: Sequence[str]) -> None:
+        """Add what a table tells; of one with any fault nothing is used."""
+        if not (self.root / table).is_file():
+            return
+        files, positions, ids = dict(self._files), dict(self._positions), dict(self._ids)
+        contradicted = []
+        try:
+            for row in read_rows(self.root / table, needed):
+                if row.fault:
+                    raise DataError(f"{table} line {row.line}: {row.fault}")
+                name, position = film_name(row.cells[name_column]), position_of(row.cells.get(view_column, ""))
+                if position != "unknown" and positions.setdefault(name, position) != position:
+                    contradicted.append(name)
+                if table == TABLE:
+                    if files.setdefault(name, row.cells["file"]) != row.cells["file"]:
+                        other = f"{name!r} has two files, the other is {files[name]!r}"
+                        raise DataError(f"{table} line {row.line}: {other}")
+                    if identifier := row.cells.get("exam_id", ""):
+                        ids.setdefault(name, identifier)
+        except DataError as error:
+            self.notes.append(f"{table} is not used for film names and positions: {error}")
+            return
+        self._files, self._positions, self._ids = files, positions, ids
+        if contradicted:
+            some = ", ".join(contradicted[:5])
+            self.notes.append(f"{table}: another view than in {PROJECTIONS}, which counts: {some}")
 
     def completed(self, exam: Exam) -> Exam:
         """The examination with what the tables add: names, positions, its id; films of known names frontal first."""
-        films = tuple(self._completed(film) for film in exam.films)
-        looked_up = all(not film.file for film in exam.films)
-        order = sorted(films, key=lambda film: (FRONTAL_FIRST[film.position], film.name if looked_up else ""))
-        known = next((self._known.ids[film.name] for film in films if film.name in self._known.ids), "")
-        return replace(exam, films=tuple(order), id=known if known and looked_up else exam.id)
+        films = []
+        for film in exam.films:
+            name, position = film.name or self._names.get(film.file, ""), film.position
+            if position == "unknown":
+                position = self._positions.get(name, "unknown")
+            films.append(replace(film, name=name, position=position))
+        looked_up = all(not film.file for film in films)
+        known = next((self._ids[film.name] for film in films if film.name in self._ids), "")
+        films.sort(key=lambda film: (FRONTAL_FIRST[film.position], film.name if looked_up else ""))
+        return replace(exam, films=tuple(films), id=known if known and looked_up else exam.id)
 
-    def find(self, films: Iterable[Film], place: str) -> tuple[str, list[str]]:
+    def find(self, films: Sequence[ListedFilm], place: str) -> tuple[str, list[str]]:
         """(folder below the root, paths below that folder) of films listed by name.
 
         BadStudy "film is missing" names the first that is not where most of them are.
         """
-        films = list(films)
-        found = {at: sum(film.name in files for film in films) for at, (_, files) in enumerate(self._places)}
-        best = max(found, key=lambda at: (found[at], -at))
-        folder, files = self._places[best]
+        counts = [sum(film.name in files for film in films) for _, files in self._places]
+        folder, files = self._places[counts.index(max(counts))]
         if missing := [film.name for film in films if film.name not in files]:
-            detail = f"{place}: {missing[0]!r} is in none of {LOOKED}; {found[best]} of {len(films)} films are there"
+            detail = f"{place}: {missing[0]!r} is in none of {LOOKED}; {max(counts)} of {len(films)} films are there"
             raise BadStudy("film is missing", detail, missing[0])
         return folder, [files[film.name] for film in films]
 
@@ -87,63 +119,23 @@ class FilmIndex:
 
     @cached_property
     def _places(self) -> list[tuple[str, dict[str, str]]]:
-        below = {folder: sorted(_files(self.root / folder)) for folder, _ in FOLDERS}
-        places = [(folder, _by_name(below[folder], prefix)) for folder, prefix in FOLDERS]
+        """(folder below the root, film name → path below that folder) of each place, in the order they are tried."""
+        below = {folder: list(_films_below(self.root / folder)) for folder in dict(FOLDERS)}
+        places = []
+        for folder, prefix in FOLDERS:
+            names: dict[str, str] = {}
+            for file in sorted(below[folder], key=lambda file: (not file.lower().endswith(".png"), file)):
+                if file.startswith(prefix) and "/" not in file.removeprefix(prefix):
+                    names.setdefault(film_name(file), file)  # .png before .jpg where both are there
+            places.append((folder, names))
         there = set(below[IMAGES])
-        return [*places, (IMAGES, {name: file for name, file in self._known.files.items() if file in there})]
-
-    def _completed(self, film: Film) -> Film:
-        name = film.name or self._names.get(film.file, "")
-        known = self._known.positions.get(name, "unknown")
-        return replace(film, name=name, position=known if film.position == "unknown" else film.position)
-
-    def _read(self, file: str, columns: tuple[str, ...], learn: Callable[[Row], None]) -> None:
-        if not (self.root / file).is_file():
-            return
-        before = _Known(dict(self._known.files), dict(self._known.positions), dict(self._known.ids))
-        try:
-            for row in read_table(self.root / file, columns).rows:
-                if row.fault:
-                    raise DataError(f"{file} line {row.line}: {row.fault}")
-                learn(row)
-        except DataError as error:
-            self._known = before
-            self.notes.append(f"{file} is not used for film names and positions: {error}")
-
-    def _learn_projection(self, row: Row) -> None:
-        self._know_position(film_name(row.cells["filename"]), row.cells["projection"])
-
-    def _learn_film(self, row: Row) -> None:
-        name, file = film_name(row.cells["nlm_image_id"]), row.cells["file"]
-        if self._known.files.setdefault(name, file) != file:
-            raise DataError(
-                f"{TABLE} line {row.line}: {name!r} has two files, the other is {self._known.files[name]!r}"
-            )
-        self._know_position(name, row.cells.get("view", ""))
-        if identifier := row.cells.get("exam_id", ""):
-            self._known.ids.setdefault(name, identifier)
-
-    def _know_position(self, name: str, written: str) -> None:
-        position = position_of(written)
-        if position != "unknown" and self._known.positions.setdefault(name, position) != position:
-            self._contradicted.append(name)
+        return [*places, (IMAGES, {name: file for name, file in self._files.items() if file in there})]
 
 
-def _files(folder: Path) -> Iterator[str]:
+def _films_below(folder: Path) -> Iterator[str]:
     """Paths, below `folder`, of the films directly in it and in its directories."""
-    if not folder.is_dir():
-        return
-    for entry in os.scandir(folder):
+    for entry in os.scandir(folder) if folder.is_dir() else ():
         if entry.is_dir():
             yield from (f"{entry.name}/{inner.name}" for inner in os.scandir(entry.path) if SUFFIX.search(inner.name))
         elif SUFFIX.search(entry.name):
             yield entry.name
-
-
-def _by_name(files: list[str], prefix: str) -> dict[str, str]:
-    """Film name → path, of the files directly in the directory `prefix`; .png before .jpg where both are there."""
-    here = [file for file in files if file.startswith(prefix) and "/" not in file.removeprefix(prefix)]
-    found: dict[str, str] = {}
-    for file in sorted(here, key=lambda file: (not file.lower().endswith(".png"), file)):
-        found.setdefault(film_name(file), file)
-    return found

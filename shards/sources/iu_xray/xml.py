@@ -1,63 +1,71 @@
-"""IU X-Ray as Open-i gives it: one XML file per report (NLMCXR_reports.tgz, ecgen-radiology/)."""
+"""IU X-Ray as Open-i gives it: one XML file per report, in a directory (ecgen-radiology/) or NLMCXR_reports.tgz.
 
+The archive is read without being unpacked to disk.
+"""
+
+import gzip
+import io
+import os
 import re
+import tarfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import ElementTree
 
 from shards.errors import DataError
-from shards.sources.iu_xray.archive import Refused, read_reports
-from shards.sources.iu_xray.exam import Exam, Listing, exam_id, listed_films
+from shards.sources.iu_xray.exam import Exam, Form, exam_id, listed_films
 from shards.study import BadStudy, Drop
 
+MAX_XML_BYTES = 1_000_000
+"""Of one report; the largest real one has 12,000."""
+MAX_UNPACKED_BYTES = 1 << 28
+MAX_MEMBERS = 50_000
+GZIP = b"\x1f\x8b"
+AGAIN = "Nothing of it is used; fetch it again"
 NUMBER = re.compile(r"CXR\d{1,9}")
 MESH = {"major": "mesh", "automatic": "mesh_automatic"}
 
 
-def read_listing(path: Path) -> Listing:
+def read_xml(path: Path) -> Form:
     """Every report of the directory or archive, as listed there; DataError when that holds none or is damaged.
 
     Sections are the `AbstractText` elements by their `Label`. A report's caption says which views the examination has,
     not which film is which, so positions are unknown here.
     """
-    entries = list(_entries(path))
-    if not entries:
-        raise DataError(f"{path} holds no .xml file: it must be Open-i's NLMCXR_reports.tgz or what that unpacks to")
-    return Listing("xml", path, entries)
-
-
-def _entries(path: Path) -> Iterator[Exam | Drop]:
-    for row, (name, data) in enumerate(read_reports(path)):
-        if isinstance(data, Refused):
-            yield Drop(id=name[:200], reason="archive member refused", detail=f"{path.name}: {name[:200]!r}: {data}")
+    form = Form("xml", path)
+    for row, (name, data, refusal) in enumerate(read_reports(path)):
+        if refusal:
+            detail = f"{path.name}: {name[:200]!r}: {refusal}"
+            form.entries.append(Drop(id=name[:200], reason="archive member refused", detail=detail))
             continue
         patient = ""
         try:
-            root = _parsed(name, data)
-            patient = _number(root, name)
-            yield _exam(root, patient, name, row)
+            root, patient = _parsed(name, data)
+            form.entries.append(_exam(root, patient, name, row))
         except BadStudy as error:
-            yield error.drop(patient or name)
+            form.entries.append(error.drop(patient or name))
+    if not form.entries:
+        raise DataError(f"{path} holds no .xml file: it must be Open-i's NLMCXR_reports.tgz or what that unpacks to")
+    return form
 
 
-def _parsed(name: str, data: bytes) -> Element:
+def _parsed(name: str, data: bytes) -> tuple[Element, str]:
+    """The report and its CXR number."""
     try:
-        return ElementTree.fromstring(data)
+        root = ElementTree.fromstring(data)
     except ParseError as error:
         raise BadStudy("XML is broken", f"{name}: {error}") from None
     except (ValueError, LookupError) as error:
         raise BadStudy("XML is refused", f"{name}: {type(error).__name__}") from None
-
-
-def _number(root: Element, name: str) -> str:
-    found = root.find("uId")
-    number = found.get("id", "") if found is not None else ""
+    uid = root.find("uId")
+    number = uid.get("id", "") if uid is not None else ""
     if not NUMBER.fullmatch(number):
         raise BadStudy("id is not a name", f"{name}: uId is {number[:100]!r}; it must read like CXR12")
-    return number
+    return root, number
 
 
 def _exam(root: Element, patient: str, name: str, row: int) -> Exam:
@@ -77,3 +85,74 @@ def _exam(root: Element, patient: str, name: str, row: int) -> Exam:
         sections={label: " ".join(parts) for label, parts in texts.items() if label},
         facts={fact: text for fact, text in facts.items() if text},
     )
+
+
+def read_reports(path: Path) -> Iterator[tuple[str, bytes, str]]:
+    """(name, XML, refusal) of every .xml file of a directory or tar archive; no XML where it is hostile or too large.
+
+    Raises:
+        DataError: the path is neither, the archive is cut or damaged anywhere, or unpacks to more than is read.
+    """
+    if not path.is_dir():
+        yield from _archived(path)
+        return
+    entries = sorted(os.scandir(path), key=lambda entry: (len(entry.name), entry.name))
+    _refuse_many(path, len(entries))
+    for entry in entries:
+        if not entry.name.lower().endswith(".xml"):
+            continue
+        refusal = "no regular file of this directory"
+        if entry.is_file(follow_symlinks=False):
+            refusal = _too_large(entry.stat().st_size)
+        yield f"{path.name}/{entry.name}", b"" if refusal else Path(entry.path).read_bytes(), refusal
+
+
+def _archived(path: Path) -> Iterator[tuple[str, bytes, str]]:
+    kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link"}
+    data = _unpacked(path)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for count, member in enumerate(tar, start=1):
+                _refuse_many(path, count)
+                inside = PurePosixPath(member.name)
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    yield member.name, b"", kinds.get(member.type, f"entry type {member.type!r}")
+                elif inside.is_absolute() or ".." in inside.parts or "\\" in member.name or "\0" in member.name:
+                    yield member.name, b"", "path that leaves the archive"
+                elif refusal := _too_large(member.size):
+                    yield member.name, b"", refusal
+                elif member.name.lower().endswith(".xml"):
+                    yield member.name, data[member.offset_data : member.offset_data + member.size], ""
+            end = tar.offset  # type: ignore[attr-defined]  # not in the stubs
+    except tarfile.TarError as error:
+        raise DataError(f"{path} is no whole tar archive: {error}. {AGAIN}") from None
+    # tarfile takes a damaged header for the end of the archive: only a block of zeros is one
+    if len(mark := data[end : end + tarfile.BLOCKSIZE]) < tarfile.BLOCKSIZE or any(mark):
+        raise DataError(f"{path} breaks off or is damaged at byte {end} of {len(data)} unpacked. {AGAIN}")
+
+
+def _unpacked(path: Path) -> bytes:
+    """The tar inside, bounded; a .tar is taken as it is."""
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == GZIP
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(MAX_UNPACKED_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} is cut or damaged: {error}. {AGAIN}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_UNPACKED_BYTES:
+        raise DataError(f"{path} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; the whole corpus has 30 million")
+    return data
+
+
+def _too_large(size: int) -> str:
+    return f"{size} bytes; a report has at most {MAX_XML_BYTES:,}" if size > MAX_XML_BYTES else ""
+
+
+def _refuse_many(path: Path, count: int) -> None:
+    if count > MAX_MEMBERS:
+        raise DataError(f"{path} holds more than {MAX_MEMBERS:,} files; IU X-Ray has 3,955 reports")

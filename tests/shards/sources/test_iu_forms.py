@@ -13,7 +13,7 @@ from PIL import Image
 
 from shards.errors import ConfigError, DataError
 from shards.sources import Item, open_source
-from shards.sources.iu_xray.compare import why_different
+from shards.sources.iu_xray.forms import why_different
 from shards.sources.iu_xray.source import IuXray
 
 SPLIT_OF = {1: "train", 2: "train", 3: "val", 4: "test"}
@@ -82,22 +82,23 @@ def facts(source: IuXray, items: list[Item]) -> list:
 
 def test_every_form_gives_the_same_studies(drawn: Callable[..., Path]) -> None:
     root = drawn()
-    sources = [IuXray(root, form=form) for form in FORMS]
-    found = [facts(source, source.items()) for source in sources]
-    assert len(found[0]) == 4
-    assert found[0] == found[1] == found[2]
-    assert [view.position for view in found[0][0][6]] == ["frontal", "lateral"]
-    for source in sources:
-        assert source.drops == []
-        assert source.published.splits["train"].studies == 2069
-        told = [note.partition(": ")[2] for note in source.notes[1:]]
-        assert told == ["4 studies in both, only in the first 0, only in the second 0"] * 2
+    sources = [IuXray(raw=root, form=form) for form in FORMS]
+    listings = [source.listing() for source in sources]
+    studies = [facts(source, listing.items) for source, listing in zip(sources, listings, strict=True)]
+    assert len(studies[0]) == 4
+    assert studies[0] == studies[1] == studies[2]
+    assert [view.position for view in studies[0][0][6]] == ["frontal", "lateral"]
+    for listing in listings:
+        assert listing.drops == []
+        assert listing.published and listing.published.splits["train"].studies == 2069
+        notes = [note.partition(": ")[2] for note in listing.notes[1:]]
+        assert notes == ["4 studies in both, only in the first 0, only in the second 0"] * 2
 
 
 def test_studies_outside_the_split_are_dropped_by_name(drawn: Callable[..., Path]) -> None:
-    source = IuXray(drawn(numbers=(1, 2, 3, 4, 5)), form="xml")
-    assert len(source.items()) == 4
-    assert [(drop.id, drop.reason) for drop in source.drops] == [("CXR5_IM-05", "not in the R2Gen split")]
+    listing = IuXray(raw=drawn(numbers=(1, 2, 3, 4, 5)), form="xml").listing()
+    assert len(listing.items) == 4
+    assert [(drop.id, drop.reason) for drop in listing.drops] == [("CXR5_IM-05", "not in the R2Gen split")]
 
 
 def test_an_examination_in_two_splits_of_the_annotation_is_refused(drawn: Callable[..., Path]) -> None:
@@ -106,37 +107,37 @@ def test_an_examination_in_two_splits_of_the_annotation_is_refused(drawn: Callab
     annotation["test"].append(annotation["train"][1])
     (root / "annotation.json").write_text(json.dumps(annotation))
     with pytest.raises(DataError, match=r"annotation.json.*two places: 'CXR2_IM-02' in train and 'CXR2_IM-02' in test"):
-        IuXray(root, form="xml").items()
+        IuXray(raw=root, form="xml").listing()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_hash_and_train_do_not_need_the_annotation(drawn: Callable[..., Path], form: str) -> None:
     root = drawn(numbers=tuple(range(1, 31)))
-    hashed, train = IuXray(root, form=form, split="hash"), IuXray(root, form=form, split="train")
-    again = {item.id: item.split for item in IuXray(root, form="csv", split="hash").items()}
-    splits = {item.id: item.split for item in hashed.items()}
+    hashed, train = (IuXray(raw=root, form=form, split=split).listing() for split in ("hash", "train"))
+    again = {item.id: item.split for item in IuXray(raw=root, form="csv", split="hash").listing().items}
+    splits = {item.id: item.split for item in hashed.items}
     assert splits == {name: again[name] for name in splits}
     assert hashed.published is None and "not R2Gen's" in hashed.notes[0]
-    assert {item.split for item in train.items()} == {"train"}
+    assert {item.split for item in train.items} == {"train"}
     if form != "annotation":
         assert set(splits.values()) == {"train", "val", "test"}
         (root / "annotation.json").unlink()
-        assert {item.id: item.split for item in IuXray(root, form=form).items()} == splits
+        assert {item.id: item.split for item in IuXray(raw=root, form=form).listing().items} == splits
 
 
 def test_what_differs_between_forms_is_told_without_text(drawn: Callable[..., Path]) -> None:
     xml = {1: "Drawn film 1  is clear. ", 2: "Other words.", 3: "Drawn &amp;amp; film"}
-    source = IuXray(drawn(numbers=(1, 2, 3), xml=xml, kaggle={3: "Drawn & film", 4: "#NAME?"}), form="xml")
-    source.items()
-    notes = [note.partition(": ")[2] for note in source.notes[1:]]
+    source = IuXray(raw=drawn(numbers=(1, 2, 3), xml=xml, kaggle={3: "Drawn & film", 4: "#NAME?"}), form="xml")
+    every = source.listing().notes
+    notes = [note.partition(": ")[2] for note in every[1:]]
     assert notes[0] == "3 studies in both, only in the first 0, only in the second 1 (CXR4_IM-04)"
     words, blanks = "other words 2 (CXR2_IM-02, CXR3_IM-03)", "white space 1 (CXR1_1_IM-01)"
     assert notes[1] == f"another text of findings in 3 studies: {words}; {blanks}"
-    told = ["character entities 1 (CXR3_IM-03)", "other words 1 (CXR2_IM-02)", blanks]
-    assert notes[3] == f"another text of findings in 3 studies: {'; '.join(told)}"
-    assert not re.search(r"Drawn|Other words", " ".join(source.notes))
-    silent = IuXray(source.raw, form="xml", crosscheck=False)
-    assert silent.items() and len(silent.notes) == 1
+    causes = ["character entities 1 (CXR3_IM-03)", "other words 1 (CXR2_IM-02)", blanks]
+    assert notes[3] == f"another text of findings in 3 studies: {'; '.join(causes)}"
+    assert not re.search(r"Drawn|Other words", " ".join(every))
+    silent = IuXray(raw=source.raw, form="xml", crosscheck=False).listing()
+    assert silent.items and len(silent.notes) == 1
 
 
 def test_films_that_differ_between_forms_are_told(drawn: Callable[..., Path]) -> None:
@@ -148,9 +149,9 @@ def test_films_that_differ_between_forms_are_told(drawn: Callable[..., Path]) ->
     annotation = json.loads((root / "annotation.json").read_text())
     annotation["train"][0]["views"] = ["Lateral", "Frontal"]
     (root / "annotation.json").write_text(json.dumps(annotation))
-    source = IuXray(root, form="annotation")
-    assert source.items()[0].payload["image_path"] == ["CXR1_1_IM-01/1.png", "CXR1_1_IM-01/0.png"]
-    [note] = [note for note in source.notes if "csv: other films" in note]
+    listing = IuXray(raw=root, form="annotation").listing()
+    assert listing.items[0].payload["image_path"] == ["CXR1_1_IM-01/1.png", "CXR1_1_IM-01/0.png"]
+    [note] = [note for note in listing.notes if "csv: other films" in note]
     assert note.endswith(
         "in 3 studies: another position 1 (CXR1_1_IM-01); more films in the first 1 (CXR4_IM-04); "
         "other films of the same number 1 (CXR2_IM-02)"
@@ -161,21 +162,21 @@ def test_views_that_two_tables_contradict_are_told(drawn: Callable[..., Path]) -
     root = drawn()
     path = root / "indiana_projections.csv"
     path.write_text(path.read_text().replace("2_IM-02-2001.dcm.png,Frontal", "2_IM-02-2001.dcm.png,Lateral"))
-    source = IuXray(root, form="xml")
-    assert source.items()[1].payload["views"] == ["lateral", "lateral"]
-    assert source.notes[1] == "images.csv: another view than in indiana_projections.csv, which counts: 2_IM-02-2001"
+    listing = IuXray(raw=root, form="xml").listing()
+    assert listing.items[1].payload["views"] == ["lateral", "lateral"]
+    assert listing.notes[1] == "images.csv: another view than in indiana_projections.csv, which counts: 2_IM-02-2001"
 
 
 def test_a_broken_other_form_is_told_and_harms_nothing(drawn: Callable[..., Path]) -> None:
     root = drawn()
     (root / "indiana_reports.csv").write_text("uid\n1\n")
     (root / "images.csv").write_text("file,other\na,b\n")
-    source = IuXray(root, form="annotation")
-    assert len(source.items()) == 4
-    told = " ".join(source.notes)
-    assert "indiana_reports.csv could not be compared" in told and "images.csv is not used" in told
-    with pytest.raises(DataError, match=r"holds no films: .*images.csv is not used .*has no column nlm_image_id"):
-        IuXray(root, form="xml").items()
+    listing = IuXray(raw=root, form="annotation").listing()
+    assert len(listing.items) == 4
+    notes = " ".join(listing.notes)
+    assert "indiana_reports.csv could not be compared" in notes and "images.csv is not used" in notes
+    with pytest.raises(DataError, match=r"holds no films: .*images.csv is not used .*missing columns: nlm_image_id"):
+        IuXray(raw=root, form="xml").listing()
 
 
 @pytest.mark.parametrize(
@@ -213,13 +214,14 @@ def test_films_are_taken_from_the_first_place_that_holds_all(drawn: Callable[...
         for seed, part in enumerate(("2001", "1001")):
             film(root / place.format(part=part), 90 + seed)
     film(root / "images" / "CXR3_IM-03-1001.png", 99)
-    source = IuXray(root, form="csv")
-    study, films = source.read(source.items()[1])
+    source = IuXray(raw=root, form="csv")
+    items = source.listing().items
+    study, films = source.read(items[1])
     assert study.views[0].file == list(PLACES.values())[at]
     wanted = root / f"wanted{Path(study.views[0].file).suffix}"
     film(wanted, 90)
     assert (films[0] == np.asarray(Image.open(wanted))).all()
-    assert source.read(source.items()[2])[0].views[0].file == "CXR3_IM-03/0.png"
+    assert source.read(items[2])[0].views[0].file == "CXR3_IM-03/0.png"
 
 
 def test_films_behind_links_that_lead_out_are_refused(drawn: Callable[..., Path], tmp_path: Path) -> None:
@@ -228,9 +230,9 @@ def test_films_behind_links_that_lead_out_are_refused(drawn: Callable[..., Path]
     path.unlink()
     path.symlink_to("/etc/hostname")
     for form in FORMS:
-        source = IuXray(root, form=form)
-        assert len(source.items()) == 3
-        assert [(drop.id, drop.reason, drop.file) for drop in source.drops] == [
+        listing = IuXray(raw=root, form=form).listing()
+        assert len(listing.items) == 3
+        assert [(drop.id, drop.reason, drop.file) for drop in listing.drops] == [
             ("CXR2_IM-02", "path leaves the data root", "CXR2_IM-02/0.png")
         ]
 
@@ -239,37 +241,39 @@ def test_raw_may_be_a_file_of_any_form(drawn: Callable[..., Path]) -> None:
     root = drawn()
     for name in ("annotation.json", "ecgen-radiology", "indiana_reports.csv"):
         source = open_source("iu_xray", raw=str(root / name), min_views="2", crosscheck="false")
-        assert {item.payload["file"] for item in source.items()} == {name}
+        assert {item.payload["file"] for item in source.listing().items} == {name}
     with pytest.raises(ConfigError, match=r"annotation.json, which is the form 'annotation', not 'xml'"):
-        IuXray(root / "annotation.json", form="xml").items()
+        IuXray(raw=root / "annotation.json", form="xml").listing()
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"annotation.json is missing: .*found there: nothing"):
-        IuXray(tmp_path).items()
+        IuXray(raw=tmp_path).listing()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match=r"NLMCXR_reports.tgz is missing: .*form='xml'.*found there: notes.txt"):
-        IuXray(tmp_path, form="xml").items()
+        IuXray(raw=tmp_path, form="xml").listing()
     with pytest.raises(DataError, match=r"nowhere/annotation.json is missing: .*nowhere does not exist"):
-        IuXray(tmp_path / "nowhere").items()
+        IuXray(raw=tmp_path / "nowhere").listing()
     with pytest.raises(DataError, match=r"gone.tgz is missing"):
-        IuXray(tmp_path / "gone.tgz").items()
+        IuXray(raw=tmp_path / "gone.tgz").listing()
 
 
 @pytest.mark.parametrize(
     "options", [{"form": "json"}, {"split": "random"}, {"section": "all"}, {"min_views": 0}, {"crosscheck": "maybe"}]
 )
 def test_choices_that_are_none_are_refused(tmp_path: Path, options: dict) -> None:
-    with pytest.raises(ConfigError, match=rf"{next(iter(options))}=.*: use "):
-        IuXray(tmp_path, **options)
+    with pytest.raises(ConfigError, match=rf"source 'iu_xray': {next(iter(options))}=.*: Input should be "):
+        IuXray(raw=tmp_path, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_target_is_the_section_asked_for(drawn: Callable[..., Path], form: str) -> None:
     root = drawn()
-    assert {item.payload["report"][:5] for item in IuXray(root, form=form, section="findings").items()} == {"Drawn"}
-    source = IuXray(root, form=form, section="impression")
+    assert {item.payload["report"][:5] for item in IuXray(raw=root, form=form, section="findings").listing().items} == {
+        "Drawn"
+    }
+    listing = IuXray(raw=root, form=form, section="impression").listing()
     if form == "csv":
-        assert {item.payload["report"] for item in source.items()} == {""}
+        assert {item.payload["report"] for item in listing.items} == {""}
     else:
-        assert source.items() == [] and Counter(drop.reason for drop in source.drops) == {"section is missing": 4}
+        assert listing.items == [] and Counter(drop.reason for drop in listing.drops) == {"section is missing": 4}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from shards.clean import clean, vocabulary
-from shards.sources import Item
-from shards.sources.iu_xray.annotation import read_listing as read_annotated
+from shards.sources import Item, Listing
+from shards.sources.iu_xray.annotation import read_annotation
 from shards.sources.iu_xray.kaggle import read_kaggle
 from shards.sources.iu_xray.source import IuXray
-from shards.sources.iu_xray.xml import read_listing as read_xml
+from shards.sources.iu_xray.xml import read_xml
 
 if "R2KG_REAL_DATA" not in os.environ:
     pytest.skip("R2KG_REAL_DATA names no directory of real test data", allow_module_level=True)
@@ -20,9 +20,9 @@ MISSING_IN_KAGGLE = {"CXR2084_IM-0715-1001": 4, "CXR2560_IM-1064": 4}
 """Examinations of which Kaggle, and so images.csv, lacks films that the XML lists → films in the XML."""
 
 
-def listed(form: str, **options: str) -> tuple[IuXray, dict[str, Item]]:
-    source = IuXray(RAW, form=form, **options)
-    return source, {item.id: item for item in source.items()}
+def listed(form: str, **options: str) -> tuple[Listing, dict[str, Item]]:
+    listing = IuXray(raw=RAW, form=form, **options).listing()
+    return listing, {item.id: item for item in listing.items}
 
 
 def films(item: Item) -> list[tuple[str, str]]:
@@ -69,8 +69,8 @@ def test_ids_follow_r2gens_rule_but_for_twenty_outside_r2gen() -> None:
     rule = {exam.patient: exam.id for exam in read_xml(RAW / "NLMCXR_reports.tgz").exams}
     kaggle = {exam.patient: exam.id for exam in read_kaggle(RAW / "indiana_reports.csv").exams}
     assert len(kaggle) == 3051 and all(rule[number] == name for number, name in kaggle.items())
-    every = {exam.patient: exam.id for exam in read_annotated(RAW / "annotation_all.json").exams}
-    r2gen = {exam.patient: exam.id for exam in read_annotated(RAW / "annotation.json").exams}
+    every = {exam.patient: exam.id for exam in read_annotation(RAW / "annotation_all.json").exams}
+    r2gen = {exam.patient: exam.id for exam in read_annotation(RAW / "annotation.json").exams}
     assert all(rule[number] == name for number, name in r2gen.items())
     exceptions = {number for number, name in every.items() if rule[number] != name}
     assert len(exceptions) == 20 and not exceptions & r2gen.keys()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shards.errors import DataError
-from shards.sources.iu_xray import archive
+from shards.sources.iu_xray import xml
 from shards.sources.iu_xray.exam import exam_id, film_name
 from shards.sources.iu_xray.source import IuXray
 
@@ -67,12 +67,12 @@ def drawn(tmp_path: Path) -> Callable[..., Path]:
 
 def test_archive_and_directory_give_the_same_studies(drawn: Callable[..., Path]) -> None:
     root = drawn()
-    packed = IuXray(root).items()
+    packed = IuXray(raw=root).listing().items
     with tarfile.open(root / ARCHIVE) as tar:
         tar.extractall(root, filter="data")
     (root / ARCHIVE).unlink()
     for raw in (root, root / "ecgen-radiology"):
-        unpacked = IuXray(raw).items()
+        unpacked = IuXray(raw=raw).listing().items
         assert [(item.id, item.payload | {"file": ""}) for item in unpacked] == [
             (item.id, item.payload | {"file": ""}) for item in packed
         ]
@@ -81,8 +81,8 @@ def test_archive_and_directory_give_the_same_studies(drawn: Callable[..., Path])
 
 def test_a_report_becomes_a_study(drawn: Callable[..., Path]) -> None:
     root = drawn({"4.xml": report(4, INDICATION="Cough & \n fever", FINDINGS="First.")})
-    source = IuXray(root / ARCHIVE)
-    study, films = source.read(source.items()[3])
+    source = IuXray(raw=root / ARCHIVE)
+    study, films = source.read(source.listing().items[3])
     assert (study.id, study.key, study.patient, study.report) == ("CXR4_IM-0009", "cxr4_im-0009", "CXR4", "First.")
     assert study.sections["indication"] == "Cough & \n fever"
     assert set(study.sections) == {"comparison", "indication", "findings", "impression"}
@@ -120,15 +120,15 @@ OUTSIDE = b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><eCitation><
         (report(4, ["CXR4_IM-0009-1001", "CXR4_IM-0009-3001"]), "CXR4_IM-0009", "film is missing"),
         (report(4).replace(b"FINDINGS", b"OTHER"), "CXR4_IM-0009", "section is missing"),
         (report(4, FINDINGS="nan"), "CXR4_IM-0009", "report is a placeholder"),
-        (b" " * archive.MAX_XML_BYTES + report(4), "ecgen-radiology/4.xml", "archive member refused"),
+        (b" " * xml.MAX_XML_BYTES + report(4), "ecgen-radiology/4.xml", "archive member refused"),
     ],
 )
 def test_reports_that_cannot_be_used_are_dropped_by_name(
     drawn: Callable[..., Path], data: bytes, identifier: str, reason: str
 ) -> None:
-    source = IuXray(drawn({"4.xml": data}))
-    assert len(source.items()) == 3
-    [drop] = source.drops
+    listing = IuXray(raw=drawn({"4.xml": data})).listing()
+    assert len(listing.items) == 3
+    [drop] = listing.drops
     assert drop.id == identifier and drop.reason.startswith(reason)
     assert "4.xml" in drop.detail and "Drawn film" not in drop.detail
 
@@ -136,12 +136,12 @@ def test_reports_that_cannot_be_used_are_dropped_by_name(
 def test_a_missing_film_is_named(drawn: Callable[..., Path]) -> None:
     root = drawn()
     (root / "NLMCXR_png" / "CXR2_IM-0009-2001.png").unlink()
-    source = IuXray(root)
-    assert [item.id for item in source.items()] == ["CXR1_1_IM-0009", "CXR3_IM-0009"]
-    [drop] = source.drops
+    listing = IuXray(raw=root).listing()
+    assert [item.id for item in listing.items] == ["CXR1_1_IM-0009", "CXR3_IM-0009"]
+    [drop] = listing.drops
     assert (drop.reason, drop.file) == ("film is missing", "2_IM-0009-2001")
     assert "1 of 2 films are there" in drop.detail
-    assert len(IuXray(root, min_views=3).items()) == 0
+    assert len(IuXray(raw=root, min_views=3).listing().items) == 0
 
 
 def link(name: str, kind: bytes) -> tarfile.TarInfo:
@@ -153,10 +153,10 @@ def link(name: str, kind: bytes) -> tarfile.TarInfo:
 def test_hostile_members_are_refused_and_named(drawn: Callable[..., Path]) -> None:
     links = [link("a.xml", tarfile.SYMTYPE), link("b.xml", tarfile.LNKTYPE), link("c.xml", tarfile.FIFOTYPE)]
     root = drawn(links=[*links, tarfile.TarInfo("/etc/d.xml"), tarfile.TarInfo("../e.xml")])
-    source = IuXray(root)
-    assert len(source.items()) == 3
-    assert {drop.id for drop in source.drops} == {"a.xml", "b.xml", "c.xml", "/etc/d.xml", "../e.xml"}
-    assert {drop.reason for drop in source.drops} == {"archive member refused"}
+    listing = IuXray(raw=root).listing()
+    assert len(listing.items) == 3
+    assert {drop.id for drop in listing.drops} == {"a.xml", "b.xml", "c.xml", "/etc/d.xml", "../e.xml"}
+    assert {drop.reason for drop in listing.drops} == {"archive member refused"}
 
 
 def test_links_in_a_directory_do_not_lead_out(drawn: Callable[..., Path], tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_links_in_a_directory_do_not_lead_out(drawn: Callable[..., Path], tmp_pa
     (folder / "1.xml").write_bytes(report(1))
     (folder / "2.xml").symlink_to("/etc/hostname")
     (folder / "readme.txt").write_text("not a report")
-    source = IuXray(tmp_path)
-    assert len(source.items()) == 1
-    assert [(drop.id, drop.reason) for drop in source.drops] == [("ecgen-radiology/2.xml", "archive member refused")]
+    listing = IuXray(raw=tmp_path).listing()
+    assert len(listing.items) == 1
+    assert [(drop.id, drop.reason) for drop in listing.drops] == [("ecgen-radiology/2.xml", "archive member refused")]
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
@@ -177,7 +177,7 @@ def test_a_cut_archive_is_refused_whole(drawn: Callable[..., Path], keep: float)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(DataError, match=rf"{ARCHIVE} is cut or damaged: .*fetch it again"):
-        IuXray(path.parent).items()
+        IuXray(raw=path.parent).listing()
 
 
 @pytest.mark.parametrize("at", [512, 1024, 1500, 1536, 2048, 3072])
@@ -186,12 +186,12 @@ def test_a_tar_cut_or_damaged_anywhere_is_refused_whole(drawn: Callable[..., Pat
     path = drawn().with_name("reports.tar")
     pack(path, [(f"{number}.xml", report(number)) for number in (1, 2, 3)], "w")
     data = path.read_bytes()
-    whole = [name for name, _ in archive.read_reports(path)]
+    whole = [name for name, _, _ in xml.read_reports(path)]
     assert whole == ["1.xml", "2.xml", "3.xml"]
     for damaged in (data[:at], data[: at // 1536 * 1536] + b"\x07" * 512 + data[at // 1536 * 1536 + 512 :]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"reports.tar (is no whole tar|breaks off or is damaged at byte)"):
-            list(archive.read_reports(path))
+            list(xml.read_reports(path))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_files_that_are_no_archive_are_refused(drawn: Callable[..., Path], data:
     path = drawn() / ARCHIVE
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"{ARCHIVE} {cause}"):
-        IuXray(path.parent).items()
+        IuXray(raw=path.parent).listing()
 
 
 def test_archives_that_unpack_to_too_much_are_refused(
@@ -215,12 +215,12 @@ def test_archives_that_unpack_to_too_much_are_refused(
 ) -> None:
     root = drawn({"4.xml": report(4, FINDINGS="a" * 900_000)})
     with monkeypatch.context() as patch:
-        patch.setattr(archive, "MAX_UNPACKED_BYTES", 500_000)
+        patch.setattr(xml, "MAX_UNPACKED_BYTES", 500_000)
         with pytest.raises(DataError, match="unpacks to more than 500,000 bytes"):
-            IuXray(root).items()
-    monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
+            IuXray(raw=root).listing()
+    monkeypatch.setattr(xml, "MAX_MEMBERS", 3)
     with pytest.raises(DataError, match="holds more than 3 files"):
-        IuXray(root).items()
+        IuXray(raw=root).listing()
 
 
 @pytest.mark.parametrize(
