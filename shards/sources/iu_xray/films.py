@@ -45,7 +45,7 @@ class FilmIndex:
     """The films below one raw directory. Directories are listed once, when a film is first looked up."""
 
     def __init__(self, root: Path):
-        """Read the tables that are there; what is wrong with one is told in `notes`, never an error."""
+        """Read the tables that are there; what is wrong with one is said in `notes`, never an error."""
         self.root, self.notes = root, list[str]()
         self._files: dict[str, str] = {}
         """Film name → path below images/."""

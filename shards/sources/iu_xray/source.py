@@ -38,7 +38,7 @@ class IuXray(Source):
 
     raw: Path
     """The directory with one or more forms and images/, or the file of one form in it."""
-    min_views: int = Field(1, ge=1)
+    min_views: int = Field(default=1, ge=1)
     """Fewest films a study may have; 2 is R2Gen's own requirement."""
     form: Literal["auto", "annotation", "xml", "csv"] = "auto"
     """What to read: "annotation" (R2Gen), "xml" (Open-i), "csv" (Kaggle); "auto" takes the first that is there."""

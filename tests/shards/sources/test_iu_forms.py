@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from PIL import Image
 
 from shards.errors import ConfigError, DataError
 from shards.sources import Item, open_source
+from shards.sources.iu_xray.exam import FormName
 from shards.sources.iu_xray.forms import why_different
 from shards.sources.iu_xray.source import IuXray
 
 SPLIT_OF = {1: "train", 2: "train", 3: "val", 4: "test"}
-FORMS = ("annotation", "xml", "csv")
+FORMS: tuple[FormName, ...] = ("annotation", "xml", "csv")
 Texts = dict[int, str]
 
 
@@ -71,7 +72,7 @@ def drawn(tmp_path: Path) -> Callable[..., Path]:
     return draw
 
 
-def facts(source: IuXray, items: list[Item]) -> list:
+def facts(source: IuXray, items: Sequence[Item]) -> list:
     """What must be the same in every form."""
     studies = [source.read(item) for item in items]
     return [
@@ -111,7 +112,7 @@ def test_an_examination_in_two_splits_of_the_annotation_is_refused(drawn: Callab
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_hash_and_train_do_not_need_the_annotation(drawn: Callable[..., Path], form: str) -> None:
+def test_hash_and_train_do_not_need_the_annotation(drawn: Callable[..., Path], form: FormName) -> None:
     root = drawn(numbers=tuple(range(1, 31)))
     hashed, train = (IuXray(raw=root, form=form, split=split).listing() for split in ("hash", "train"))
     again = {item.id: item.split for item in IuXray(raw=root, form="csv", split="hash").listing().items}
@@ -267,7 +268,7 @@ def test_choices_that_are_none_are_refused(tmp_path: Path, options: dict) -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_target_is_the_section_asked_for(drawn: Callable[..., Path], form: str) -> None:
+def test_the_target_is_the_section_asked_for(drawn: Callable[..., Path], form: FormName) -> None:
     root = drawn()
     assert {item.payload["report"][:5] for item in IuXray(raw=root, form=form, section="findings").listing().items} == {
         "Drawn"

@@ -3,12 +3,14 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shards.clean import clean, vocabulary
 from shards.sources import Item, Listing
 from shards.sources.iu_xray.annotation import read_annotation
+from shards.sources.iu_xray.exam import FormName
 from shards.sources.iu_xray.kaggle import read_kaggle
 from shards.sources.iu_xray.source import IuXray
 from shards.sources.iu_xray.xml import read_xml
@@ -16,11 +18,12 @@ from shards.sources.iu_xray.xml import read_xml
 if "R2KG_REAL_DATA" not in os.environ:
     pytest.skip("R2KG_REAL_DATA names no directory of real test data", allow_module_level=True)
 RAW = Path(os.environ["R2KG_REAL_DATA"]) / "iu_xray"
+FORMS: tuple[FormName, ...] = ("annotation", "xml", "csv")
 MISSING_IN_KAGGLE = {"CXR2084_IM-0715-1001": 4, "CXR2560_IM-1064": 4}
 """Examinations of which Kaggle, and so images.csv, lacks films that the XML lists → films in the XML."""
 
 
-def listed(form: str, **options: str) -> tuple[Listing, dict[str, Item]]:
+def listed(form: FormName, **options: Any) -> tuple[Listing, dict[str, Item]]:
     listing = IuXray(raw=RAW, form=form, **options).listing()
     return listing, {item.id: item for item in listing.items}
 
@@ -30,7 +33,7 @@ def films(item: Item) -> list[tuple[str, str]]:
 
 
 def test_every_form_gives_the_same_studies_in_the_annotated_split() -> None:
-    (annotation, a), (xml, x), (kaggle, k) = (listed(form, crosscheck="off") for form in ("annotation", "xml", "csv"))
+    (annotation, a), (xml, x), (kaggle, k) = (listed(form, crosscheck="off") for form in FORMS)
     assert Counter(item.split for item in a.values()) == {"train": 672, "val": 112, "test": 211}
     assert a.keys() == k.keys() == x.keys() | MISSING_IN_KAGGLE.keys()
     assert annotation.drops == []

@@ -254,3 +254,13 @@ def test_an_id_in_two_splits_is_given_on_for_the_writer_to_refuse(drawn_iu: Draw
     listing = IuXray(raw=drawn_iu(edit=lambda listing: listing["test"][0].update(id="CXR1_IM-0001"))).listing()
     assert [item.split for item in listing.items if item.id == "CXR1_IM-0001"] == ["train", "test"]
     assert listing.drops == []
+
+
+def test_an_entry_that_is_not_utf8_costs_itself(drawn_iu: Draw) -> None:
+    path = drawn_iu() / "annotation.json"
+    path.write_bytes(path.read_bytes().replace(b"Film 1 is", b"Film \xe9 is"))
+    listing = IuXray(raw=path).listing()
+    assert len(listing.items) == 5
+    assert [(drop.id, drop.reason, drop.split) for drop in listing.drops] == [
+        ("train[1]", "entry is not UTF-8", "train")
+    ]

@@ -19,6 +19,11 @@ BEGINS = re.compile(rb"(p\d+),")
 Write = Callable[..., Path]
 
 
+def short(value: object) -> str:
+    """Name of a test's value, which may have megabytes."""
+    return repr(value)[:40]
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Function (text or bytes, name) → the file."""
@@ -103,6 +108,7 @@ def test_a_row_with_another_number_of_cells_costs_itself(write: Write, options: 
         ('id,"findings\nx,t\n', "the first row holds no column names: the file ends inside it"),
         (b"x" * 2_100_000, "the first row holds no column names: no end within 2,000,000 bytes"),
     ],
+    ids=short,
 )
 def test_files_without_the_columns_are_refused(write: Write, data: str | bytes, cause: str) -> None:
     with pytest.raises(DataError, match=rf"t\.csv.*{cause}") as caught:
@@ -125,6 +131,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         (b'x,"' + b"secret" * 340_000 + b'"\n', "row 1, which begins on line 2 at byte 12", "no end within 2,000,000"),
         (b"x,t\ny,sec\rret\n", "row 2, which begins on line 3 at byte 16", "not CSV"),
     ],
+    ids=short,
 )
 def test_what_makes_all_that_follows_doubtful_is_refused(write: Write, rows: bytes, where: str, cause: str) -> None:
     table = Table(write(b"id,findings\n" + rows), ("id",))
@@ -142,7 +149,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("cell", "fault"), BROKEN)
+@pytest.mark.parametrize(("cell", "fault"), BROKEN, ids=short)
 def test_where_rows_can_be_told_apart_a_broken_one_costs_itself(write: Write, cell: bytes, fault: str) -> None:
     head = b'id,text\np1,"One\ntwo"\n'
     path = write(head + b"p2," + cell + b"\np3,three\n")
