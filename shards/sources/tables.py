@@ -40,7 +40,7 @@ class Row(NamedTuple):
     fault: str = ""
     """Why the cells cannot be trusted."""
     begins: str = ""
-    """What `Table.begins` found at its start."""
+    """Of a row with a fault, what `Table.begins` found at its start."""
 
 
 class Record(NamedTuple):
@@ -111,7 +111,7 @@ class Table:
         with closing(self._records()) as records:
             next(records, None)
             for record in records:
-                row = self._row(record)
+                row = self._row(record, number + 1)
                 if broken and row.fault and not row.begins and row.fault != CUT:
                     broken = broken._replace(span=Span(broken.span.at, record.at + record.size - broken.span.at))
                     continue
@@ -125,7 +125,6 @@ class Table:
                     )
                 if broken:
                     yield broken
-                row = row._replace(number=number)
                 broken = row if row.fault and self.begins else None
                 if not broken:
                     yield row
@@ -135,18 +134,19 @@ class Table:
     def _records(self) -> Generator[Record]:
         """Every row that is not blank, the header first: a row ends with the line where its quotes become even."""
         at = size = quotes = lines = 0
-        begun, held = 1, list[bytes]()
+        begun, held, begins = 1, list[bytes](), self.begins
         try:
             with self.path.open("rb") as file, gzip.open(file) if self.path.name.endswith(".gz") else file as text:
                 while line := text.readline(MAX_ROW_BYTES):
-                    if held and self.begins and self.begins.match(line):
+                    if held and begins and begins.match(line):
                         yield Record(begun, at, size, b"".join(held), TOO_LONG if size > MAX_ROW_BYTES else UNCLOSED)
                         at, size, quotes, begun, held = at + size, 0, 0, lines + 1, []
                     if size <= MAX_ROW_BYTES:
                         held.append(line)
-                    size, lines = size + len(line), lines + line.endswith(b"\n")
+                    ended = line.endswith(b"\n")
+                    size, lines = size + len(line), lines + ended
                     quotes += 0 if self.one_line else line.count(b'"')
-                    whole = line.endswith(b"\n") or len(line) < MAX_ROW_BYTES
+                    whole = ended or len(line) < MAX_ROW_BYTES
                     if self.one_line and not whole:
                         break
                     if quotes % 2 == 0 and size <= MAX_ROW_BYTES and whole:
@@ -157,11 +157,11 @@ class Table:
             cause = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise DataError(f"{self.path} cannot be read after line {lines}: {cause}. {AGAIN}") from None
         if held:
-            yield Record(begun, at, size, b"".join(held), TOO_LONG if size >= MAX_ROW_BYTES else CUT)
+            cut = size < MAX_ROW_BYTES or (begins and quotes % 2)
+            yield Record(begun, at, size, b"".join(held), CUT if cut else TOO_LONG)
 
-    def _row(self, record: Record) -> Row:
+    def _row(self, record: Record, number: int) -> Row:
         data = record.data.removeprefix(BYTE_ORDER_MARK) if record.at == 0 else record.data
-        found = self.begins.match(data) if self.begins else None
         fault, cells = record.fault, list[str]()
         try:
             cells = [] if fault else self.parse(data)
@@ -173,8 +173,9 @@ class Table:
             cut = self.begins and len(cells) < len(self.columns) and not data.endswith(b"\n")
             fault = CUT if cut else f"{len(cells)} cells where the header has {len(self.columns)}"
         span = Span(record.at, record.size) if fault else span_of(record.at, record.data)
+        found = self.begins.match(data) if fault and self.begins else None
         begins = found[1].decode("ascii", "replace") if found else ""
-        return Row(0, record.line, span, dict(zip(self.columns, cells, strict=False)), fault, begins)
+        return Row(number, record.line, span, dict(zip(self.columns, cells, strict=False)), fault, begins)
 
     def _shown(self) -> str:
         for mark, name in OTHER_DELIMITERS.items():

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.sources.chexpert_plus.labels import LABELS
 from shards.sources.phantom.source import Phantom
+from shards.study import FINDINGS
 
 CSV = "df_chexpert_plus_240401.csv"
 COLUMNS = (
@@ -108,7 +108,7 @@ def write_chexpert_tree(
     """
     tree = ChexpertTree(Path(root))
     phantom = Phantom(studies=2 * patients, seed=seed, size=size)
-    for number, item in enumerate(phantom.items()):
+    for number, item in enumerate(phantom.listing().items):
         patient, order = number // 2 + 1, number % 2 + 1
         if order == 2 and patient % 2:
             continue
@@ -121,7 +121,7 @@ def write_chexpert_tree(
             _save(tree.root, film, films[view - 1], dicom)
             row = {"path_to_image": f"{film}.jpg", "path_to_dcm": f"{film}.dcm", "frontal_lateral": position.title()}
             tree.rows.append(row | _text(patient, order, study.report) | {"split": split})
-            tree.labels.append({"path_to_image": f"{film}.jpg", **{name: study.labels.get(name) for name in LABELS}})
+            tree.labels.append({"path_to_image": f"{film}.jpg", **{name: study.labels.get(name) for name in FINDINGS}})
     tree.write()
     return tree
 

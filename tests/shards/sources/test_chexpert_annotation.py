@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.sources.chexpert_plus.labels import LABELS, labels_of, read_labels
+from shards.sources.annotation import Cursor
+from shards.sources.chexpert_plus.labels import labels_of, read_labels
 from shards.sources.chexpert_plus.source import ChexpertPlus
-from shards.sources.json_cursor import Cursor
-from shards.study import BadStudy
+from shards.study import FINDINGS, BadStudy
 from tests.shards.sources.chexpert_tree import ChexpertTree, write_chexpert_tree
 
 SPLITS = {"train": [0, 1, 3, 4, 6], "val": [2, 7], "test": [9, 10]}
@@ -32,26 +32,27 @@ def edited(tree: ChexpertTree, edit: Callable[[dict], object]) -> ChexpertPlus:
     listing = json.loads(path.read_text())
     edit(listing)
     path.write_text(json.dumps(listing))
-    return ChexpertPlus(tree.root, annotation=path)
+    return ChexpertPlus(raw=tree.root, annotation=path)
 
 
 def test_the_benchmarks_split_and_reports_are_used(tree: ChexpertTree) -> None:
     tree.rows[1]["section_findings"] = 'Größe \u2028 "normal", as drawn \\ here.'
     path = tree.write_annotation(SPLITS)
     tree.table.unlink()
-    source = ChexpertPlus(str(tree.root), annotation=str(path))
-    items = source.items()
+    source = ChexpertPlus(raw=str(tree.root), annotation=str(path))
+    listing = source.listing()
+    items = listing.items
     assert [(item.split, item.payload["row"]) for item in items] == [
         (s, at) for s in SPLITS for at in range(len(SPLITS[s]))
     ]
-    assert source.notes == ["annotation.json: 2 of 5 patients are in more than one split"]
-    assert source.published is not None and source.published.splits["val"].studies == 5780
+    assert listing.notes == ["annotation.json: 2 of 5 patients are in more than one split"]
+    assert listing.published is not None and listing.published.splits["val"].studies == 5780
     study, films = source.read(items[1])
     assert (study.id, study.patient) == ("patient00002_study1_view2_lateral", "patient00002")
     assert study.report == study.sections["findings"] == tree.rows[1]["section_findings"]
     assert [view.position for view in study.views] == ["lateral"]
     assert len(films) == 1
-    assert study.labels == {name: tree.labels[1][name] for name in LABELS}
+    assert study.labels == {name: tree.labels[1][name] for name in FINDINGS}
 
 
 @pytest.mark.parametrize("prefix", ["", "PNG/"])
@@ -59,14 +60,15 @@ def test_films_come_frontal_first_and_may_be_called_jpg(tree: ChexpertTree, pref
     folder = f"{prefix}train/patient00002/study1"
     films = [f"{folder}/view2_lateral.jpg", f"{folder}/view1_frontal.jpg"]
     source = edited(tree, lambda listing: listing["train"][0].update(image_path=films))
-    study, _ = source.read(source.items()[0])
+    study, _ = source.read(source.listing().items[0])
     assert [(view.position, view.file) for view in study.views] == [
         ("frontal", "train/patient00002/study1/view1_frontal.png"),
         ("lateral", "train/patient00002/study1/view2_lateral.png"),
     ]
-    frontal = ChexpertPlus(tree.root, annotation=source.annotation, views="frontal")
-    assert [len(item.payload["films"]) for item in frontal.items()] == [1] * len(frontal.items())
-    assert {drop.reason for drop in frontal.drops} == {"no frontal film"}
+    frontal = ChexpertPlus(raw=tree.root, annotation=source.annotation, views="frontal")
+    listing = frontal.listing()
+    assert [len(item.payload["films"]) for item in listing.items] == [1] * len(listing.items)
+    assert {drop.reason for drop in listing.drops} == {"no frontal film"}
 
 
 @pytest.mark.parametrize(
@@ -91,8 +93,9 @@ def test_films_come_frontal_first_and_may_be_called_jpg(tree: ChexpertTree, pref
 )
 def test_entries_that_cannot_be_used_are_dropped_by_place(tree: ChexpertTree, fields: dict, reason: str) -> None:
     source = edited(tree, lambda listing: listing["train"][2].update(fields))
-    assert len(source.items()) == 8
-    [drop] = source.drops
+    listing = source.listing()
+    assert len(listing.items) == 8
+    [drop] = listing.drops
     assert (drop.id, drop.reason, drop.split) == ("train[2]", reason, "train")
     assert "annotation.json train[2]" in drop.detail
     assert "heart" not in drop.detail
@@ -107,11 +110,11 @@ def test_one_id_for_several_films_is_told_apart_and_an_entry_given_twice_is_drop
         listing["train"].append(listing["train"][-1])
         listing["train"].append(7)
 
-    source = edited(tree, edit)
-    items = [item.id for item in source.items()]
+    listing = edited(tree, edit).listing()
+    items = [item.id for item in listing.items]
     assert items.count("patient00003_study1") == 1
     assert items.count("patient00003_study1/train/patient00003/study1/view1_frontal") == 1
-    assert [(drop.id, drop.reason) for drop in source.drops] == [
+    assert [(drop.id, drop.reason) for drop in listing.drops] == [
         ("train[5]", "duplicate id"),
         ("train[7]", "duplicate id"),
         ("train[8]", "entry is not an object"),
@@ -123,7 +126,7 @@ FRONTAL = ["train/patient00003/study1/view1_frontal.png"]
 
 def test_a_changed_annotation_is_noticed(tree: ChexpertTree) -> None:
     source = edited(tree, lambda listing: None)
-    items = source.items()
+    items = source.listing().items
     edited(tree, lambda listing: listing["train"][0].update(report="Another report."))
     with pytest.raises(BadStudy, match="report file changed: annotation.json is not what was listed"):
         source.read(items[4])
@@ -147,11 +150,11 @@ def test_files_that_are_no_annotation_are_refused_with_the_place(tree: ChexpertT
     path = tree.root / "annotation.json"
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"annotation.json.*({cause})") as caught:
-        ChexpertPlus(tree.root, annotation=path).items()
+        ChexpertPlus(raw=tree.root, annotation=path).listing()
     assert "patient1" not in str(caught.value)
     path.unlink()
     with pytest.raises(DataError, match="annotation.json is missing"):
-        ChexpertPlus(tree.root, annotation=path).items()
+        ChexpertPlus(raw=tree.root, annotation=path).listing()
 
 
 @given(st.lists(VALUES), st.sampled_from([None, 1]), st.booleans())
@@ -167,21 +170,21 @@ def test_unused_annotation_and_unlabelled_films_are_noted(tree: ChexpertTree) ->
     tree.write_annotation(SPLITS)
     tree.labels.pop(0)
     tree.write()
-    source = ChexpertPlus(tree.root)
-    items = source.items()
+    source = ChexpertPlus(raw=tree.root)
+    items, _, notes, _ = source.listing()
     assert source.read(items[0])[0].labels == {}
-    assert "1 of 9 studies have no labels in findings_fixed.json" in source.notes
-    assert [note for note in source.notes if note.startswith("annotation.json is there and not used")]
+    assert "1 of 9 studies have no labels in findings_fixed.json" in notes
+    assert [note for note in notes if note.startswith("annotation.json is there and not used")]
     (tree.root / "chexbert_labels").rename(tree.root / "CheXpert_Labels")
-    assert ChexpertPlus(tree.root).items() == items
+    assert ChexpertPlus(raw=tree.root).listing().items == items
     (tree.root / "CheXpert_Labels" / "findings_fixed.json").unlink()
-    none = ChexpertPlus(tree.root, labels="none")
-    assert none.read(none.items()[1])[0].labels == {}
+    none = ChexpertPlus(raw=tree.root, labels="none")
+    assert none.read(none.listing().items[1])[0].labels == {}
 
 
 def write_labels(path: Path, *changes: dict[str, Any]) -> str:
     """Label lines of films a, b, ..., all of them null but for the changes."""
-    films = [{"path_to_image": f"train/{chr(97 + at)}.jpg", **dict.fromkeys(LABELS)} for at in range(len(changes))]
+    films = [{"path_to_image": f"train/{chr(97 + at)}.jpg", **dict.fromkeys(FINDINGS)} for at in range(len(changes))]
     text = "".join(json.dumps(film | change) + "\n" for film, change in zip(films, changes, strict=True))
     path.write_text(text)
     return text
@@ -197,7 +200,7 @@ def test_labels_are_read_as_lines_or_as_a_list(tmp_path: Path, form: str) -> Non
         path.write_text("\n" + text.replace("\n", "\r\n\r\n"), encoding="utf-8-sig")
     found = read_labels(path, {"train/a", "train/b"})
     assert found.keys() == {"train/a", "train/b"}
-    assert labels_of(found["train/a"]) == dict.fromkeys(LABELS) | {"Edema": 1, "Fracture": -1, "No Finding": 0}
+    assert labels_of(found["train/a"]) == dict.fromkeys(FINDINGS) | {"Edema": 1, "Fracture": -1, "No Finding": 0}
     assert set(labels_of(found["train/b"]).values()) == {None}
     assert labels_of("") == {}
 

@@ -12,10 +12,9 @@ from PIL import Image
 from shards.errors import ConfigError, DataError
 from shards.films.raw import open_film
 from shards.sources import open_source
-from shards.sources.chexpert_plus.labels import LABELS
 from shards.sources.chexpert_plus.source import ChexpertPlus
 from shards.sources.split import hash_split
-from shards.study import BadStudy, Drop, Study
+from shards.study import FINDINGS, BadStudy, Drop, Study
 from shards.tars.fill import CONTROLS_REMOVED, Settings, write_tar
 from shards.tars.write import plan_tars, recipe_of, refuse_listing
 from tests.shards.sources.chexpert_tree import COLUMNS, CSV, HISTORY, ChexpertTree, write_chexpert_tree
@@ -31,11 +30,11 @@ def tree(tmp_path: Path) -> ChexpertTree:
 
 def shard(source: ChexpertPlus, out: Path) -> tuple[list[Study], list[Drop], dict[str, tuple[str, ...]]]:
     """The writer's own steps in this process: studies as stored, drops, warnings; given = used + dropped."""
-    items = source.items()
+    items, listed_drops, _, _ = source.listing()
     refuse_listing(source.name, items)
     out.mkdir(parents=True)
     settings = Settings(out=str(out), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
-    studies, drops, warnings = [], [*source.drops], {}
+    studies, drops, warnings = [], [*listed_drops], {}
     for job in plan_tars(items, 4, recipe_of(source, settings)):
         index = write_tar(pickle.loads(pickle.dumps(source)), settings, job)
         data = (out / job.name).read_bytes()
@@ -43,20 +42,20 @@ def shard(source: ChexpertPlus, out: Path) -> tuple[list[Study], list[Drop], dic
         studies += [Study.model_validate_json(data[at : at + size]) for at, size in spans]
         drops += index.drops
         warnings |= index.warnings
-    assert len(studies) + len(drops) == len(items) + len(source.drops)
+    assert len(studies) + len(drops) == len(items) + len(listed_drops)
     return studies, drops, warnings
 
 
 def reports(source: ChexpertPlus) -> dict[str, str]:
     """Study → report, of everything that is listed."""
-    return {item.id: source.read(item)[0].report for item in source.items()}
+    return {item.id: source.read(item)[0].report for item in source.listing().items}
 
 
 def test_studies_are_listed_and_read(tree: ChexpertTree) -> None:
     source = open_source("chexpert_plus", raw=str(tree.root))
-    items = source.items()
+    items, drops, _, _ = source.listing()
     assert [item.id for item in items] == tree.studies
-    assert source.drops == []
+    assert drops == []
     assert [item.split for item in items] == [hash_split(item.patient) for item in items]
     study, films = source.read(items[1])
     assert (study.id, study.key, study.patient) == ("patient00002/study1", "patient00002-study1", "patient00002")
@@ -68,20 +67,21 @@ def test_studies_are_listed_and_read(tree: ChexpertTree) -> None:
     assert study.report == study.sections["findings"] == row["section_findings"]
     assert study.sections["clinical_history"] == HISTORY
     assert study.sections.keys() == {"narrative", "clinical_history", "findings", "impression"}
-    assert list(study.labels) == list(LABELS)
-    assert study.labels == {name: tree.labels[REPEATED][name] for name in LABELS}
+    assert list(study.labels) == list(FINDINGS)
+    assert study.labels == {name: tree.labels[REPEATED][name] for name in FINDINGS}
 
 
 def test_listing_holds_no_text(tree: ChexpertTree) -> None:
     tree.rows[0]["section_findings"] = ""
     tree.write()
     tree.write_annotation({"train": [1, 2, 3]})
-    for source in (ChexpertPlus(tree.root), ChexpertPlus(tree.root, annotation=tree.root / "annotation.json")):
-        held = repr(source.items()) + repr(source.drops) + repr(source.notes) + repr(pickle.dumps(source))
+    for source in (ChexpertPlus(raw=tree.root), ChexpertPlus(raw=tree.root, annotation=tree.root / "annotation.json")):
+        listing = source.listing()
+        held = repr(listing) + repr(pickle.dumps(source))
         assert "patient00002" in held
         assert not [sentence for sentence in tree.sentences if sentence in held]
         assert "coughing" not in held
-        assert not [note for note in source.notes if "patient0" in note]
+        assert not [note for note in listing.notes if "patient0" in note]
 
 
 def test_shards_hold_what_is_not_dropped(tree: ChexpertTree, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_shards_hold_what_is_not_dropped(tree: ChexpertTree, tmp_path: Path) -> 
     (tree.root / "PNG/train/patient00004/study1/view1_frontal.png").unlink()
     film = tree.root / "PNG/train/patient00004/study2/view2_lateral.png"
     film.write_bytes(film.read_bytes()[:-200])
-    studies, drops, warnings = shard(ChexpertPlus(tree.root), tmp_path / "out")
+    studies, drops, warnings = shard(ChexpertPlus(raw=tree.root), tmp_path / "out")
     assert {drop.id: (drop.reason, drop.file) for drop in drops} == {
         "patient00001/study1": ("no findings section", ""),
         "patient00002/study2": ("empty report", ""),
@@ -107,21 +107,21 @@ def test_shards_hold_what_is_not_dropped(tree: ChexpertTree, tmp_path: Path) -> 
 def test_a_studys_report_is_that_of_its_first_film_that_has_one(tree: ChexpertTree) -> None:
     lateral, frontal = tree.rows[REPEATED : REPEATED + 2]
     frontal["section_findings"], lateral["section_findings"] = "", "Of the lateral film."
-    tree.labels[REPEATED] |= dict.fromkeys(LABELS, -1)
+    tree.labels[REPEATED] |= dict.fromkeys(FINDINGS, -1)
     tree.rows[5]["section_findings"] = "Of the frontal film."
     tree.write()
-    source = ChexpertPlus(tree.root)
+    source = ChexpertPlus(raw=tree.root)
     found = reports(source)
     assert found["patient00002/study1"] == "Of the lateral film."
     assert found["patient00003/study1"] == "Of the frontal film."
-    assert set(source.read(source.items()[1])[0].labels.values()) == {-1}
-    assert [note for note in source.notes if note.startswith("1 studies have films whose findings differ")]
-    single = ChexpertPlus(tree.root, per="image")
+    assert set(source.read(source.listing().items[1])[0].labels.values()) == {-1}
+    assert [note for note in source.listing().notes if note.startswith("1 studies have films whose findings differ")]
+    single = ChexpertPlus(raw=tree.root, per="image")
     found = reports(single)
     assert len(found) == len(tree.rows) - 1
     assert found["patient00003/study1/view1_frontal"] == "Of the frontal film."
     assert found["patient00003/study1/view2_lateral"] == tree.rows[4]["section_findings"]
-    assert [drop.id for drop in single.drops] == ["patient00002/study1/view1_frontal"]
+    assert [drop.id for drop in single.listing().drops] == ["patient00002/study1/view1_frontal"]
 
 
 def test_other_section_and_views(tree: ChexpertTree) -> None:
@@ -129,28 +129,28 @@ def test_other_section_and_views(tree: ChexpertTree) -> None:
         row["section_findings"] = ""
     tree.rows[0]["frontal_lateral"] = "Lateral"
     tree.write()
-    source = ChexpertPlus(tree.root, section="impression", views="frontal", labels="report")
-    items = source.items()
-    assert [(drop.id, drop.reason) for drop in source.drops] == [("patient00001/study1", "no frontal film")]
+    source = ChexpertPlus(raw=tree.root, section="impression", views="frontal", labels="report")
+    items, drops, notes, _ = source.listing()
+    assert [(drop.id, drop.reason) for drop in drops] == [("patient00001/study1", "no frontal film")]
     study, films = source.read(items[0])
     assert study.report.startswith('\n1. "Drawn"')
     assert len(films) == len(study.views) == 1
-    assert "Labels were read from the report, the target is the impression" in source.notes
+    assert "Labels were read from the report, the target is the impression" in notes
 
 
 def test_official_split(tree: ChexpertTree) -> None:
     tree.rows[0]["split"] = "held out"
     tree.rows[REPEATED]["split"] = "valid"
     tree.write()
-    source = ChexpertPlus(tree.root, split="official")
-    splits = {item.id: item.split for item in source.items()}
+    items, drops, notes, _ = ChexpertPlus(raw=tree.root, split="official").listing()
+    splits = {item.id: item.split for item in items}
     assert Counter(splits.values()) == {"train": 5, "val": 2}
     assert {study for study, split in splits.items() if split == "val"} == {f"patient00006/study{n}" for n in (1, 2)}
-    assert {drop.id: drop.reason for drop in source.drops} == {
+    assert {drop.id: drop.reason for drop in drops} == {
         "patient00001/study1": "unknown split",
         "patient00002/study1": "study in two splits",
     }
-    assert [note for note in source.notes if "no test" in note]
+    assert [note for note in notes if "no test" in note]
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,8 @@ def test_rows_that_describe_no_film_are_dropped_by_name(
 ) -> None:
     tree.rows[REPEATED + 1] |= cells
     tree.write()
-    source = ChexpertPlus(tree.root)
-    assert {item.id: len(item.payload["films"]) for item in source.items()}["patient00002/study1"] == 1
-    [drop] = source.drops
+    items, [drop], _, _ = ChexpertPlus(raw=tree.root).listing()
+    assert {item.id: len(item.payload["films"]) for item in items}["patient00002/study1"] == 1
     assert (drop.reason, drop.id) == (reason, name or "train/patient00002/study1/view2_lateral")
     assert "row 3" in drop.detail
 
@@ -182,19 +181,18 @@ def test_rows_that_describe_no_film_are_dropped_by_name(
 def test_a_cell_that_is_no_path_is_not_quoted(tree: ChexpertTree) -> None:
     tree.rows[REPEATED]["path_to_image"] = tree.rows[REPEATED]["section_findings"]
     tree.write()
-    source = ChexpertPlus(tree.root)
-    source.items()
-    assert source.drops[0].reason == "path names no film of a study"
-    assert not [sentence for sentence in tree.sentences if sentence in repr(source.drops)]
+    drops = ChexpertPlus(raw=tree.root).listing().drops
+    assert drops[0].reason == "path names no film of a study"
+    assert not [sentence for sentence in tree.sentences if sentence in repr(drops)]
 
 
 def test_films_outside_the_root_are_not_opened(tree: ChexpertTree, tmp_path: Path) -> None:
     film = tree.root / "PNG/train/patient00002/study1/view1_frontal.png"
     film.rename(tmp_path / "outside.png")
     film.symlink_to(tmp_path / "outside.png")
-    source = ChexpertPlus(tree.root)
+    source = ChexpertPlus(raw=tree.root)
     with pytest.raises(BadStudy, match="path leaves the data root.*view1_frontal.png"):
-        source.read(source.items()[1])
+        source.read(source.listing().items[1])
 
 
 def test_a_folder_of_films_may_be_a_link_and_films_may_be_jpg(tree: ChexpertTree, tmp_path: Path) -> None:
@@ -203,8 +201,8 @@ def test_a_folder_of_films_may_be_a_link_and_films_may_be_jpg(tree: ChexpertTree
     film = tmp_path / "films/train/patient00002/study1/view1_frontal.png"
     Image.open(film).save(film.with_suffix(".jpg"))
     film.unlink()
-    source = ChexpertPlus(tree.root)
-    study, _ = source.read(source.items()[1])
+    source = ChexpertPlus(raw=tree.root)
+    study, _ = source.read(source.listing().items[1])
     assert [Path(view.file).suffix for view in study.views] == [".jpg", ".png"]
 
 
@@ -216,7 +214,7 @@ def remove(*names: str) -> Callable[[ChexpertTree], object]:
     ("damage", "error", "cause"),
     [
         (remove("section_findings", "split"), DataError, f"{CSV}: missing columns: split, section_findings; found: pa"),
-        (lambda tree: tree.table.write_bytes(b""), DataError, f"{CSV}.*the file is empty"),
+        (lambda tree: tree.table.write_bytes(b""), DataError, f"{CSV} is empty: it must be CSV"),
         (lambda tree: tree.table.write_text("\n".join(tree.sentences)), DataError, "missing columns.*no plain names"),
         (lambda tree: tree.table.write_bytes(b'"path_to_image,split\n'), DataError, "holds no column names"),
         (lambda tree: tree.table.unlink(), DataError, r"df_chexpert_plus_\*.csv is missing"),
@@ -230,17 +228,17 @@ def test_directories_that_are_no_chexpert_plus_are_refused(
 ) -> None:
     damage(tree)
     with pytest.raises(error, match=cause) as caught:
-        ChexpertPlus(tree.root).items()
+        ChexpertPlus(raw=tree.root).listing()
     assert not [text for text in (*tree.sentences, *tree.patients) if text in str(caught.value)]
 
 
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"split": "random"}, "split='random': use one of hash, official"),
-        ({"section": "report"}, "section='report': use one of findings, impression"),
+        ({"split": "random"}, "split='random': Input should be 'hash' or 'official'"),
+        ({"section": "report"}, "section='report': Input should be 'findings' or 'impression'"),
         ({"labels": "None"}, "labels='None'"),
-        ({"films": "jpg"}, "films='jpg': use one of auto, png, dicom"),
+        ({"films": "jpg"}, "films='jpg': Input should be 'auto', 'png' or 'dicom'"),
         ({"annotation": "annotation.json", "split": "official"}, "annotation decides"),
         ({"annotation": "annotation.json", "per": "image"}, "annotation decides"),
         ({"sections": "findings"}, "has no option sections"),
@@ -257,13 +255,13 @@ def test_dicom_films_are_found_by_their_own_column(tmp_path: Path) -> None:
     (tree.root / "DICOM" / tree.rows[0]["path_to_dcm"]).rename(tree.root / "DICOM" / moved)
     tree.rows[0]["path_to_dcm"] = moved
     tree.write()
-    source = ChexpertPlus(tree.root)
-    item = source.items()[0]
+    source = ChexpertPlus(raw=tree.root)
+    item = source.listing().items[0]
     assert item.payload["films"] == [moved]
     assert set(item.payload["labels"]) > {"."}
     with pytest.raises(DataError, match="missing columns: path_to_dcm"):
         remove("path_to_dcm")(tree)
-        ChexpertPlus(tree.root, films="dicom").items()
+        ChexpertPlus(raw=tree.root, films="dicom").listing()
     tree.write()
     try:
         open_film(tree.root / "DICOM" / moved)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shards.errors import DataError
 from shards.sources.chexpert_plus.source import ChexpertPlus
-from shards.sources.chexpert_plus.table import parse_row, read_header, read_rows
 from shards.sources.spans import read_span
+from shards.sources.tables import Table
 from shards.study import BadStudy
 from tests.shards.sources.chexpert_tree import COLUMNS, CSV, ChexpertTree, write_chexpert_tree
 
@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> ChexpertTree:
 
 def reports(source: ChexpertPlus) -> dict[str, str]:
     """Study → report, of everything that is listed."""
-    return {item.id: source.read(item)[0].report for item in source.items()}
+    return {item.id: source.read(item)[0].report for item in source.listing().items}
 
 
 @given(st.lists(st.lists(st.text('ab",\n\r é', max_size=8), min_size=3, max_size=3)), st.sampled_from(["\n", "\r\n"]))
@@ -42,11 +42,12 @@ def test_any_cells_are_found_again_by_their_bytes(
     writer.writerows([["one", "two", "three"], *rows])
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(out.getvalue().encode())
-    found = list(read_rows(path))
-    assert read_header(path) == ["one", "two", "three"]
-    assert [row.cells for row in found] == rows
+    table = Table(path, ["two"])
+    found = list(table.rows())
+    assert table.columns == ["one", "two", "three"]
+    assert [list(row.cells.values()) for row in found] == rows
     assert [row.number for row in found] == list(range(1, len(rows) + 1))
-    assert [parse_row(read_span(path, row.span)) for row in found] == rows
+    assert [table.parse(read_span(path, row.span)) for row in found] == rows
 
 
 def reorder(columns: tuple[str, ...]) -> list[str]:
@@ -67,10 +68,10 @@ def reorder(columns: tuple[str, ...]) -> list[str]:
 def test_forms_of_the_csv_give_the_same_studies(tree: ChexpertTree, form: dict) -> None:
     tree.rows[3]["section_findings"] = 'Größe "normal", \u2028 1 cm\r\nand, \x0b more.'
     tree.write()
-    wanted = reports(ChexpertPlus(tree.root))
+    wanted = reports(ChexpertPlus(raw=tree.root))
     tree.write(**form)
     tree.table.write_bytes(tree.table.read_bytes().rstrip(b"\r\n"))
-    assert reports(ChexpertPlus(tree.table)) == wanted
+    assert reports(ChexpertPlus(raw=tree.table)) == wanted
     assert "Größe" in wanted["patient00002/study2"]
 
 
@@ -101,11 +102,11 @@ def change_row(tree: ChexpertTree, change: Callable[[bytes], bytes], number: int
 def test_a_broken_row_costs_itself_and_is_named(
     tree: ChexpertTree, change: Callable[[bytes], bytes], fault: str
 ) -> None:
-    wanted = reports(ChexpertPlus(tree.root))
+    wanted = reports(ChexpertPlus(raw=tree.root))
     at = change_row(tree, change)
-    source = ChexpertPlus(tree.root)
+    source = ChexpertPlus(raw=tree.root)
     assert reports(source) == wanted
-    [drop] = source.drops
+    [drop] = source.listing().drops
     assert (drop.id, drop.reason) == ("train/patient00002/study1/view2_lateral", "row cannot be read")
     assert drop.detail.startswith(f"row 2, bytes {at} to ")
     assert re.search(fault, drop.detail)
@@ -118,20 +119,30 @@ def test_a_file_that_ends_inside_a_row_is_refused(tree: ChexpertTree, where: byt
     tree.table.write_bytes(data[: data.rindex(where)])
     if where == b"valid":
         tree.table.write_bytes(data[: data.rindex(where) - 1])
-    with pytest.raises(DataError, match=rf"{CSV}: row {len(tree.rows)}, which begins at byte {at}, and all that"):
-        ChexpertPlus(tree.root).items()
+    with pytest.raises(
+        DataError, match=rf"{CSV}: row {len(tree.rows)}, which begins on line \d+ at byte {at}, and all that"
+    ):
+        ChexpertPlus(raw=tree.root).listing()
 
 
 @pytest.mark.parametrize("number", [LATERAL, -1])
 def test_a_row_that_is_too_long_is_skipped_where_rows_can_be_told_apart(tree: ChexpertTree, number: int) -> None:
     tree.rows[number]["report"] = LONG
     tree.write()
-    source = ChexpertPlus(tree.root)
-    source.items()
-    assert [drop.id for drop in source.drops] == [tree.rows[number]["path_to_image"].removesuffix(".jpg")]
+    source = ChexpertPlus(raw=tree.root)
+    assert [drop.id for drop in source.listing().drops] == [tree.rows[number]["path_to_image"].removesuffix(".jpg")]
     tree.write(columns=reorder(COLUMNS))
     with pytest.raises(DataError, match="and all that follows cannot be read: no end within 2,000,000 bytes"):
-        source.items()
+        source.listing()
+
+
+def test_a_file_that_ends_inside_a_row_too_long_is_refused(tree: ChexpertTree) -> None:
+    tree.rows[-1]["report"] = LONG
+    tree.write()
+    data = tree.table.read_bytes()
+    tree.table.write_bytes(data[: data.rindex(b"x" * 59)])
+    with pytest.raises(DataError, match=f"row {len(tree.rows)}, which .*: the file ends inside it"):
+        ChexpertPlus(raw=tree.root).listing()
 
 
 def test_a_quote_that_swallows_the_rest_is_refused_in_any_order_of_columns(tree: ChexpertTree) -> None:
@@ -139,13 +150,13 @@ def test_a_quote_that_swallows_the_rest_is_refused_in_any_order_of_columns(tree:
     data = tree.table.read_bytes()
     at = data.index(b"Female")
     tree.table.write_bytes(data[:at] + b'"' + data[at:].replace(b'"', b""))
-    with pytest.raises(DataError, match="row 1, which begins at byte .*: the file ends inside it"):
-        ChexpertPlus(tree.root).items()
+    with pytest.raises(DataError, match="row 1, which begins on line 2 at byte .*: the file ends inside it"):
+        ChexpertPlus(raw=tree.root).listing()
 
 
 def test_a_csv_changed_after_it_was_listed_is_noticed(tree: ChexpertTree) -> None:
-    source = ChexpertPlus(tree.root)
-    item = source.items()[1]
+    source = ChexpertPlus(raw=tree.root)
+    item = source.listing().items[1]
     change_row(tree, lambda row: row.replace(b"Female", b"Femine", 1), LATERAL + 1)
     with pytest.raises(BadStudy, match=rf"report file changed: {CSV} is not what was listed"):
         source.read(item)
