@@ -26,10 +26,7 @@ The rules, in this order, each applied every time (PS3.3 C.7.6.3, C.11.1, C.11.2
 import io
 import logging
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,17 +42,7 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import BaseTag, Tag
 
 from shards.errors import DataError
-from shards.films.limits import (
-    HEAD_BYTES,
-    MAX_FILE_BYTES,
-    Film,
-    content_of,
-    refuse_content,
-    refuse_file,
-    refuse_size,
-    shown,
-    undecodable,
-)
+from shards.films.limits import HEAD_BYTES, MAX_FILE_BYTES, Film, refuse_content, refuse_size
 from shards.films.tones import MAX_BITS, PALETTES, Header, film_of, number_of
 
 MAX_PADDING_BYTES = 4096
@@ -84,43 +71,24 @@ JP2_SIGNATURE = b"\0\0\0\x0cjP  "
 J2K_START = b"\xff\x4f\xff\x51"
 
 
-def open_dicom(path: Path) -> Film:
-    """A DICOM film as grey uint8 [H, W] by the rules of this module; DataError names the file and the cause."""
-    try:
-        refuse_file(Path(path))
-        with _silent_pydicom():
-            return _read(Path(path).read_bytes(), Path(path).suffix)
-    except Exception as error:  # hostile bytes: pydicom and Pillow document no closed set
-        raise undecodable(shown(path), error) from error
-
-
-@contextmanager
-def _silent_pydicom() -> Iterator[None]:
-    """Without pydicom's warnings and log records: they quote values of the file."""
+def read_dicom(path: Path) -> Film:
+    """A DICOM film as grey uint8 [H, W] by the rules of this module; errors of pydicom and Pillow are the caller's."""
+    data = path.read_bytes()
+    refuse_content(data[:HEAD_BYTES], "DICOM", path.suffix)
     logger = logging.getLogger("pydicom")
     level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    logger.setLevel(logging.CRITICAL + 1)  # its log records, as its warnings, quote values of the file
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        try:
+            dataset, syntax = _parse(data)
+            header = _header(dataset)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"the DICOM header is damaged ({type(error).__name__})") from None
+        return film_of(dataset, header, _stored_values(dataset, header, syntax))
     finally:
         logger.setLevel(level)
-
-
-def _read(data: bytes, suffix: str) -> Film:
-    if content_of(data[:HEAD_BYTES]):
-        refuse_content(data[:HEAD_BYTES], "DICOM", suffix)
-    else:
-        raise DataError("there is no DICM at byte 128: not DICOM, or without the preamble that dcmconv or pydicom adds")
-    try:
-        dataset, syntax = _parse(data)
-        header = _header(dataset)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"the DICOM header is damaged ({type(error).__name__})") from None
-    return film_of(dataset, header, _stored_values(dataset, header, syntax))
 
 
 def _parse(data: bytes) -> tuple[Dataset, uid.UID]:
@@ -132,24 +100,21 @@ def _parse(data: bytes) -> tuple[Dataset, uid.UID]:
     if syntax not in uid.AllTransferSyntaxes:
         raise DataError("the file names no transfer syntax of the DICOM standard")
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        file = io.BytesIO(_inflate(data[file.tell() :]))
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflated = stream.decompress(data[file.tell() :], MAX_FILE_BYTES + 1)
+        if len(inflated) > MAX_FILE_BYTES:
+            raise DataError(f"the deflated data is more than {MAX_FILE_BYTES:,} bytes long when inflated")
+        if not stream.eof:
+            raise DataError("the deflated data is cut off")
+        file = io.BytesIO(inflated)
     dataset = read_dataset(file, syntax.is_implicit_VR, syntax.is_little_endian, specific_tags=READ)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     return dataset, syntax
 
 
-def _inflate(data: bytes) -> bytes:
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = stream.decompress(data, MAX_FILE_BYTES + 1)
-    if len(inflated) > MAX_FILE_BYTES:
-        raise DataError(f"the deflated data is more than {MAX_FILE_BYTES:,} bytes long when inflated")
-    if not stream.eof:
-        raise DataError("the deflated data is cut off")
-    return inflated
-
-
 def _header(dataset: Dataset) -> Header:
+    """How the stored values are laid out; DataError when no film can be laid out so."""
     if "SharedFunctionalGroupsSequence" in dataset:
         raise DataError("it is an Enhanced DICOM object, whose windows lie in functional groups not read here")
     if (frames := number_of(dataset, "NumberOfFrames") or 1) != 1:
@@ -158,35 +123,22 @@ def _header(dataset: Dataset) -> Header:
         raise DataError(f"the DICOM header lacks {', '.join(missing)}")
     rows, columns, samples, allocated, stored, signed = (int(number_of(dataset, keyword) or 0) for keyword in REQUIRED)
     refuse_size(columns, rows, samples=samples)
-    high = number_of(dataset, "HighBit")
-    header = Header(
-        rows=rows,
-        columns=columns,
-        samples=samples,
-        allocated=allocated,
-        stored=stored,
-        high=stored - 1 if high is None else int(high),
-        signed=signed == 1,
-        photometric=str(dataset.get("PhotometricInterpretation") or "").strip(),
-    )
-    _refuse_layout(header, signed)
-    dataset.NumberOfFrames = 1
-    return header
-
-
-def _refuse_layout(header: Header, representation: int) -> None:
-    if PHOTOMETRIC.get(header.photometric) != header.samples:
+    given = number_of(dataset, "HighBit")
+    high = stored - 1 if given is None else int(given)
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
+    if PHOTOMETRIC.get(photometric) != samples:
         known = ", ".join(PHOTOMETRIC)
-        raise DataError(f"{header.samples} samples per pixel with {header.photometric[:16]!r}; read are {known}")
-    if header.allocated not in (1, 8, 16, 32) or not 0 < header.stored <= header.high + 1 <= header.allocated:
-        bits = f"BitsAllocated {header.allocated}, BitsStored {header.stored}, HighBit {header.high}"
-        raise DataError(f"{bits} cannot be")
-    if header.stored > MAX_BITS:
-        raise DataError(f"BitsStored is {header.stored}; a film has at most {MAX_BITS}")
-    if representation not in (0, 1) or (header.signed and (header.samples > 1 or header.photometric.startswith("P"))):
-        raise DataError(f"PixelRepresentation {representation} cannot be with {header.photometric}")
-    if header.photometric.startswith("YBR") and (header.allocated, header.stored) != (8, 8):
-        raise DataError(f"{header.photometric} is read with 8 bits, not {header.stored} of {header.allocated}")
+        raise DataError(f"{samples} samples per pixel with {photometric[:16]!r}; read are {known}")
+    if allocated not in (1, 8, 16, 32) or not 0 < stored <= high + 1 <= allocated:
+        raise DataError(f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high} cannot be")
+    if stored > MAX_BITS:
+        raise DataError(f"BitsStored is {stored}; a film has at most {MAX_BITS}")
+    if signed not in (0, 1) or (signed and (samples > 1 or photometric.startswith("P"))):
+        raise DataError(f"PixelRepresentation {signed} cannot be with {photometric}")
+    if photometric.startswith("YBR") and (allocated, stored) != (8, 8):
+        raise DataError(f"{photometric} is read with 8 bits, not {stored} of {allocated}")
+    dataset.NumberOfFrames = 1
+    return Header(rows, columns, samples, allocated, stored, high, signed == 1, photometric)
 
 
 def _stored_values(dataset: Dataset, header: Header, syntax: uid.UID) -> NDArray[Any]:
@@ -195,22 +147,21 @@ def _stored_values(dataset: Dataset, header: Header, syntax: uid.UID) -> NDArray
         raise DataError("there is no Pixel Data, or it is cut off")
     plugin = _plugin(header, syntax)
     if syntax.is_encapsulated:
-        _check_frame(dataset, header, syntax)
+        dataset.PixelData = encapsulate([_frame(dataset.PixelData, header, syntax)])
     else:
-        _refuse_length(len(dataset.PixelData), get_expected_length(dataset))
+        length, expected = len(dataset.PixelData), get_expected_length(dataset)
+        if not expected <= length <= expected + MAX_PADDING_BYTES:
+            raise DataError(f"there are {length:,} bytes of pixels where the header means {expected:,}")
     own = not syntax.is_encapsulated or syntax == uid.RLELossless
     options: Any = {"correct_unused_bits": False} if own else {}
     try:
         values, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **options)
     except Exception as error:
-        raise DataError(f"{syntax.name} pixels are damaged or of a kind not read here ({_last_line(error)})") from error
+        last_line = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]
+        raise DataError(f"{syntax.name} pixels are damaged or of a kind not read here ({last_line})") from error
     if own and header.allocated > 1:
         values = (values << (header.allocated - 1 - header.high)) >> (header.allocated - header.stored)
     return values
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]
 
 
 def _plugin(header: Header, syntax: uid.UID) -> str:
@@ -231,37 +182,24 @@ def _plugin(header: Header, syntax: uid.UID) -> str:
     return ""
 
 
-def _refuse_length(found: int, expected: int) -> None:
-    if not expected <= found <= expected + MAX_PADDING_BYTES:
-        raise DataError(f"there are {found:,} bytes of pixels where the header means {expected:,}")
-
-
-def _check_frame(dataset: Dataset, header: Header, syntax: uid.UID) -> None:
-    """Leave in Pixel Data the one frame; DataError when it is not one, not of the header's size, or inflates beyond."""
-    fragments = io.BytesIO(dataset.PixelData)
+def _frame(pixel_data: bytes, header: Header, syntax: uid.UID) -> bytes:
+    """The one frame; DataError when it is not one, not of the header's size, or inflates beyond."""
+    fragments = io.BytesIO(pixel_data)
     offsets = parse_basic_offsets(fragments)
     if len(offsets) > 1 or (syntax == uid.RLELossless and parse_fragments(fragments)[0] > 1):
         raise DataError("the pixel data holds several frames where the header says one")
-    frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    frame = get_frame(pixel_data, 0, number_of_frames=1)
     if syntax == uid.RLELossless:
         _refuse_rle(frame, header.rows * header.columns)
     elif syntax in PILLOW:
-        frame = _codestream(frame)
-        _refuse_picture(frame, header)
-    dataset.PixelData = encapsulate([frame])
-
-
-def _refuse_picture(frame: bytes, header: Header) -> None:
-    with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
-        found = (*picture.size, len(picture.getbands()))
-    if found != (header.columns, header.rows, header.samples):
-        expected = f"{header.columns}x{header.rows} px of {header.samples} samples"
-        raise DataError(f"the compressed picture is {found[0]}x{found[1]} px of {found[2]}, the header says {expected}")
-
-
-def _codestream(frame: bytes) -> bytes:
-    """The frame without the JP2 boxes that some writers leave around it: pydicom loops for ever over one of no size."""
-    return frame[max(0, frame.find(J2K_START)) :] if frame.startswith(JP2_SIGNATURE) else frame
+        if frame.startswith(JP2_SIGNATURE):  # in the boxes of a JP2 file: pydicom loops for ever over one of no size
+            frame = frame[max(0, frame.find(J2K_START)) :]
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
+            width, height, samples = *picture.size, len(picture.getbands())
+        if (width, height, samples) != (header.columns, header.rows, header.samples):
+            expected = f"{header.columns}x{header.rows} px of {header.samples} samples"
+            raise DataError(f"the compressed picture is {width}x{height} px of {samples}, the header says {expected}")
+    return frame
 
 
 def _refuse_rle(frame: bytes, pixels: int) -> None:

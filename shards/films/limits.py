@@ -1,8 +1,5 @@
 """What no film may be: too large, too long, of other content than its name says. All failures are DataError."""
 
-import stat
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
@@ -33,31 +30,14 @@ HEAD_BYTES = 132
 Film = NDArray[np.uint8]
 
 
-def shown(path: Path) -> str:
-    """The path for a message: bytes that are no UTF-8, line feeds and the like are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
 def undecodable(name: str, error: Exception) -> DataError:
     """The error of a film that is no film: its name, and the cause in one line."""
-    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-    return DataError(f"{name}: image does not decode: {kind}{_text(error)}".rstrip(": "))
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "the content is neither JPEG nor PNG"
     text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
-
-
-def refuse_file(path: Path) -> None:
-    """DataError unless the path is a regular file (no directory, pipe or device) of a size that is read."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise DataError("it is not a regular file")
-    if found.st_size == 0 or found.st_size > MAX_FILE_BYTES:
-        raise DataError(f"the file has {found.st_size} bytes; between 1 and {MAX_FILE_BYTES} are read")
+    if isinstance(error, UnidentifiedImageError):
+        text = "the content is neither JPEG nor PNG"
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
+    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+    return DataError(f"{name}: image does not decode: {kind}{line}".rstrip(": "))
 
 
 def refuse_size(width: int, height: int, least: int = MIN_SIDE_PX, samples: int = 1) -> None:
@@ -71,18 +51,18 @@ def refuse_size(width: int, height: int, least: int = MIN_SIDE_PX, samples: int 
         raise DataError(f"it claims {width}x{height} px{of}; at most {MAX_PIXELS:,} pixels are read")
 
 
-def content_of(head: bytes) -> str:
-    """Format that the first `HEAD_BYTES` of a file announce; empty when they announce none."""
-    if head[128:132] == b"DICM":
-        return "DICOM"
-    return next((kind for signature, kind in SIGNATURES.items() if head.startswith(signature)), "")
-
-
 def refuse_content(head: bytes, format_: str, suffix: str) -> None:
-    """DataError when a file begins unlike `format_`. It never quotes the content, which may be a report."""
-    kind = content_of(head)
+    """DataError when a file whose first `HEAD_BYTES` are `head` begins unlike `format_`.
+
+    It never quotes the content, which may be a report.
+    """
+    kind = next((kind for signature, kind in SIGNATURES.items() if head.startswith(signature)), "")
+    if head[128:132] == b"DICM":
+        kind = "DICOM"
     if kind and kind != format_:
         raise DataError(f"the content is {kind}, the suffix {suffix} says {format_}")
+    if not kind and format_ == "DICOM":
+        raise DataError("there is no DICM at byte 128: not DICOM, or without the preamble that dcmconv or pydicom adds")
     if not kind:
         text = head.lstrip()[:1] == b"<"
         raise DataError(f"the content is no image{' but markup, as a failed download leaves it' if text else ''}")

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.errors import DataError
 from shards.films.limits import HEAD_BYTES, Film, depth_of, refuse_content, refuse_size
@@ -19,8 +18,9 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """TIFF tags. Photometric 0 says that zero is white, which Pillow heeds for 8 bits only."""
 
 
-def open_raster(path: Path, format_: str) -> Film:
-    """The film of a file whose suffix says `format_`; Pillow's own errors are the caller's to name."""
+def read_raster(path: Path) -> Film:
+    """The film of a file with a suffix of `FORMATS`; Pillow's own errors are the caller's to name."""
+    format_ = FORMATS[path.suffix.lower()]
     with path.open("rb") as file:
         refuse_content(file.read(HEAD_BYTES), format_, path.suffix)
         file.seek(0)
@@ -30,34 +30,28 @@ def open_raster(path: Path, format_: str) -> Film:
             raise DataError(f"the content begins as {format_}, but its header is damaged or cut off") from None
         with image:
             refuse_size(*image.size)
-            _refuse_kind(image)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if frames != 1:
+                raise DataError(f"the file holds {frames} frames; a film has one")
+            tags = getattr(image, "tag_v2", {})
+            deep = max(tags.get(BITS_PER_SAMPLE, (8,))) > 8 and image.mode not in DEPTH_MODES
+            if deep or DEEP_COLOUR.search(str(image.tile)):
+                raise DataError("it has 16 bits per colour, of which 8 would be lost: save it as 16-bit grey")
             image.load()
-            negative = image.mode in DEPTH_MODES and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+            negative = image.mode in DEPTH_MODES and tags.get(PHOTOMETRIC) == 0
             film = grey_of(ImageOps.exif_transpose(image))
             return 255 - film if negative else film
-
-
-def _refuse_kind(image: ImageFile.ImageFile) -> None:
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames != 1:
-        raise DataError(f"the file holds {frames} frames; a film has one")
-    bits = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
-    if DEEP_COLOUR.search(str(image.tile)) or (bits > 8 and image.mode not in DEPTH_MODES):
-        raise DataError("it has 16 bits per colour, of which 8 would be lost: save it as 16-bit grey")
 
 
 def grey_of(image: Image.Image) -> Film:
     """A decoded picture as grey uint8 [H, W]."""
     if image.mode in DEPTH_MODES:
-        return _scale_depth(np.asarray(image, np.float64), fractions=image.mode == "F")
+        values = np.asarray(image, np.float64)
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all() or low < 0 or high > 65535:
+            raise DataError(f"pixel values {low} to {high} are outside 0..65535")
+        white = 1 if image.mode == "F" and high <= 1 else 2 ** depth_of(high) - 1
+        return np.round(values * (255.0 / white)).astype(np.uint8)
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         image = Image.fromarray(np.asarray(image.convert("RGBA"))[..., :3])
     return np.array(image.convert("L"))
-
-
-def _scale_depth(values: NDArray[np.float64], fractions: bool) -> Film:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all() or low < 0 or high > 65535:
-        raise DataError(f"pixel values {low} to {high} are outside 0..65535")
-    white = 1 if fractions and high <= 1 else 2 ** depth_of(high) - 1
-    return np.round(values * (255.0 / white)).astype(np.uint8)

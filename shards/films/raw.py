@@ -1,11 +1,12 @@
 """A raw film of any format that is read, by its suffix. All failures are DataError."""
 
+import stat
 import warnings
 from pathlib import Path
 
 from shards.errors import DataError
-from shards.films.limits import Film, refuse_file, shown, undecodable
-from shards.films.raster import FORMATS, open_raster
+from shards.films.limits import MAX_FILE_BYTES, Film, undecodable
+from shards.films.raster import FORMATS, read_raster
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 """Read by shards.films.dicom, whose docstring has the rules of its own."""
@@ -32,18 +33,24 @@ def open_film(path: Path) -> Film:
     Raises `DataError` naming the file and the cause, for every fault.
     """
     path = Path(path)
+    # Bytes of a name that are no UTF-8, line feeds and the like are escaped.
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
-        from shards.films.dicom import open_dicom  # here: pydicom is no cost to those who have none
-
-        return open_dicom(path)
-    if suffix not in FORMATS:
+        from shards.films.dicom import read_dicom as read  # here: pydicom is no cost to those who have none
+    elif suffix in FORMATS:
+        read = read_raster
+    else:
         known = ", ".join((*FORMATS, *DICOM_SUFFIXES))
-        raise DataError(f"{shown(path)}: {suffix or 'no suffix'} is not a film format read here ({known})")
+        raise DataError(f"{name}: {suffix or 'no suffix'} is not a film format read here ({known})")
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a directory, a pipe, a device
+            raise DataError("it is not a regular file")
+        if facts.st_size == 0 or facts.st_size > MAX_FILE_BYTES:
+            raise DataError(f"the file has {facts.st_size} bytes; between 1 and {MAX_FILE_BYTES} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            refuse_file(path)
-            return open_raster(path, FORMATS[suffix])
-    except Exception as error:  # as in decode
-        raise undecodable(shown(path), error) from error
+            return read(path)
+    except Exception as error:  # hostile bytes: Pillow and pydicom document no closed set
+        raise undecodable(name, error) from error

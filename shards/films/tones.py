@@ -36,15 +36,6 @@ class Header:
     signed: bool
     photometric: str
 
-    @property
-    def range(self) -> tuple[int, int]:
-        """Least and largest value that can be stored."""
-        return _range(self.stored, self.signed)
-
-
-def _range(bits: int, signed: bool) -> tuple[int, int]:
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-
 
 @dataclass(frozen=True)
 class Table:
@@ -74,60 +65,71 @@ def number_of(dataset: Dataset, keyword: str) -> float | None:
 
 def film_of(dataset: Dataset, header: Header, stored: NDArray[Any]) -> Film:
     """The film of stored values [H, W], or [H, W, 3] when they are colours."""
-    low, high = header.range
+    low, high = _range(header.stored, header.signed)
     if stored.min() < low or stored.max() > high:
         raise DataError(f"pixel values {stored.min()} to {stored.max()} do not fit the {header.stored} bits stored")
     every = np.arange(low, high + 1, dtype=np.float64)
     if header.samples == 3:
-        table = _to_8_bits(every / _used(header, stored)[1])
-        return np.array(Image.fromarray(table[stored]).convert("L"))
+        tones = _to_8_bits(every / _used(header, stored)[1])
+        return np.array(Image.fromarray(tones[stored]).convert("L"))
     at = stored.astype(np.int32) - low
     if header.photometric == "PALETTE COLOR":
-        return _palette(dataset, every)[at]
+        tables = [_table(dataset, palette, least=0) for palette in PALETTES]
+        colours = np.stack([_to_8_bits(table.of(every) / (2**table.bits - 1)) for table in tables], axis=-1)
+        return np.array(Image.fromarray(colours[None]).convert("L"))[0][at]
     padding = _padding(dataset, header, every)
     shown = stored[~padding[at]] if header.stored == MAX_BITS and padding.any() else stored
-    return np.where(padding, np.uint8(0), _grey(dataset, header, every, _used(header, shown)))[at]
+    white = _white(dataset, every, _used(header, shown))
+    tones = _to_8_bits(1 - white if header.photometric == "MONOCHROME1" else white)
+    return np.where(padding, np.uint8(0), tones)[at]
+
+
+def _range(bits: int, signed: bool) -> tuple[int, int]:
+    """Least and largest value that can be stored."""
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
 def _used(header: Header, stored: NDArray[Any]) -> tuple[int, int]:
     """The range that is black to white without a window: what BitsStored can hold, of 16 bits what is in use."""
     if header.stored < MAX_BITS or stored.size == 0:
-        return header.range
+        return _range(header.stored, header.signed)
     least, most = int(stored.min()), int(stored.max())
     if least >= 0:
         return _range(depth_of(most), signed=False)
     return _range(depth_of(2 * max(most, -1 - least) + 1), signed=True)
 
 
-def _grey(dataset: Dataset, header: Header, every: Values, used: tuple[int, int]) -> Tones:
-    values, least, most = _modality(dataset, every, used)
-    grey = _voi(dataset, values, least, most)
-    return _to_8_bits(1 - grey if header.photometric == "MONOCHROME1" else grey)
-
-
 def _to_8_bits(fractions: Values) -> Tones:
     return np.round(np.clip(fractions, 0, 1) * 255).astype(np.uint8)
 
 
-def _modality(dataset: Dataset, every: Values, used: tuple[int, int]) -> tuple[Values, float, float]:
-    """Values after the modality LUT or the rescale, and which of them are black and white without a window."""
-    if (lut := _first_item(dataset, "ModalityLUTSequence")) is not None:
-        table = _table(lut, "LUT", least=every[0])
-        return table.of(every), 0, 2**table.bits - 1
-    slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
-    slope, intercept = 1 if slope is None else slope, intercept or 0
-    ends = sorted(end * slope + intercept for end in used)
-    if ends[0] == ends[1] or not np.isfinite(ends).all():
-        raise DataError(f"RescaleSlope {slope} makes one grey of all values")
-    return every * slope + intercept, ends[0], ends[1]
+def _padding(dataset: Dataset, header: Header, every: Values) -> NDArray[np.bool_]:
+    """Which stored values are padding, written as signed or not and with the unused bits filled or not."""
+    first = number_of(dataset, "PixelPaddingValue")
+    if first is None:
+        return np.zeros(len(every), bool)
+    last = number_of(dataset, "PixelPaddingRangeLimit")
+    ends = []
+    for end in (first, first if last is None else last):
+        kept = int(end) & ((1 << header.stored) - 1)
+        ends.append(kept - (1 << header.stored) if header.signed and kept >> (header.stored - 1) else kept)
+    return (every >= min(ends)) & (every <= max(ends))
 
 
-def _voi(dataset: Dataset, values: Values, least: float, most: float) -> Values:
-    """Values as fractions of white."""
-    if (lut := _first_item(dataset, "VOILUTSequence")) is not None:
-        table = _table(lut, "LUT", least)
-        bits = depth_of(table.entries.max()) if table.bits == MAX_BITS else table.bits
-        return table.of(values) / (2**bits - 1)
+def _white(dataset: Dataset, every: Values, used: tuple[int, int]) -> Values:
+    """Every value as a fraction of white: modality LUT or rescale, then VOI LUT, window, or the range in use."""
+    if lut := _lut(dataset, "ModalityLUTSequence", every[0]):
+        values, least, most = lut.of(every), 0.0, 2.0**lut.bits - 1
+    else:
+        slope, intercept = number_of(dataset, "RescaleSlope"), number_of(dataset, "RescaleIntercept")
+        slope, intercept = 1 if slope is None else slope, intercept or 0
+        least, most = sorted(end * slope + intercept for end in used)
+        if least == most or not np.isfinite([least, most]).all():
+            raise DataError(f"RescaleSlope {slope} makes one grey of all values")
+        values = every * slope + intercept
+    if lut := _lut(dataset, "VOILUTSequence", least):
+        bits = depth_of(lut.entries.max()) if lut.bits == MAX_BITS else lut.bits
+        return lut.of(values) / (2**bits - 1)
     centre, width = number_of(dataset, "WindowCenter"), number_of(dataset, "WindowWidth")
     if centre is None and width is None:
         return (values - least) / (most - least)
@@ -143,11 +145,13 @@ def _voi(dataset: Dataset, values: Values, least: float, most: float) -> Values:
     return (values > centre).astype(np.float64) if width == 0 else (values - centre) / width + 0.5
 
 
-def _first_item(dataset: Dataset, keyword: str) -> Dataset | None:
+def _lut(dataset: Dataset, keyword: str, least: float) -> Table | None:
+    """The table in the first item of a sequence; None when the sequence is missing or empty."""
     try:
-        return next(iter(dataset.get(keyword) or ()), None)
+        item = next(iter(dataset.get(keyword) or ()), None)
     except Exception as error:
         raise DataError(f"{keyword} is damaged ({type(error).__name__})") from None
+    return None if item is None else _table(item, "LUT", least)
 
 
 def _table(item: Dataset, name: str, least: float) -> Table:
@@ -167,24 +171,3 @@ def _table(item: Dataset, name: str, least: float) -> Table:
         raise DataError(f"the table {name}Data of {bits} bits has {len(entries)} of {length} entries")
     first -= 65536 if least < 0 and first >= 32768 else 0
     return Table(first, bits, np.minimum(entries[:length], 2**bits - 1).astype(np.float64))
-
-
-def _palette(dataset: Dataset, every: Values) -> Tones:
-    tables = [_table(dataset, palette, least=0) for palette in PALETTES]
-    colours = [_to_8_bits(table.of(every) / (2**table.bits - 1)) for table in tables]
-    return np.array(Image.fromarray(np.stack(colours, axis=-1)[None]).convert("L"))[0]
-
-
-def _padding(dataset: Dataset, header: Header, every: Values) -> NDArray[np.bool_]:
-    """Which stored values are padding, written as signed or not and with the unused bits filled or not."""
-    first = number_of(dataset, "PixelPaddingValue")
-    if first is None:
-        return np.zeros(len(every), bool)
-    last = number_of(dataset, "PixelPaddingRangeLimit")
-    ends = sorted(_within(header, first if end is None else end) for end in (first, last))
-    return (every >= ends[0]) & (every <= ends[1])
-
-
-def _within(header: Header, value: float) -> int:
-    kept = int(value) & ((1 << header.stored) - 1)
-    return kept - (1 << header.stored) if header.signed and kept >> (header.stored - 1) else kept

@@ -31,7 +31,18 @@ def read_labels(path: Path, wanted: Collection[str]) -> dict[str, str]:
             continue
         if missing := [name for name in FINDINGS if name not in record]:
             raise DataError(f"{path} {place}: missing labels: {', '.join(missing)}; {len(record)} names are there")
-        codes = "".join(_code(record[name], f"{path} {place}: {name}") for name in FINDINGS)
+        codes = ""
+        for name in FINDINGS:
+            value = record[name]
+            is_number = isinstance(value, int | float)
+            if value is None or (is_number and value != value):  # NaN, as pandas writes an empty cell
+                codes += "."
+            elif is_number and not isinstance(value, bool) and value in CODES:
+                codes += CODES[value]
+            else:
+                shown = value if is_number else f"a {type(value).__name__}"
+                what = f"{name} is {shown}; read are 1 present, 0 absent, -1 uncertain, null not mentioned"
+                raise DataError(f"{path} {place}: {what}")
         if labels.setdefault(film, codes) != codes:
             raise DataError(f"{path} {place}: its film has other labels on an earlier line: remove one of the two")
     return labels
@@ -40,16 +51,6 @@ def read_labels(path: Path, wanted: Collection[str]) -> dict[str, str]:
 def labels_of(codes: str) -> dict[str, Label]:
     """Finding → value, from the characters that `read_labels` gives; "" gives no labels."""
     return {name: VALUES[code] for name, code in zip(FINDINGS, codes, strict=True)} if codes else {}
-
-
-def _code(value: Any, place: str) -> str:
-    is_number = isinstance(value, int | float)
-    if value is None or (is_number and value != value):  # NaN, as pandas writes an empty cell
-        return "."
-    if is_number and not isinstance(value, bool) and value in CODES:
-        return CODES[value]
-    shown = value if is_number else f"a {type(value).__name__}"
-    raise DataError(f"{place} is {shown}; read are 1 present, 0 absent, -1 uncertain, null not mentioned")
 
 
 def _objects(path: Path) -> Iterator[tuple[str, Any]]:
