@@ -43,6 +43,12 @@ def png(rows: np.ndarray, width: int, bits: int, colour: int, *more: bytes, inte
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+def claiming(side: int) -> bytes:
+    """A small PNG whose header claims side x side pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(8))
+
+
 def planes16(width: int = 40, height: int = 40) -> bytes:
     """A TIFF of three planes with 16 bits each."""
     shorts = {256: [width], 257: [height], 258: [16] * 3, 259: [1], 262: [2], 277: [3], 278: [height], 284: [2]}
@@ -92,6 +98,13 @@ def test_transparent_colours_are_kept(tmp_path: Path) -> None:
         assert (film(tmp_path, "film.png", data) == SLOPE).all()
 
 
+def test_alpha_is_dropped_and_the_colours_below_it_kept(tmp_path: Path) -> None:
+    alpha = np.full_like(SLOPE, 255)
+    alpha[:, :24] = 0
+    assert alike(film(tmp_path, "rgba.png", stored("PNG", np.dstack([SLOPE, SLOPE, SLOPE, alpha]))), SLOPE) == 0
+    assert alike(film(tmp_path, "la.png", stored("PNG", np.dstack([SLOPE, alpha]))), SLOPE) == 0
+
+
 def test_colours_become_luminance(tmp_path: Path) -> None:
     colours = np.dstack([SLOPE, SLOPE[::-1], np.full_like(SLOPE, 40)])
     wanted = np.round(colours @ [0.299, 0.587, 0.114])
@@ -99,6 +112,10 @@ def test_colours_become_luminance(tmp_path: Path) -> None:
     for name, data in {"a.png": stored("PNG", colours), "b.bmp": stored("BMP", colours)}.items():
         assert alike(film(tmp_path, name, data), wanted) <= 1
     assert alike(film(tmp_path, "p.png", stored("PNG", quantised)), np.asarray(quantised.convert("L"))) == 0
+    grey = Image.fromarray(SLOPE)
+    assert alike(film(tmp_path, "p.png", stored("PNG", grey.convert("P"))), SLOPE) == 0
+    ink = stored("JPEG", grey.convert("RGB").convert("CMYK"), quality=95)
+    assert alike(film(tmp_path, "ink.jpg", ink), SLOPE) < 8
 
 
 @pytest.mark.parametrize(("high", "white"), [(255, 255), (256, 1023), (4095, 4095), (4096, 16383), (65535, 65535)])
@@ -106,6 +123,10 @@ def test_sixteen_bit_grey_is_scaled_by_the_smallest_usual_depth(tmp_path: Path, 
     deep = np.linspace(0, high, 64 * 64).reshape(64, 64).astype(np.uint16)
     for name, data in {"film.png": stored("PNG", deep), "film.tif": stored("TIFF", deep)}.items():
         assert (film(tmp_path, name, data) == np.round(deep * (255 / white))).all()
+
+
+def test_12_bit_values_in_a_16_bit_film_are_scaled_not_clipped(tmp_path: Path) -> None:
+    assert alike(film(tmp_path, "film.png", stored("PNG", SLOPE.astype(np.uint16) * 16 + 7)), SLOPE) <= 1
 
 
 def test_float_films_and_films_of_fractions(tmp_path: Path) -> None:
@@ -178,6 +199,19 @@ BAD: dict[str, tuple[bytes, str]] = {
     "nan.tif": (stored("TIFF", np.where(SLOPE == 9, np.nan, SLOPE).astype(np.float32)), "outside 0..65535"),
     "minus.tif": (stored("TIFF", SLOPE.astype(np.float32) - 9), "-9.0 to .* outside 0..65535"),
     "large.tif": (stored("TIFF", SLOPE.astype(np.int32) * 1000), "outside 0..65535"),
+    "signed.tif": (stored("TIFF", np.full((40, 40), -5, np.int32)), "outside 0..65535"),
+    "zero.png": (b"", "the file has 0 bytes"),
+    "cut.jpg": (stored("JPEG", quality=95)[:-300], "truncated"),
+    "page.jpg": (b"<html>not found</html>", "the content is no image but markup"),
+    "film.png": (stored("GIF"), "the content is GIF, the suffix .png says PNG"),
+    "film.gif": (stored("GIF"), ".gif is not a film format read here"),
+    "moving.png": (
+        stored("PNG", save_all=True, append_images=[Image.fromarray(SLOPE + i) for i in (1, 2)]),
+        "3 frames",
+    ),
+    "tiny.jpg": (stored("JPEG", SLOPE[:1, :1]), "1x1 px; every side must be at least 32"),
+    "claims.png": (claiming(60000), "DecompressionBombError"),
+    "large.png": (claiming(10001), "claims 10001x10001 px; at most 100,000,000"),
     "pages.tif": (stored("TIFF", save_all=True, append_images=[Image.fromarray(SLOPE)]), "2 frames"),
     "photo.jpg": (stored("WEBP"), "the content is WEBP, the suffix .jpg says JPEG"),
     "photo.png": (stored("JPEG"), "the content is JPEG, the suffix .png says PNG"),
@@ -214,6 +248,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "broken.png").symlink_to("gone.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     for name, cause in {
+        "gone.png": "FileNotFoundError",
         "folder.png": "not a regular file",
         "pipe.png": "not a regular file",
         "device.png": "not a regular file",

@@ -56,6 +56,7 @@ def test_studies_are_listed_and_read(tree: ChexpertTree) -> None:
     items, drops, _, _ = source.listing()
     assert [item.id for item in items] == tree.studies
     assert drops == []
+    assert pickle.loads(pickle.dumps(source)).listing() == source.listing()
     assert [item.split for item in items] == [hash_split(item.patient) for item in items]
     study, films = source.read(items[1])
     assert (study.id, study.key, study.patient) == ("patient00002/study1", "patient00002-study1", "patient00002")
