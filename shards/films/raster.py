@@ -1,7 +1,7 @@
 """Raw rasters (JPEG, PNG, BMP, TIFF) as grey uint8 [H, W]; the rules are in `shards.films.raw.open_film`."""
 
 import re
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,29 +18,21 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """TIFF tags. Photometric 0 says that zero is white, which Pillow heeds for 8 bits only."""
 
 
-def read_raster(path: Path) -> Film:
-    """The film of a file with a suffix of `FORMATS`; Pillow's own errors are the caller's to name."""
-    format_ = FORMATS[path.suffix.lower()]
-    with path.open("rb") as file:
-        refuse_content(file.read(HEAD_BYTES), format_, path.suffix)
-        file.seek(0)
-        try:
-            image = Image.open(file, formats=(format_,))
-        except UnidentifiedImageError:
-            raise DataError(f"the content begins as {format_}, but its header is damaged or cut off") from None
-        with image:
-            refuse_size(*image.size)
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames != 1:
-                raise DataError(f"the file holds {frames} frames; a film has one")
-            tags = getattr(image, "tag_v2", {})
-            deep = max(tags.get(BITS_PER_SAMPLE, (8,))) > 8 and image.mode not in DEPTH_MODES
-            if deep or DEEP_COLOUR.search(str(image.tile)):
-                raise DataError("it has 16 bits per colour, of which 8 would be lost: save it as 16-bit grey")
-            image.load()
-            negative = image.mode in DEPTH_MODES and tags.get(PHOTOMETRIC) == 0
-            film = grey_of(ImageOps.exif_transpose(image))
-            return 255 - film if negative else film
+def open_raster(file: BinaryIO, format_: str, suffix: str) -> Film:
+    """The film of an open file whose suffix says `format_`; Pillow's own errors are the caller's to name."""
+    refuse_content(file.read(HEAD_BYTES), format_, suffix)
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=(format_,))
+    except UnidentifiedImageError:
+        raise DataError(f"the content begins as {format_}, but its header is damaged or cut off") from None
+    with image:
+        refuse_size(*image.size)
+        _refuse_kind(image)
+        image.load()
+        negative = image.mode in DEPTH_MODES and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+        film = grey_of(ImageOps.exif_transpose(image))
+        return 255 - film if negative else film
 
 
 def grey_of(image: Image.Image) -> Film:

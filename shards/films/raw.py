@@ -1,6 +1,6 @@
 """A raw film of any format that is read, by its suffix. All failures are DataError."""
 
-import stat
+import io
 import warnings
 from pathlib import Path
 
@@ -12,8 +12,10 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 """Read by shards.films.dicom, whose docstring has the rules of its own."""
 
 
-def open_film(path: Path) -> Film:
-    """A raw film as grey uint8 [H, W]. The rules, each applied every time:
+def open_film(path: Path, data: bytes | None = None) -> Film:
+    """A raw film as grey uint8 [H, W]: a file, or a raster's bytes `data` that are called `path`.
+
+    The rules, each applied every time:
 
     - what is read: `FORMATS` and DICOM, by suffix in any case; the content must be what the suffix says. Regular files
       of 1 to `MAX_FILE_BYTES` bytes, one frame (of a multi-picture JPEG the first: the others are its previews)
@@ -36,11 +38,11 @@ def open_film(path: Path) -> Film:
     # Bytes of a name that are no UTF-8, line feeds and the like are escaped.
     name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
     suffix = path.suffix.lower()
-    if suffix in DICOM_SUFFIXES:
-        from shards.films.dicom import read_dicom as read  # here: pydicom is no cost to those who have none
-    elif suffix in FORMATS:
-        read = read_raster
-    else:
+    if suffix in DICOM_SUFFIXES and data is None:
+        from shards.films.dicom import open_dicom  # here: pydicom is no cost to those who have none
+
+        return open_dicom(path)
+    if suffix not in FORMATS:
         known = ", ".join((*FORMATS, *DICOM_SUFFIXES))
         raise DataError(f"{name}: {suffix or 'no suffix'} is not a film format read here ({known})")
     try:
@@ -51,6 +53,9 @@ def open_film(path: Path) -> Film:
             raise DataError(f"the file has {facts.st_size} bytes; between 1 and {MAX_FILE_BYTES} are read")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return read(path)
-    except Exception as error:  # hostile bytes: Pillow and pydicom document no closed set
-        raise undecodable(name, error) from error
+            if data is None:
+                refuse_file(path)
+            with path.open("rb") if data is None else io.BytesIO(data) as file:
+                return open_raster(file, FORMATS[suffix], suffix)
+    except Exception as error:  # as in decode
+        raise undecodable(shown(path), error) from error

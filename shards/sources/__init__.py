@@ -16,6 +16,7 @@ SOURCES: dict[str, str] = {
     "iu_xray": "shards.sources.iu_xray.source:IuXray",
     "mimic_cxr": "shards.sources.mimic_cxr.source:MimicCxr",
     "chexpert_plus": "shards.sources.chexpert_plus.source:ChexpertPlus",
+    "webdataset": "shards.sources.webdataset.source:WebDataset",
 }
 """Name → "module:Class", imported on use so that listing names costs nothing."""
 

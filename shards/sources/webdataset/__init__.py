@@ -1,0 +1,1 @@
+"""WebDataset archives that others wrote."""
