@@ -65,7 +65,7 @@ def test_plain_webdataset_reads_them(phantom_shards: Path) -> None:
 def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, tmp_path: Path) -> None:
     source = Phantom(studies=60, size=64)
     settings = Settings(out=str(tmp_path), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
-    for job in reversed(plan_tars(source.items(), 16, recipe_of(source, settings))):
+    for job in reversed(plan_tars(source.listing().items, 16, recipe_of(source, settings))):
         write_tar(source, settings, job)
     wanted = files_of(phantom_shards)
     wanted.pop(FILE)
@@ -170,7 +170,7 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path) -> None:
     source = Phantom(studies=4, size=64)
     settings = Settings(out=str(tmp_path), cleaning="raw", size=64, quality=95, on_bad="skip")
-    job = plan_tars(source.items(), 4, recipe_of(source, settings))[0]
+    job = plan_tars(source.listing().items, 4, recipe_of(source, settings))[0]
     (tmp_path / f".{job.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
         write_tar(source, settings, job)
