@@ -77,8 +77,8 @@ class WebDataset(Source):
                         items.append(item)
                     except BadStudy as error:
                         drops.append(error.drop(key, split))
-        skipped = f"{len(others)} archives whose names begin with no split are not read: {', '.join(others[:5])}"
-        return Listing(items, drops, [skipped] if others else [])
+        notes = [f"{len(others)} archives whose names begin with no split are not read"] if others else []
+        return Listing(items, drops, notes)
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy when a film does not decode or the archive has changed."""
