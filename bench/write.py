@@ -80,7 +80,7 @@ def ours(root: Path, studies: int, size: int, per_shard: int) -> float:
     out = root / "shards"
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
-    write_shards(IuXray(root), out, size=size, studies_per_shard=per_shard)
+    write_shards(IuXray(raw=root), out, size=size, studies_per_shard=per_shard)
     return studies / (time.perf_counter() - began)
 
 

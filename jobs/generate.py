@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from r2kg.config import saved_run
+from r2kg.rundir import saved_run
 from r2kg.scoring.generate import generate
 
 

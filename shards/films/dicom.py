@@ -28,8 +28,7 @@ import logging
 import struct
 import zlib
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 from PIL import Image
@@ -71,10 +70,10 @@ JP2_SIGNATURE = b"\0\0\0\x0cjP  "
 J2K_START = b"\xff\x4f\xff\x51"
 
 
-def read_dicom(path: Path) -> Film:
+def read_dicom(file: BinaryIO, suffix: str) -> Film:
     """A DICOM film as grey uint8 [H, W] by the rules of this module; errors of pydicom and Pillow are the caller's."""
-    data = path.read_bytes()
-    refuse_content(data[:HEAD_BYTES], "DICOM", path.suffix)
+    data = file.read()
+    refuse_content(data[:HEAD_BYTES], "DICOM", suffix)
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)  # its log records, as its warnings, quote values of the file

@@ -18,8 +18,9 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
 """TIFF tags. Photometric 0 says that zero is white, which Pillow heeds for 8 bits only."""
 
 
-def open_raster(file: BinaryIO, format_: str, suffix: str) -> Film:
-    """The film of an open file whose suffix says `format_`; Pillow's own errors are the caller's to name."""
+def read_raster(file: BinaryIO, suffix: str) -> Film:
+    """The film of a file with a suffix of `FORMATS`; Pillow's own errors are the caller's to name."""
+    format_ = FORMATS[suffix.lower()]
     refuse_content(file.read(HEAD_BYTES), format_, suffix)
     file.seek(0)
     try:
@@ -28,9 +29,15 @@ def open_raster(file: BinaryIO, format_: str, suffix: str) -> Film:
         raise DataError(f"the content begins as {format_}, but its header is damaged or cut off") from None
     with image:
         refuse_size(*image.size)
-        _refuse_kind(image)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames != 1:
+            raise DataError(f"the file holds {frames} frames; a film has one")
+        tags = getattr(image, "tag_v2", {})
+        deep = max(tags.get(BITS_PER_SAMPLE, (8,))) > 8 and image.mode not in DEPTH_MODES
+        if deep or DEEP_COLOUR.search(str(image.tile)):
+            raise DataError("it has 16 bits per colour, of which 8 would be lost: save it as 16-bit grey")
         image.load()
-        negative = image.mode in DEPTH_MODES and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+        negative = image.mode in DEPTH_MODES and tags.get(PHOTOMETRIC) == 0
         film = grey_of(ImageOps.exif_transpose(image))
         return 255 - film if negative else film
 

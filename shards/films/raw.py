@@ -1,6 +1,7 @@
 """A raw film of any format that is read, by its suffix. All failures are DataError."""
 
 import io
+import stat
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 
 
 def open_film(path: Path, data: bytes | None = None) -> Film:
-    """A raw film as grey uint8 [H, W]: a file, or a raster's bytes `data` that are called `path`.
+    """A raw film as grey uint8 [H, W]: a file, or bytes `data` that are called `path`.
 
     The rules, each applied every time:
 
@@ -38,24 +39,21 @@ def open_film(path: Path, data: bytes | None = None) -> Film:
     # Bytes of a name that are no UTF-8, line feeds and the like are escaped.
     name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
     suffix = path.suffix.lower()
-    if suffix in DICOM_SUFFIXES and data is None:
-        from shards.films.dicom import open_dicom  # here: pydicom is no cost to those who have none
-
-        return open_dicom(path)
-    if suffix not in FORMATS:
+    if suffix in DICOM_SUFFIXES:
+        from shards.films.dicom import read_dicom as read  # here: pydicom is no cost to those who have none
+    elif suffix in FORMATS:
+        read = read_raster
+    else:
         known = ", ".join((*FORMATS, *DICOM_SUFFIXES))
         raise DataError(f"{name}: {suffix or 'no suffix'} is not a film format read here ({known})")
     try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # a directory, a pipe, a device
+        facts = path.stat() if data is None else None
+        if facts and not stat.S_ISREG(facts.st_mode):  # a directory, a pipe, a device
             raise DataError("it is not a regular file")
-        if facts.st_size == 0 or facts.st_size > MAX_FILE_BYTES:
-            raise DataError(f"the file has {facts.st_size} bytes; between 1 and {MAX_FILE_BYTES} are read")
-        with warnings.catch_warnings():
+        if not 0 < (size := facts.st_size if facts else len(data or b"")) <= MAX_FILE_BYTES:
+            raise DataError(f"the file has {size} bytes; between 1 and {MAX_FILE_BYTES} are read")
+        with warnings.catch_warnings(), path.open("rb") if data is None else io.BytesIO(data) as file:
             warnings.simplefilter("ignore")
-            if data is None:
-                refuse_file(path)
-            with path.open("rb") if data is None else io.BytesIO(data) as file:
-                return open_raster(file, FORMATS[suffix], suffix)
-    except Exception as error:  # as in decode
-        raise undecodable(shown(path), error) from error
+            return read(file, path.suffix)
+    except Exception as error:  # hostile bytes: Pillow and pydicom document no closed set
+        raise undecodable(name, error) from error

@@ -31,12 +31,13 @@ class Films:
     def find(self, files: Iterable[str], missing: str) -> str:
         """The first of the paths `files` that is there; BadStudy with `missing` when none is, or one leads outside."""
         files = list(files)
-        for file in files:
+        there = next((file for file in files if "\0" not in file and (self.root / file).is_file()), None)
+        for file in files if there is None else [there]:
             if not self.holds(file):
                 raise BadStudy("path leaves the data root", f"{file[:200]!r} is not below {self.root.name}/", file)
-            if (self.root / file).is_file():
-                return file
-        raise BadStudy("film is missing", missing, files[0])
+        if there is None:
+            raise BadStudy("film is missing", missing, files[0])
+        return there
 
     def read(self, file: str) -> Film:
         """The film uint8 [H, W] of a path below the root, by the rules of `open_film`."""

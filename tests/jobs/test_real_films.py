@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from r2kg.config import TinyLm, saved_run
+from r2kg.config import TinyLm
 from r2kg.recipes import find_recipe
+from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.generate import generate
 from r2kg.training.launch import train
@@ -34,7 +35,7 @@ def part(ray_session, tmp_path_factory) -> Path:
 
 
 def test_every_real_test_study_is_scored_exactly_once(part, tmp_path):
-    manifest = write_shards(IuXray(part), tmp_path / "shards", size=128, studies_per_shard=20)
+    manifest = write_shards(IuXray(raw=part), tmp_path / "shards", size=128, studies_per_shard=20)
     assert {split: count.studies for split, count in manifest.splits.items()} == PART
     assert manifest.given == sum(PART.values()) + 1 and len(manifest.drops) == 1
     run = find_recipe("r2gengpt.tiny_iu").change(

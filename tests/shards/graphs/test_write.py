@@ -83,9 +83,8 @@ def test_a_graph_gives_each_study_the_part_between_its_entities(phantom_shards: 
 def salted(phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Shards whose terms are those of patients' films."""
     monkeypatch.setenv("R2KG_SALT", "0" * 32)
-    source = Phantom(studies=12, size=64)
-    source.licence = "physionet-credentialed-1.5.0"
-    write_shards(source, tmp_path / "salted", size=64)
+    monkeypatch.setattr(Phantom, "licence", "physionet-credentialed-1.5.0")
+    write_shards(Phantom(studies=12, size=64), tmp_path / "salted", size=64)
     return tmp_path / "salted"
 
 
@@ -121,7 +120,7 @@ def test_requests_that_cannot_be_are_refused(phantom_shards: Path, tmp_path: Pat
 def test_records_without_triples_are_no_subgraphs(drawn_iu: Callable, tmp_path: Path) -> None:
     from shards.sources.iu_xray.source import IuXray
 
-    write_shards(IuXray(drawn_iu(train=4)), tmp_path / "out", size=64)
+    write_shards(IuXray(raw=drawn_iu(train=4)), tmp_path / "out", size=64)
     with pytest.raises(DataError, match="records of these iu_xray shards: no training study has a triple.*--triples"):
         write_subgraphs(tmp_path / "out", tmp_path / "side")
 

@@ -108,7 +108,7 @@ def test_films_under_other_suffixes_are_read_by_the_rules_of_raw_films(tmp_path:
     ("film", "cause"),
     [
         (FILM[:-200], "a.0.jpg: image does not decode"),
-        (b"", "the content is no image"),
+        (b"", "the file has 0 bytes"),
         (b"\x89PNG" + FILM, "the content is PNG, the suffix .jpg says JPEG"),
         (encode(np.zeros((8, 8), np.uint8), 95), "it is 8x8 px"),
     ],

@@ -107,7 +107,7 @@ def test_bad_studies_are_dropped_by_name_and_counted(drawn_iu: Draw, tmp_path: P
     raw = drawn_iu(train=6, edit=edit)
     film = raw / "images" / "CXR4_IM-0004" / "1.png"
     film.write_bytes(film.read_bytes()[:-200])
-    source = IuXray(raw)
+    source = IuXray(raw=raw)
     manifest = write_shards(source, tmp_path / "out", size=64)
     dropped = {drop.id: (drop.reason, drop.file) for drop in manifest.drops}
     assert dropped == {
@@ -128,9 +128,9 @@ def test_bad_studies_are_dropped_by_name_and_counted(drawn_iu: Draw, tmp_path: P
 
 def test_strict_policy_stops_at_the_first_bad_study(drawn_iu: Draw, tmp_path: Path) -> None:
     raw = drawn_iu(edit=entry_editor(2, report=""))
-    write_shards(IuXray(raw), tmp_path, size=64)
+    write_shards(IuXray(raw=raw), tmp_path, size=64)
     with pytest.raises(DataError, match="'CXR2_IM-0002' of split train: empty report"):
-        write_shards(IuXray(raw), tmp_path, size=64, on_bad="fail")
+        write_shards(IuXray(raw=raw), tmp_path, size=64, on_bad="fail")
 
 
 def test_a_study_of_two_splits_is_refused_with_both_places(drawn_iu: Draw, tmp_path: Path) -> None:
@@ -138,13 +138,13 @@ def test_a_study_of_two_splits_is_refused_with_both_places(drawn_iu: Draw, tmp_p
         listing["test"].append({**listing["train"][1], "split": "test"})
 
     with pytest.raises(DataError, match=r"id 'CXR1_IM-0001' is listed twice, as train entry 1 and as test entry 1"):
-        write_shards(IuXray(drawn_iu(edit=edit)), tmp_path, size=64)
+        write_shards(IuXray(raw=drawn_iu(edit=edit)), tmp_path, size=64)
     assert not list(tmp_path.glob("*.tar"))
 
 
 def test_ids_that_become_one_key_are_refused(drawn_iu: Draw, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'cxr0_im-0000' become one shard key"):
-        write_shards(IuXray(drawn_iu(edit=entry_editor(1, id="cxr0_im-0000"))), tmp_path, size=64)
+        write_shards(IuXray(raw=drawn_iu(edit=entry_editor(1, id="cxr0_im-0000"))), tmp_path, size=64)
 
 
 def test_nothing_to_train_on_is_refused(drawn_iu: Draw, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_nothing_to_train_on_is_refused(drawn_iu: Draw, tmp_path: Path) -> None:
             entry["report"] = ""
 
     with pytest.raises(DataError, match="every study of split 'train' was dropped: {'empty report': 4}"):
-        write_shards(IuXray(drawn_iu(edit=blank)), tmp_path / "out", size=64)
+        write_shards(IuXray(raw=drawn_iu(edit=blank)), tmp_path / "out", size=64)
     assert not (tmp_path / "out" / FILE).exists()
 
 
@@ -200,7 +200,7 @@ def test_a_patient_in_two_splits_is_an_error_unless_it_is_to_be_reported(drawn_i
     def edit(listing: dict) -> None:
         listing["test"].append({**listing["train"][0], "id": "CXR0_IM-0999", "split": "test"})
 
-    source = IuXray(drawn_iu(edit=edit))
+    source = IuXray(raw=drawn_iu(edit=edit))
     with pytest.raises(DataError, match=r"1 patients are in more than one split \(CXR0: .*--overlap report"):
         write_shards(source, tmp_path / "out", size=64)
     assert not (tmp_path / "out" / FILE).exists()
@@ -212,7 +212,7 @@ def test_a_patient_in_two_splits_is_an_error_unless_it_is_to_be_reported(drawn_i
 
 
 def test_the_receipt_sets_ours_beside_the_published_and_names_every_drop(drawn_iu: Draw, tmp_path: Path) -> None:
-    manifest = write_shards(IuXray(drawn_iu(edit=entry_editor(2, report=""))), tmp_path / "out", size=64)
+    manifest = write_shards(IuXray(raw=drawn_iu(edit=entry_editor(2, report=""))), tmp_path / "out", size=64)
     printed = io.StringIO()
     Console(file=printed, width=120).print(counts_table(manifest))
     row = next(line for line in printed.getvalue().splitlines() if "train" in line)
@@ -224,7 +224,7 @@ def test_the_receipt_sets_ours_beside_the_published_and_names_every_drop(drawn_i
 
 def test_one_study_is_shown_by_key_or_id(drawn_iu: Draw, tmp_path: Path) -> None:
     raw = drawn_iu(edit=entry_editor(2, report=""))
-    write_shards(IuXray(raw), tmp_path / "out", size=64)
+    write_shards(IuXray(raw=raw), tmp_path / "out", size=64)
     for name in ("CXR5_IM-0005", "cxr5_im-0005"):
         index, row = find_study(tmp_path / "out", name)
         told = "\n".join(study_lines(index, row))
