@@ -18,11 +18,12 @@ import typer
 from bench.ingest import IMAGE_PX, MICRO_BATCH, VIEWS, machine, make_films, start_ray, timed
 from jobs.cli import run
 from shards.stream.blocks import read_batches, rows_per_block, split, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, open_splits
 from shards.stream.order import plan
-from shards.tars.manifest import read_manifest
-from shards.tars.side_manifest import MEMBER
-from shards.tars.side_write import Made, Maker, open_splits, write_side
+from shards.tars.format import read_manifest
+from shards.tars.kinds import KINDS
+from shards.tars.sides import Maker, write_side
+from shards.tars.write import Made
 
 PATCHES, WIDTH = 49, 1024
 FILM_BYTES = 2 * PATCHES * WIDTH
@@ -31,7 +32,7 @@ FILM_BYTES = 2 * PATCHES * WIDTH
 def drawn_features(index: Index, rows: range, given: bytes) -> Iterator[Made]:
     """Random bits of the right shape for every study."""
     rng = np.random.default_rng(rows.start)
-    return (Made({MEMBER["features"]: rng.bytes(VIEWS * FILM_BYTES)}) for _ in rows)
+    return (Made({KINDS["features"].suffix: rng.bytes(VIEWS * FILM_BYTES)}) for _ in rows)
 
 
 def make_features(root: Path) -> Path:
@@ -51,7 +52,9 @@ def streamed(root: Path, index: Index, epochs: int, features: Path | None) -> It
     rows = len(index) * epochs
     block = rows_per_block(IMAGE_PX, VIEWS, rows, FILM_BYTES if features else 0)
     blocks = plan(len(index), 0, 0, rows // MICRO_BATCH, MICRO_BATCH, 1, block)
-    dataset = stream_blocks(root, "train", blocks, IMAGE_PX, VIEWS, index=index, features=features)
+    dataset = stream_blocks(
+        root, "train", blocks, IMAGE_PX, VIEWS, index=index, sides={"features": features} if features else None
+    )
     for batch in read_batches(split(dataset, 1)[0], MICRO_BATCH):
         yield len(batch["valid"])
 

@@ -37,8 +37,8 @@ from shards.stream.blocks import read_batches, rows_per_block, split, stream_blo
 from shards.stream.index import Index
 from shards.stream.order import plan
 from shards.study import Study, key_of
-from shards.tars.manifest import FILE, read_manifest
-from shards.tars.write import write_shards
+from shards.tars.format import SHARDS_FILE, read_manifest
+from shards.tars.shards import write_shards
 
 STORED_PX, IMAGE_PX, VIEWS, MICRO_BATCH = 512, 224, 2, 8
 SHARDS = 16
@@ -96,7 +96,7 @@ def _disturbed(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def make_films(root: Path, studies: int, distinct: int) -> Path:
     """Shards of `studies` studies below `root`, written unless they are there."""
     out = root / f"{studies}x{VIEWS}-{distinct}-{STORED_PX}px"
-    if (out / FILE).is_file() and read_manifest(out).splits["train"].studies == studies:
+    if (out / SHARDS_FILE).is_file() and read_manifest(out).splits["train"].studies == studies:
         return out
     write_shards(
         RepeatedPhantom(studies=studies, distinct=distinct), out, STORED_PX, studies_per_shard=-(-studies // SHARDS)

@@ -41,10 +41,9 @@ from r2kg.training.loop import UnreadStudies, Worker
 from r2kg.training.plan import Plan
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import Rows, read_batches, read_block, split, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, read_targets
 from shards.stream.order import sequential_blocks
-from shards.stream.records import read_targets
-from shards.tars.write import write_shards
+from shards.tars.shards import write_shards
 
 MICRO_BATCH = 8
 STREAM_BLOCK_STEPS = 5

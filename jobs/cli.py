@@ -1,6 +1,10 @@
-"""`r2kg VERB ...`: imports only the verb's own module, so that `r2kg show` need not wait for torch."""
+"""`r2kg VERB ...`: the verb's own module is imported, and that imports torch, Ray and the like only inside `main`.
+
+So help and a mistyped word are answered at once, and no library speaks before we do.
+"""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -25,6 +29,7 @@ EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 4, RetryableError: 
 
 def main() -> None:
     """Entry point of the console script."""
+    sys.path.insert(0, os.getcwd())  # recipes and sources of one's own, their.module:name, lie where one works
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in VERBS:
         sys.argv = [f"r2kg {verb}", *sys.argv[2:]]
@@ -47,7 +52,7 @@ def run(*jobs: Callable) -> None:
         app()
     except tuple(EXIT_CODES) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODES[type(error)])
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 
 
 if __name__ == "__main__":

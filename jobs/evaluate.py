@@ -7,10 +7,8 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
-from r2kg.scoring.context import scoring_context
-from r2kg.scoring.evaluate import DEFAULT_PROTOCOLS, evaluate, scores_table
 from r2kg.tracking import track_scores
-from shards.tars.manifest import read_manifest
+from shards.tars.format import read_manifest
 
 
 def main(
@@ -19,6 +17,10 @@ def main(
     shards: Annotated[str | None, typer.Option(help="take vocabulary and floor from these shards")] = None,
 ) -> None:
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
+    # numpy and scipy take a second, for which help need not wait
+    from r2kg.scoring.context import scoring_context
+    from r2kg.scoring.evaluate import DEFAULT_PROTOCOLS, evaluate, scores_table
+
     names = tuple(protocol or DEFAULT_PROTOCOLS)
     context = scoring_context(shards, read_manifest(shards), names) if shards else None
     scores = evaluate(predictions, names, context)

@@ -1,16 +1,15 @@
 """Encode every film once with a run's frozen encoder, beside the shards."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.cli import run
-from jobs.train import resolve
-from r2kg.training.features import NAME, refuse_tuned, write_features
-from r2kg.training.plan import checked_manifest
-from shards.session import connect_ray
-from shards.tars.place import is_local, place
-from shards.tars.side_manifest import side_lines, without_member
+from jobs.train import resolve, with_shards
+from shards.tars.kinds import without_member
+from shards.tars.place import place
+from shards.tars.report import side_lines
 
 
 def main(
@@ -22,13 +21,17 @@ def main(
     actors: Annotated[int, typer.Option(help="processes that hold the encoder, one GPU each where there are GPUs")] = 1,
 ) -> None:
     """Write the features of all splits; train with data.features=PLACE then reads them in place of the films."""
-    chosen = resolve(recipe, changes or []).absolute()
-    refuse_tuned(chosen)
-    manifest = checked_manifest(chosen)
-    root = place(chosen.data.shards)
-    where = place(out) if out else root / "side" / NAME.format(chosen.model.vision.name)
-    connect_ray(where if is_local(where) else None)
-    side = write_features(chosen, manifest, where, actors)
+    resolved = with_shards(resolve(recipe, changes or []))
+    # torch and Ray take seconds: what is refused without them is refused first
+    from r2kg.training.features import NAME, refuse_tuned, write_features
+    from r2kg.training.plan import checked_manifest
+    from shards.session import connect_ray
+
+    refuse_tuned(resolved)
+    manifest = checked_manifest(resolved)
+    where = place(out) if out else place(resolved.data.shards) / "side" / NAME.format(resolved.model.vision.name)
+    connect_ray(where if isinstance(where, Path) else None)
+    side = write_features(resolved, manifest, where, actors)
     print("\n".join(side_lines(side)))
     for key, cause in without_member(where, side):
         print(f"Without features: {key}: {cause}")

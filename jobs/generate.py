@@ -7,7 +7,8 @@ import typer
 
 from jobs.cli import run
 from r2kg.rundir import saved_run
-from r2kg.scoring.generate import generate
+from shards.tars.format import read_manifest
+from shards.tars.place import place
 
 
 def main(
@@ -19,7 +20,11 @@ def main(
 ) -> None:
     """Write RUN/predictions/SPLIT/predictions.jsonl, and beside it what scoring needs."""
     trained = saved_run(run_directory)
-    print(generate(trained, shards or trained.data.shards, split, checkpoint, writers))
+    where = place(shards or trained.data.shards)
+    read_manifest(where)
+    from r2kg.scoring.generate import generate  # seconds of torch and Ray, after what is refused without them
+
+    print(generate(trained, where, split, checkpoint, writers))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """Make shards from a raw dataset."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from jobs.cli import run
 from r2kg.overrides import parse_overrides
-from shards.session import connect_ray
+from shards.errors import OnBad
 from shards.sources import SOURCES, open_source
-from shards.tars.place import is_local, place
-from shards.tars.receipt import counts_table, receipt_lines
-from shards.tars.write import write_shards
+from shards.tars.place import place
+from shards.tars.report import counts_table, receipt_lines
 
 
 def main(
@@ -24,14 +23,19 @@ def main(
     size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = 512,
     studies_per_shard: Annotated[int, typer.Option(help="studies in one tar")] = 512,
     cleaning: Annotated[str | None, typer.Option(help="cleaning of the target; default: the source's own")] = None,
-    on_bad: Annotated[str, typer.Option(help="skip (count and name) or fail")] = "skip",
-    overlap: Annotated[str, typer.Option(help="patients in two splits: fail, or report in the manifest")] = "fail",
+    on_bad: Annotated[OnBad, typer.Option(help="skip (count and name) or fail")] = "skip",
+    overlap: Annotated[
+        Literal["fail", "report"], typer.Option(help="patients in two splits: fail, or report in the manifest")
+    ] = "fail",
 ) -> None:
     """Write shards and manifest.json, and print the receipt; shards that are there already are kept."""
     given = {name: value for name, value in {"raw": raw, "studies": studies}.items() if value is not None}
     opened = open_source(source, **given, **parse_overrides(options or []))
     where = place(out)
-    connect_ray(where if is_local(where) else None)
+    from shards.session import connect_ray  # a second of Ray, after what is refused without it
+    from shards.tars.shards import write_shards
+
+    connect_ray(where if isinstance(where, Path) else None)
     manifest = write_shards(
         opened, where, size=size, studies_per_shard=studies_per_shard, cleaning=cleaning, on_bad=on_bad,
         overlap=overlap,

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from jobs.cli import run
 from shards.errors import DataError
-from shards.tars.manifest import read_manifest
-from shards.tars.receipt import counts_table, receipt_lines
-from shards.tars.show import find_study, study_lines, write_films
+from shards.stream.show import find_study, study_lines, write_films
+from shards.tars.format import read_manifest
+from shards.tars.report import counts_table, receipt_lines
 from shards.tars.verify import contents_faults
 
 

@@ -1,16 +1,15 @@
 """Write the studies' subgraphs beside shards, whose films are not touched."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.cli import run
 from shards.errors import OnBad
-from shards.graphs.write import NAME, write_subgraphs
-from shards.session import connect_ray
-from shards.tars.manifest import read_manifest
-from shards.tars.place import is_local, place
-from shards.tars.side_manifest import side_lines
+from shards.tars.format import read_manifest
+from shards.tars.place import place
+from shards.tars.report import side_lines
 
 
 def main(
@@ -25,9 +24,12 @@ def main(
     Subgraphs tell what a study's own report says: they are targets or labels, never an input of a model that is tested.
     """
     root = place(shards)
+    read_manifest(root)
+    from shards.graphs.write import NAME, write_subgraphs  # a second of Ray, after what is refused without it
+    from shards.session import connect_ray
+
     where = place(out) if out else root / "side" / NAME
-    read_manifest(root)  # refuses before a cluster is started
-    connect_ray(where if is_local(where) else None)
+    connect_ray(where if isinstance(where, Path) else None)
     side = write_subgraphs(root, where, triples, graph, on_bad)
     print("\n".join(side_lines(side)))
     print(where)

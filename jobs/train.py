@@ -9,7 +9,8 @@ from jobs.cli import run
 from r2kg.config import Run, load_run
 from r2kg.overrides import parse_overrides
 from r2kg.recipes import find_recipe
-from r2kg.training.launch import train
+from shards.errors import ConfigError
+from shards.tars.format import read_manifest
 
 
 def main(
@@ -19,14 +20,16 @@ def main(
     changes: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=films")] = None,
 ) -> None:
     """Train a run; one whose name exists is continued from its newest good checkpoint."""
-    chosen = resolve(recipe, changes or [])
-    summary = train(chosen)
+    resolved = with_shards(resolve(recipe, changes or []))
+    from r2kg.training.launch import train  # seconds of torch, Ray and DeepSpeed, after what is refused without them
+
+    summary = train(resolved)
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."
     validation = "" if summary["validation_loss"] is None else f" Validation loss {summary['validation_loss']:.3f}."
-    print(f"{chosen.name} is trained: {summary['step']} steps.{loss}{validation}")
+    print(f"{resolved.name} is trained: {summary['step']} steps.{loss}{validation}")
     for key, cause in summary["unread"].items():
         print(f"Not seen: {key}: {cause}")
-    print(chosen.directory)
+    print(resolved.directory)
 
 
 def resolve(recipe: str, changes: list[str]) -> Run:
@@ -34,6 +37,15 @@ def resolve(recipe: str, changes: list[str]) -> Run:
     saved = Path(recipe)
     start = load_run(saved) if saved.suffix == ".json" and saved.is_file() else find_recipe(recipe)
     return start.change(parse_overrides(changes))
+
+
+def with_shards(run: Run) -> Run:
+    """The run with absolute paths; ConfigError when it names no shards, DataError when there are none where it says."""
+    if not run.data.shards:
+        raise ConfigError("data.shards is empty: give the directory that `r2kg shard` wrote, e.g. data.shards=films")
+    run = run.absolute()
+    read_manifest(run.data.shards)
+    return run
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
-from shards.study import Record, Study, key_of
+from shards.study import Drop, Record, Study, key_of
 
 OURS = (ConfigError, DataError, CheckpointError, RetryableError)
 
@@ -75,6 +75,12 @@ class Names:
                 "provenance": {"source": study.provenance.get("source", "")},
             }
         )
+
+    def drop(self, drop: Drop) -> Drop:
+        """The drop as the manifest shows it: for credentialed data under its key, the details left to private/."""
+        if not self.salt:
+            return drop
+        return Drop(id=self.key(drop.id), reason=drop.reason, detail="see private/", split=drop.split)
 
     @property
     def digest(self) -> str:

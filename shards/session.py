@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import Dataset
@@ -35,13 +36,13 @@ def connect_ray(beside: Path | None = None) -> None:
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     joining = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
-    where = {}
+    where: dict[str, Any] = {"logging_level": "error"}
     if beside and not joining:
         spill = beside / SPILL
         spill.mkdir(parents=True, exist_ok=True)
         atexit.register(shutil.rmtree, spill, ignore_errors=True)
-        where = {"object_spilling_directory": str(spill)}
-    ray.init(**where, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="error", log_to_driver=joining)
+        where["object_spilling_directory"] = str(spill)
+    ray.init(**where, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=joining)
 
 
 def quiet(dataset: Dataset) -> Dataset:

@@ -73,7 +73,7 @@ def ray_session(s3_environment: int) -> Iterator[None]:
 def phantom_shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 drawn studies of two 64 px films in tars of 16. Tests must not change it."""
     from shards.sources.phantom.source import Phantom
-    from shards.tars.write import write_shards
+    from shards.tars.shards import write_shards
 
     root = tmp_path_factory.mktemp("phantom")
     write_shards(Phantom(studies=60, size=64), root, size=64, studies_per_shard=16)

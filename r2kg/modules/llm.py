@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from r2kg.config import Decoding, Llm
 from r2kg.modules.beams import Generated, decode
 from shards.errors import ConfigError
-from shards.tars.manifest import sha256_of
+from shards.tars.place import sha256_of
 
 IGNORED = -100
 """Label of a position that is no target."""

@@ -7,8 +7,8 @@ from r2kg.protocol import protocol_named
 from r2kg.scoring.evaluate import choose_floor
 from shards.clean import vocabulary
 from shards.errors import ConfigError, OnBad
-from shards.stream.records import read_studies, read_targets
-from shards.tars.manifest import Manifest
+from shards.stream.index import read_studies, read_targets
+from shards.tars.format import Manifest
 from shards.tars.place import Place
 
 

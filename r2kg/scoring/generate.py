@@ -22,9 +22,8 @@ from shards.errors import DataError
 from shards.privacy import fence
 from shards.session import connect_ray
 from shards.stream.blocks import Rows, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, numbered_studies
 from shards.stream.order import sequential_blocks
-from shards.stream.records import numbered_studies
 from shards.tars.place import Place, write_atomic
 
 
@@ -116,7 +115,8 @@ def write_reports(
     size = run.train.micro_batch
     films = stream_blocks(
         run.data.shards, index.split, sequential_blocks(len(index), 1, size), run.model.vision.image_px,
-        run.data.views, run.data.on_bad, index, features=run.data.features or None,
+        run.data.views, run.data.on_bad, index,
+        {"features": run.data.features} if run.data.features else None,
     )  # fmt: skip
     reports = films.map_batches(
         Writer,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r2kg.rundir import RunFiles
 from shards.errors import CheckpointError
-from shards.tars.manifest import sha256_of
+from shards.tars.place import sha256_of
 
 MANIFEST = "manifest.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -22,13 +22,16 @@ from r2kg.config import Run
 from r2kg.modules.vision import VisionEncoder
 from shards.errors import ConfigError, DataError
 from shards.stream.blocks import read_block
-from shards.stream.index import Index
+from shards.stream.index import Index, open_splits
 from shards.stream.order import Block
-from shards.tars.manifest import Manifest
+from shards.tars.format import Manifest
+from shards.tars.kinds import KINDS, UNREAD, SideManifest, read_side, refuse_other
 from shards.tars.place import Place
-from shards.tars.side_manifest import HOW, MEMBER, UNREAD, SideManifest, read_side, refuse_other, side_faults
-from shards.tars.side_write import Made, open_splits, write_side
+from shards.tars.sides import write_side
+from shards.tars.verify import faults_of
+from shards.tars.write import Made
 
+FEATURES = KINDS["features"]
 NAME = "features-{}"
 """Place below SHARDS/side, by the encoder's name."""
 RESIZE = "bicubic to a square"
@@ -90,18 +93,18 @@ def check_features(run: Run, manifest: Manifest) -> SideManifest:
     if differing:
         raise ConfigError(
             f"the features at {where} are not what this run's encoder makes of the films ({'; '.join(differing)}): the "
-            f"model would be trained on another encoder's tokens. Way out: write them again with {HOW['features']}, "
+            f"model would be trained on another encoder's tokens. Way out: write them again with {FEATURES.how}, "
             'give the encoder they were made with, or set data.features="" to read the films'
         )
     if (held := side.extent[0]) < run.data.views:
         raise ConfigError(
             f"the features at {where} are of {held} views a study, data.views={run.data.views}: lower it, or write "
-            f"them again with {HOW['features']}"
+            f"them again with {FEATURES.how}"
         )
-    if faults := side_faults(where, side, run.data.verify):
+    if faults := faults_of(where, side.shards, run.data.verify):
         damage = f"features at {where} are damaged: {'; '.join(faults)}"
         if run.data.on_bad == "fail":
-            raise DataError(f"{damage}. Way out: write them again with {HOW['features']}, whole tars are kept")
+            raise DataError(f"{damage}. Way out: write them again with {FEATURES.how}, whole tars are kept")
         print(f"{damage}. Studies that cannot be read are skipped and named.")
     return side
 
@@ -199,7 +202,7 @@ class FilmEncoder:
                 if bad:
                     yield Made(cause=UNREAD, detail=bad.partition(": ")[2])
                 else:
-                    yield Made({MEMBER["features"]: stored[end - views : end].tobytes()}, totals={"films": views})
+                    yield Made({FEATURES.suffix: stored[end - views : end].tobytes()}, totals={"films": views})
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

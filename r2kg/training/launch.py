@@ -24,10 +24,10 @@ from r2kg.training.progress import progress
 from shards.errors import ConfigError, RetryableError
 from shards.session import connect_ray
 from shards.stream.blocks import rows_per_block, stream_blocks
+from shards.stream.index import read_targets
 from shards.stream.order import plan as plan_blocks
 from shards.stream.order import sequential_blocks
-from shards.stream.records import read_targets
-from shards.tars.manifest import Manifest
+from shards.tars.format import Manifest
 
 
 def train(run: Run) -> dict:
@@ -116,7 +116,7 @@ def film_streams(run: Run, plan: Plan) -> dict[str, Dataset | Callable[[], Datas
     train, data, image_px = run.train, run.data, run.model.vision.image_px
     films = partial(
         stream_blocks, data.shards, image_size=image_px, views=data.views, on_bad=data.on_bad,
-        features=data.features or None,
+        sides={"features": data.features} if data.features else None,
     )  # fmt: skip
 
     def training() -> Dataset:

@@ -13,7 +13,7 @@ from r2kg.systems import build_model
 from r2kg.training.checkpoint import check_room
 from r2kg.training.features import check_features
 from shards.errors import ConfigError
-from shards.tars.manifest import Manifest, read_manifest
+from shards.tars.format import Manifest, read_manifest
 from shards.tars.verify import faults_of, verify
 
 BYTES_PER_TRAINED = 12  # fp32 weight and two Adam moments
@@ -105,7 +105,7 @@ def checked_manifest(run: Run) -> Manifest:
     manifest = read_manifest(run.data.shards)
     if run.data.on_bad == "fail":
         verify(run.data.shards, manifest, run.data.verify)
-    elif faults := faults_of(run.data.shards, manifest, run.data.verify):
+    elif faults := faults_of(run.data.shards, manifest.shards, run.data.verify):
         print(f"Shards are damaged: {'; '.join(faults)}. Studies that cannot be read are skipped and named.")
     return manifest
 

@@ -4,32 +4,22 @@ N nodes and E edges of a study. Everything that names what a study's report says
 at test time: a model that is given it reads the reference.
 """
 
-import io
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from shards.errors import ConfigError, DataError
-from shards.stream.side import Side
 
 Triple = tuple[str, str, str]
 """(head, relation, tail)"""
 Ids = NDArray[np.int64]
 MAX_BYTES = 16_000_000
-NAMES = ("node", "edge_index", "edge_type")
-FAULTS = (
-    OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, SyntaxError, MemoryError, OverflowError,
-    TypeError, struct.error, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
-"""What zipfile and numpy raise on bytes that are not what they should be."""
 
 
 class Subgraph(NamedTuple):
@@ -115,10 +105,8 @@ def _build(nodes: set[int], edges: Iterable[tuple[int, int, int]]) -> Subgraph |
 
 
 def pack(graph: Subgraph) -> bytes:
-    """The arrays as an uncompressed .npz: the same bytes for the same graph (numpy dates all members 1980)."""
-    out = io.BytesIO()
-    np.savez(out, **{name: np.ascontiguousarray(array, "<i8") for name, array in graph._asdict().items()})
-    return out.getvalue()
+    """The arrays as safetensors: the same bytes for the same graph."""
+    return save({name: np.ascontiguousarray(array, "<i8") for name, array in graph._asdict().items()})
 
 
 def unpack(data: bytes | memoryview, nodes: int | None = None, relations: int | None = None) -> Subgraph:
@@ -128,67 +116,30 @@ def unpack(data: bytes | memoryview, nodes: int | None = None, relations: int | 
         nodes, relations: sizes of the vocabulary, if ids are to be compared with them.
 
     Raises:
-        DataError: no .npz of these three int64 arrays, or numbers that point outside.
+        DataError: no safetensors of these three int64 arrays, or numbers that point outside.
     """
     if not len(data):
         return EMPTY
     try:
-        graph = Subgraph(**_arrays(bytes(data)))
-        _check(graph, nodes, relations)
-    except FAULTS as error:
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"{len(data)} bytes; at most {MAX_BYTES} are read")
+        arrays = load(bytes(data))
+        if arrays.keys() != set(Subgraph._fields) or any(array.dtype != np.int64 for array in arrays.values()):
+            held = ", ".join(f"{name[:20]} {array.dtype}" for name, array in sorted(arrays.items())[:5])
+            raise ValueError(f"it holds {held or 'nothing'}; {', '.join(Subgraph._fields)} of int64 are needed")
+        node, edge_index, edge_type = graph = Subgraph(**arrays)
+        if node.ndim != 1 or edge_type.ndim != 1 or edge_index.shape != (2, len(edge_type)):
+            shapes = f"{node.shape}, {edge_index.shape}, {edge_type.shape}"
+            raise ValueError(f"shapes {shapes}; [N], [2, E], [E] are needed")
+        limits = (("node", node, nodes), ("edge_index", edge_index, len(node)), ("edge_type", edge_type, relations))
+        for name, array, end in limits:
+            if array.size and (array.min() < 0 or (end is not None and array.max() >= end)):
+                raise ValueError(f"{name} has values {array.min()} to {array.max()}, outside 0 to {end}")
+        if (np.diff(node) <= 0).any():
+            raise ValueError("its nodes do not ascend")
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"not a subgraph: {str(error)[:200] or type(error).__name__}") from None
     return graph
-
-
-def read_subgraph(side: Side, row: int, data: memoryview | DataError | None = None) -> bytes:
-    """The packed subgraph of study `row`, after it was unpacked once; b"" when it has none.
-
-    Raises:
-        DataError: naming the study, when it cannot be read or is no subgraph of the side's nodes and relations.
-    """
-    if (found := side.read(row, data)) is None:
-        return b""
-    try:
-        unpack(found, *side.extent)
-    except DataError as error:
-        raise DataError(f"study {side.keys[row].decode()}: {error}") from None
-    return bytes(found)
-
-
-def _arrays(data: bytes) -> dict[str, Ids]:
-    """Only stored members are read: an array then cannot be larger than the bytes that were given."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{len(data)} bytes; at most {MAX_BYTES} are read")
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if sorted(members) != sorted(NAMES) or len(archive.infolist()) != len(NAMES):
-            raise ValueError(f"it holds {', '.join(sorted(members))[:99]}; {', '.join(NAMES)} are needed")
-        if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data) for info in members.values()):
-            raise ValueError("an array is compressed or claims more bytes than there are")
-        return {name: _array(archive.read(info), name) for name, info in members.items()}
-
-
-def _array(data: bytes, name: str) -> Ids:
-    file = io.BytesIO(data)
-    if npy.read_magic(file) != (1, 0):
-        raise ValueError(f"{name} is no array of npy version 1.0")
-    shape, fortran, dtype = npy.read_array_header_1_0(file)
-    content = len(data) - file.tell()
-    if dtype != np.dtype("<i8") or fortran or any(n < 0 or n > MAX_BYTES for n in shape):
-        raise ValueError(f"{name} is {dtype} {shape}; int64 in C order is needed")
-    if content != 8 * int(np.prod(shape, dtype=object)):
-        raise ValueError(f"{name} claims {shape} and has {content} bytes")
-    return np.frombuffer(data, "<i8", offset=file.tell()).reshape(shape)
-
-
-def _check(graph: Subgraph, nodes: int | None, relations: int | None) -> None:
-    node, edge_index, edge_type = graph
-    if node.ndim != 1 or edge_type.ndim != 1 or edge_index.shape != (2, len(edge_type)):
-        raise ValueError(f"shapes {node.shape}, {edge_index.shape}, {edge_type.shape}; [N], [2, E], [E] are needed")
-    limits = (("node", node, nodes), ("edge_index", edge_index, len(node)), ("edge_type", edge_type, relations))
-    for name, array, end in limits:
-        if array.size and (array.min() < 0 or (end is not None and array.max() >= end)):
-            raise ValueError(f"{name} has values {array.min()} to {array.max()}, outside 0 to {end}")
 
 
 def collate_disjoint(graphs: Sequence[Subgraph]) -> dict[str, Ids]:

@@ -3,15 +3,15 @@
 Errors name file and line, never what stands there: triples are made from reports.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Graph, Triple, Vocabulary
+from shards.sources.spans import Span, span_of
+from shards.sources.tables import Table
 from shards.tars.place import Place, place
 
 MAX_LINE_BYTES = 4_000_000
@@ -21,12 +21,10 @@ COLUMNS = ("head", "relation", "tail")
 KEY, ID = "key", "id"
 
 
-class Entry(NamedTuple):
+class Statement(NamedTuple):
     """What one record of a triple file says of one study."""
 
-    at: int
-    """Byte at which the record begins."""
-    size: int
+    span: Span
     line: int
     """Number of its first line, from 1."""
     study: str
@@ -44,8 +42,6 @@ class TripleFile:
     """
 
     path: Place
-    columns: list[str] = field(default_factory=list, init=False)
-    """Header of a CSV; known once `entries` has begun."""
 
     def __post_init__(self) -> None:
         self.path = place(self.path)
@@ -54,133 +50,94 @@ class TripleFile:
         if not self.path.is_file():
             raise DataError(f"{self.path} is missing: give the file with the studies' triples")
 
-    @property
-    def is_csv(self) -> bool:
-        """One triple a line, else one study."""
-        return self.path.name.endswith(".csv")
-
-    def entries(self) -> Iterator[Entry]:
+    def statements(self) -> Iterator[Statement]:
         """All records in order, one in memory at a time; DataError names the first line that is malformed."""
-        with self.path.open("rb") as file:
-            lines = _Lines(file, self.path)
-            yield from self._csv(lines) if self.is_csv else self._jsonl(lines)
-
-    def read(self, spans: list[tuple[int, int]]) -> Iterator[tuple[Triple, ...]]:
-        """The triples of the records at (at, size), as `entries` gave them; for CSV after `entries`."""
-        with self.path.open("rb") as file:
-            for at, size in spans:
-                file.seek(at)
-                text = file.read(size).decode("utf-8-sig")
-                if self.is_csv:
-                    cells = next(csv.reader(io.StringIO(text, newline="")))
-                    yield (_triple(dict(zip(self.columns, cells, strict=True))),)
-                else:
-                    yield _study(json.loads(text))[2]
-
-    def _csv(self, lines: "_Lines") -> Iterator[Entry]:
-        self.columns, rows = _table(lines)
-        if not (name := next((name for name in (KEY, ID) if name in self.columns), "")):
+        if self.path.name.endswith(".jsonl"):
+            yield from self._lines()
+            return
+        table = Table(self.path, COLUMNS)
+        if not (name := next((name for name in (KEY, ID) if name in table.columns), "")):
             raise DataError(
                 f"{self.path} names no study: a column key (as in the shards) or id (the owner's) is needed"
             )
-        for at, line, row in rows:
+        for row in table.rows():
             try:
-                yield Entry(at, lines.at - at, line, _text(row[name], name), name == KEY, (_triple(row),))
+                if row.fault:
+                    raise ValueError(row.fault)
+                yield Statement(
+                    row.span, row.line, name_in(row.cells[name], name), name == KEY, (triple_of(row.cells),)
+                )
             except ValueError as error:
-                raise _malformed(self.path, line, error) from None
+                raise malformed(self.path, row.line, error) from None
 
-    def _jsonl(self, lines: "_Lines") -> Iterator[Entry]:
-        at = lines.at
-        for text in lines:
-            try:
-                if text.strip():
-                    yield Entry(at, lines.at - at, lines.number, *_study(json.loads(text)))
-            except (ValueError, RecursionError) as error:
-                raise _malformed(self.path, lines.number, error) from None
-            at = lines.at
+    def _lines(self) -> Iterator[Statement]:
+        at = number = 0
+        with self.path.open("rb") as file:
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                try:
+                    if len(raw) > MAX_LINE_BYTES:
+                        raise ValueError(f"it has more than {MAX_LINE_BYTES:,} bytes")
+                    if raw.strip():
+                        yield Statement(span_of(at, raw), number, *statement_in(raw))
+                except (ValueError, RecursionError) as error:
+                    raise malformed(self.path, number, error) from None
+                at += len(raw)
 
-
-class _Lines:
-    """Lines of an open file as text, of bounded length, that know where they end."""
-
-    def __init__(self, file: BinaryIO, path: Place):
-        self.file, self.path, self.at, self.number = file, path, 0, 0
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        if not (raw := self.file.readline(MAX_LINE_BYTES + 1)):
-            raise StopIteration
-        self.number += 1
-        if len(raw) > MAX_LINE_BYTES:
-            raise DataError(f"{self.path} line {self.number} has more than {MAX_LINE_BYTES:,} bytes")
-        try:
-            text = raw.decode("utf-8" if self.at else "utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.path} line {self.number} is not UTF-8 at its byte {error.start}") from None
-        self.at += len(raw)
-        return text
+    def read(self, spans: Iterable[Span]) -> Iterator[tuple[Triple, ...]]:
+        """The triples of the records at `spans`, as `statements` gave them; DataError when the file has changed."""
+        columns = Table(self.path, COLUMNS).columns if self.path.name.endswith(".csv") else []
+        with self.path.open("rb") as file:
+            for span in spans:
+                file.seek(span.at)
+                raw = file.read(span.size)
+                if span_of(span.at, raw) != span:
+                    raise DataError(f"{self.path} is not what was listed ({span.place} differ): run again")
+                if columns:
+                    yield (triple_of(dict(zip(columns, Table.parse(raw), strict=True))),)
+                else:
+                    yield statement_in(raw)[2]
 
 
-def _table(lines: _Lines) -> tuple[list[str], Iterator[tuple[int, int, dict[str, str]]]]:
-    """Columns of a CSV of triples, and its rows with their first byte and line."""
-    reader = csv.reader(lines, strict=True)
-    try:
-        columns = next(reader, [])
-    except csv.Error as error:
-        raise _malformed(lines.path, 1, error) from None
-    if missing := [name for name in COLUMNS if name not in columns]:
-        raise DataError(f"{lines.path} lacks {', '.join(missing)} in the {len(columns)} cells of its first line")
-
-    def rows() -> Iterator[tuple[int, int, dict[str, str]]]:
-        while True:
-            at, line = lines.at, lines.number + 1
-            try:
-                if (cells := next(reader, None)) is None:
-                    return
-                if cells and len(cells) != len(columns):
-                    raise ValueError(f"{len(cells)} cells where the header has {len(columns)}")
-            except (ValueError, csv.Error) as error:
-                raise _malformed(lines.path, line, error) from None
-            if cells:
-                yield at, line, dict(zip(columns, cells, strict=True))
-
-    return columns, rows()
-
-
-def _malformed(path: Place, line: int, error: Exception) -> DataError:
+def malformed(path: Place, line: int, error: Exception) -> DataError:
     """Names the line; json's messages tell a position, csv's a rule, ours what is wrong: none quotes a value."""
     if isinstance(error, DataError):
         return error
     cause = f"not JSON: {error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    cause = f"not UTF-8 at its byte {error.start}" if isinstance(error, UnicodeDecodeError) else cause
     return DataError(f"{path} line {line} is malformed: {cause}. Nothing of the file is used")
 
 
-def _text(value: Any, what: str) -> str:
+def name_in(value: Any, what: str) -> str:
+    """The name of a node, relation or study, without white space around it; ValueError when it is none."""
     name = value.strip() if isinstance(value, str) else ""
-    if not name or len(name) > MAX_NAME or any(letter < " " for letter in name):
+    faults = not name or len(name) > MAX_NAME or any(letter < " " or "\ud800" <= letter < "\ue000" for letter in name)
+    if faults:
         kind = f"{len(value)} characters" if isinstance(value, str) else type(value).__name__
         raise ValueError(f"{what} is no name of 1 to {MAX_NAME} characters without controls ({kind})")
     return name
 
 
-def _triple(row: dict[str, Any]) -> Triple:
-    return _text(row["head"], "head"), _text(row["relation"], "relation"), _text(row["tail"], "tail")
+def triple_of(row: dict[str, Any]) -> Triple:
+    """The triple of a row of a CSV."""
+    return name_in(row["head"], "head"), name_in(row["relation"], "relation"), name_in(row["tail"], "tail")
 
 
-def _listed(triple: Any) -> Triple:
+def listed_triple(triple: Any) -> Triple:
+    """The triple that JSON lists."""
     if not isinstance(triple, list) or len(triple) != 3:
         raise ValueError("a triple is a list of head, relation and tail")
-    return _triple(dict(zip(COLUMNS, triple, strict=True)))
+    return triple_of(dict(zip(COLUMNS, triple, strict=True)))
 
 
-def _study(value: Any) -> tuple[str, bool, tuple[Triple, ...]]:
+def statement_in(raw: bytes) -> tuple[str, bool, tuple[Triple, ...]]:
+    """(study, whether by key, triples) of a line of JSON."""
+    value = json.loads(raw.decode("utf-8-sig"))
     if not isinstance(value, dict) or not isinstance(value.get("triples"), list):
         raise ValueError('no object with "key" or "id" and a list "triples"')
     by_key = KEY in value
-    name = _text(value.get(KEY if by_key else ID), "key" if by_key else "id")
-    return name, by_key, tuple(_listed(triple) for triple in value["triples"])
+    name = name_in(value.get(KEY if by_key else ID), "key" if by_key else "id")
+    return name, by_key, tuple(listed_triple(triple) for triple in value["triples"])
 
 
 def read_graph(path: str | Place) -> Graph:
@@ -194,8 +151,8 @@ def read_graph(path: str | Place) -> Graph:
     if not path.name.endswith((".csv", ".json")):
         raise ConfigError(f"{path} is no graph: give a .csv or a .json")
     if not path.is_file() or path.stat().st_size > MAX_GRAPH_BYTES:
-        found = f"has more than {MAX_GRAPH_BYTES:,} bytes" if path.is_file() else "is missing"
-        raise DataError(f"{path} {found}: give the graph's file")
+        fault = f"has more than {MAX_GRAPH_BYTES:,} bytes" if path.is_file() else "is missing"
+        raise DataError(f"{path} {fault}: give the graph's file")
     nodes, relations, triples = _graph_csv(path) if path.name.endswith(".csv") else _graph_json(path)
     vocabulary = Vocabulary(nodes, relations)
     if len(vocabulary.node) != len(nodes) or len(vocabulary.relation) != len(relations):
@@ -209,12 +166,13 @@ def read_graph(path: str | Place) -> Graph:
 
 def _graph_csv(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Triple]]:
     triples = []
-    with path.open("rb") as file:
-        for _, line, row in _table(_Lines(file, path))[1]:
-            try:
-                triples.append(_triple(row))
-            except ValueError as error:
-                raise _malformed(path, line, error) from None
+    for row in Table(path, COLUMNS).rows():
+        try:
+            if row.fault:
+                raise ValueError(row.fault)
+            triples.append(triple_of(row.cells))
+        except ValueError as error:
+            raise malformed(path, row.line, error) from None
     names = {name for head, _, tail in triples for name in (head, tail)}
     return tuple(sorted(names)), tuple(sorted({relation for _, relation, _ in triples})), triples
 
@@ -222,12 +180,14 @@ def _graph_csv(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Trip
 def _graph_json(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Triple]]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
-        lists = [value.get(name) if isinstance(value, dict) else None for name in ("nodes", "relations", "triples")]
-        if not all(isinstance(found, list) for found in lists):
+        lists: list[Any] = (
+            [value.get(name) for name in ("nodes", "relations", "triples")] if isinstance(value, dict) else [None]
+        )
+        if not all(isinstance(each, list) for each in lists):
             raise ValueError('no object with lists "nodes", "relations" and "triples"')
-        nodes, relations = (tuple(_text(name, "a name") for name in found) for found in lists[:2])
-        return nodes, relations, [_listed(triple) for triple in lists[2]]
+        nodes, relations = (tuple(name_in(name, "a name") for name in each) for each in lists[:2])
+        return nodes, relations, [listed_triple(triple) for triple in lists[2]]
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise _malformed(path, getattr(error, "lineno", 1), error) from None
+        raise malformed(path, getattr(error, "lineno", 1), error) from None

@@ -1,4 +1,4 @@
-"""A side of subgraphs: every study's triples, or the part of a graph they name, as KEY.kg.npz.
+"""A side of subgraphs: every study's triples, or the part of a graph they name, as KEY.kg.safetensors.
 
 The triples are those of the shards' own records or of a file; a file's are also kept to be read, as KEY.kg.json. Names
 of nodes and relations get their ids from the training split, or from the graph: what only validation and test reports
@@ -13,9 +13,9 @@ reference.
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import ray
 import ray.data
 
@@ -24,13 +24,15 @@ from shards.graphs.subgraph import Graph, Triple, Vocabulary, pack, subgraph_of
 from shards.graphs.triples import TripleFile, read_graph
 from shards.privacy import Names, terms_of
 from shards.session import in_our_words, quiet
-from shards.stream.index import Index
+from shards.sources.spans import Span
+from shards.stream.index import Index, open_splits
 from shards.study import Study
-from shards.tars.manifest import Manifest, read_manifest, sha256_of
-from shards.tars.place import Place, place
+from shards.tars.format import Manifest, read_manifest
+from shards.tars.kinds import KINDS, UNREAD, SideManifest
+from shards.tars.place import Place, place, sha256_of
 from shards.tars.private import names_for
-from shards.tars.side_manifest import MEMBER, UNREAD, SideManifest
-from shards.tars.side_write import Made, open_splits, write_side
+from shards.tars.sides import write_side
+from shards.tars.write import Made
 
 NAME = "subgraphs"
 """Place below SHARDS/side."""
@@ -60,64 +62,77 @@ def write_subgraphs(
     root = place(root)
     manifest = read_manifest(root)
     indices = open_splits(root, manifest)
-    found = _Located() if not triples else locate(TripleFile(place(triples)), root, manifest, indices)
+    file = TripleFile(place(triples)) if triples else None
+    located = locate(file, root, manifest, indices) if file else Located()
     given = read_graph(graph) if graph else None
-    vocabulary = given.vocabulary if given else _training_names(indices, found, on_bad)
+    if given:
+        vocabulary = given.vocabulary
+    else:
+        names = located.names if file or "train" not in indices else training_names(indices["train"], on_bad)
+        vocabulary = Vocabulary(tuple(sorted(names.nodes)), tuple(sorted(names.relations)))
     if not vocabulary.nodes:
         source = place(triples).name if triples else f"the records of these {manifest.source} shards"
         raise DataError(f"{source}: no training study has a triple. Way out: give --triples FILE, or another one")
-    maker = StudyGraphs(vocabulary, given, found.file, on_bad)
-    sources = {"triples_file": triples, "graph_file": graph}
-    description = {"origin": "graph" if given else "report", "use": USE}
-    description |= {"names_from": "graph_file" if given else "train split"}
-    description |= {what: _named(file) for what, file in sources.items() if file}
+    maker = StudyGraphs(vocabulary, given, file, on_bad)
+    files = {"triples_file": triples, "graph_file": graph}
+    description: dict[str, Any] = {"origin": "graph" if given else "report", "use": USE}
+    description["names_from"] = "graph_file" if given else "train split"
+    for what, path in files.items():
+        if path:
+            description[what] = {"name": place(path).name, "sha256": sha256_of(place(path))}
     description |= {"nodes": vocabulary.nodes, "relations": vocabulary.relations}
     return write_side(
         root, out, "subgraphs", manifest, indices, description, lambda: maker,
-        found.by_tar(indices), {UNKNOWN: found.unknown} if found.unknown else None,
+        located.by_tar(indices), {UNKNOWN: located.unknown} if located.unknown else None,
     )  # fmt: skip
 
 
-def _named(file: str | Place) -> dict[str, str]:
-    return {"name": place(file).name, "sha256": sha256_of(place(file))}
+@dataclass
+class TripleNames:
+    """Names that triples of training studies use."""
 
-
-class _Located:
-    """Where in a triple file the studies of the shards are, and what else it holds."""
-
-    def __init__(self, file: TripleFile | None = None):
-        """Nothing located yet; no file: triples are in the records."""
-        self.file, self.unknown = file, ()
-        self.rows, self.ats, self.sizes = array("q"), array("q"), array("q")
-        self.nodes: set[str] = set()
-        self.relations: set[str] = set()
-
-    def add(self, row: int, at: int, size: int) -> None:
-        """A record of study `row` of all splits one after the other."""
-        for column, value in zip((self.rows, self.ats, self.sizes), (row, at, size), strict=True):
-            column.append(value)
+    nodes: set[str] = field(default_factory=set)
+    relations: set[str] = field(default_factory=set)
 
     def learn(self, triples: Iterable[Triple]) -> None:
-        """Names of a training study."""
+        """Add the names of a training study's triples."""
         for head, relation, tail in triples:
             self.nodes |= {head, tail}
             self.relations.add(relation)
 
+
+class Located:
+    """Where in a triple file the studies of the shards are, and what else it holds."""
+
+    def __init__(self) -> None:
+        """Nothing located yet."""
+        self.rows, self.ats, self.sizes, self.digests = array("q"), array("q"), array("q"), array("Q")
+        self.names, self.unknown = TripleNames(), tuple[str, ...]()
+
+    def add(self, row: int, span: Span) -> None:
+        """A record of study `row` of all splits one after the other."""
+        self.rows.append(row)
+        self.ats.append(span.at)
+        self.sizes.append(span.size)
+        self.digests.append(int(span.digest, 16))
+
     def by_tar(self, indices: Mapping[str, Index]) -> dict[str, bytes]:
-        """Tar → int64 [m, 3] (row of the split's index, at, size) of its records, by row and place in the file."""
-        table = np.stack([np.array(column, np.int64) for column in (self.rows, self.ats, self.sizes)], axis=1)
-        table = table[np.lexsort((table[:, 1], table[:, 0]))]
-        found, start = {}, 0
+        """Tar → its records as JSON: [row of the split's index, at, size, digest], by row and place in the file."""
+        records = sorted(zip(self.rows, self.ats, self.sizes, self.digests, strict=True))
+        given, start, at = dict[str, bytes](), 0, 0
         for index in indices.values():
-            own = table[np.searchsorted(table[:, 0], start) : np.searchsorted(table[:, 0], start + len(index))]
-            own = own - [start, 0, 0]
             for number, name in enumerate(index.tars):
-                found[name] = own[index.tar[own[:, 0]] == number].tobytes()
+                mine, end = [], start + index.rows_of(number).stop
+                while at < len(records) and records[at][0] < end:
+                    row, place_, size, digest = records[at]
+                    mine.append([row - start, place_, size, f"{digest:016x}"])
+                    at += 1
+                given[name] = json.dumps(mine).encode()
             start += len(index)
-        return found
+        return given
 
 
-def locate(file: TripleFile, root: Place, manifest: Manifest, indices: Mapping[str, Index]) -> _Located:
+def locate(file: TripleFile, root: Place, manifest: Manifest, indices: Mapping[str, Index]) -> Located:
     """Find every record's study in one pass over a triple file; the triples themselves are not kept.
 
     Studies that the shards do not hold are listed, for credentialed data by line.
@@ -127,38 +142,38 @@ def locate(file: TripleFile, root: Place, manifest: Manifest, indices: Mapping[s
     training = len(indices["train"]) if "train" in indices else 0
     private = terms_of(manifest.licence).credentialed
     names: Names | None = None
-    found, unknown = _Located(file), {}
-    for entry in file.entries():
-        if not entry.by_key and names is None:
+    located, unknown = Located(), dict[str, str]()
+    for said in file.statements():
+        if not said.by_key and names is None:
             names = names_for(root, manifest.licence)
-        key = entry.study if entry.by_key else names.key(entry.study)
+        key = said.study if said.by_key or names is None else names.key(said.study)
         if (row := rows.get(key.encode(), -1)) < 0:
-            unknown.setdefault(key, f"line {entry.line}" if private else entry.study)
+            unknown.setdefault(key, f"line {said.line}" if private else said.study)
             continue
-        found.add(row, entry.at, entry.size)
+        located.add(row, said.span)
         if row < training:
-            found.learn(entry.triples)
-    found.unknown = tuple(unknown.values())
-    return found
+            located.names.learn(said.triples)
+    located.unknown = tuple(unknown.values())
+    return located
 
 
-def _training_names(indices: Mapping[str, Index], found: _Located, on_bad: OnBad) -> Vocabulary:
-    """The names that triples of training studies use, sorted."""
-    if found.file is None and "train" in indices:
-        ref, tars = ray.put(indices["train"]), len(indices["train"].tars)
+def training_names(index: Index, on_bad: OnBad) -> TripleNames:
+    """The names in the records of the training split, tar by tar on the cluster."""
+    ref, tars = ray.put(index), len(index.tars)
 
-        def names(row: dict) -> dict:
-            index, tar = ray.get(ref), _Located()
-            for _, triples in own_triples(index, index.rows_of(int(row["id"])), on_bad):
-                tar.learn(triples or ())
-            return {"names": json.dumps([sorted(tar.nodes), sorted(tar.relations)])}
+    def names(row: dict) -> dict:
+        pointers, mine = ray.get(ref), TripleNames()
+        for _, triples in own_triples(pointers, pointers.rows_of(int(row["id"])), on_bad):
+            mine.learn(triples or ())
+        return {"names": json.dumps([sorted(mine.nodes), sorted(mine.relations)])}
 
-        dataset = ray.data.range(tars, override_num_blocks=tars).map(names)
-        with in_our_words():
-            for nodes, relations in (json.loads(row["names"]) for row in quiet(dataset).iter_rows()):
-                found.nodes |= set(nodes)
-                found.relations |= set(relations)
-    return Vocabulary(tuple(sorted(found.nodes)), tuple(sorted(found.relations)))
+    learned = TripleNames()
+    with in_our_words():
+        for row in quiet(ray.data.range(tars, override_num_blocks=tars).map(names)).iter_rows():
+            nodes, relations = json.loads(row["names"])
+            learned.nodes |= set(nodes)
+            learned.relations |= set(relations)
+    return learned
 
 
 def own_triples(index: Index, rows: range, on_bad: OnBad) -> Iterator[tuple[int, tuple[Triple, ...] | None]]:
@@ -190,10 +205,9 @@ class StudyGraphs:
         if self.file is None:
             yield from (self._made(triples, {}) for _, triples in own_triples(index, rows, self.on_bad))
             return
-        table = np.frombuffer(given, np.int64).reshape(-1, 3)
-        records = zip(table[:, 0].tolist(), self.file.read(table[:, 1:].tolist()), strict=True)
-        of: dict[int, dict[Triple, None]] = {}
-        for row, triples in records:
+        records, of = json.loads(given), dict[int, dict[Triple, None]]()
+        spans = [Span(at, size, digest) for _, at, size, digest in records]
+        for (row, *_), triples in zip(records, self.file.read(spans), strict=True):
             of.setdefault(row, {}).update(dict.fromkeys(triples))
         for row in rows:
             triples = tuple(of.get(row, ()))
@@ -212,4 +226,4 @@ class StudyGraphs:
         if graph is None:
             return Made(members, "no entity is known", totals=totals)
         sizes = {"nodes": len(graph.node), "edges": len(graph.edge_type)}
-        return Made(members | {MEMBER["subgraphs"]: pack(graph)}, totals=totals | sizes, largest=sizes)
+        return Made(members | {KINDS["subgraphs"].suffix: pack(graph)}, totals=totals | sizes, largest=sizes)

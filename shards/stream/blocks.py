@@ -5,7 +5,7 @@ shuffle, no regrouping, no object per row. With `preserve_order` and blocks of e
 j to rank j % world whatever the consumers' speed, so the plan alone decides what every rank sees.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ from ray.data import DataIterator, Dataset
 
 from shards.errors import DataError, OnBad
 from shards.films.stored import decode
-from shards.graphs.subgraph import read_subgraph
 from shards.session import in_our_words, quiet
 from shards.stream.index import Index
 from shards.stream.order import Block
-from shards.stream.side import Side, read_features
-from shards.tars.manifest import read_manifest
+from shards.stream.side import Side
+from shards.tars.format import read_manifest
+from shards.tars.kinds import KINDS
 from shards.tars.place import Place
-from shards.tars.side_manifest import Kind
 
 BLOCK_BYTES = 32 << 20
 """Largest block unless one step alone is larger: a dozen blocks must fit an object store of a few hundred MB."""
@@ -51,23 +50,21 @@ def stream_blocks(
     views: int,
     on_bad: OnBad = "skip",
     index: Index | None = None,
-    subgraphs: str | Place | None = None,
-    features: str | Place | None = None,
+    sides: Mapping[str, str | Place] | None = None,
 ) -> Dataset:
     """Dataset of the blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it.
 
-    `subgraphs` and `features` are the places of sides of these shards.
+    `sides`: kind → place of a side of these shards.
     """
     index = index or Index.open(root, split, on_bad)
-    places: dict[Kind, str | Place | None] = {"subgraphs": subgraphs, "features": features}
-    parent = read_manifest(root) if subgraphs or features else None
-    sides = {kind: Side.open(at, index, parent, kind, on_bad) for kind, at in places.items() if at and parent}
-    ref = ray.put((index, sides))
+    parent = read_manifest(root) if sides else None
+    opened = {kind: Side.open(at, index, parent, kind, on_bad) for kind, at in (sides or {}).items() if parent}
+    ref = ray.put((index, opened))
 
     def read(batch: Rows) -> Rows:
         block = Block(int(batch["rank"][0]), int(batch["step"][0]), np.asarray(batch["index"][0]))
-        opened, beside = ray.get(ref)
-        return read_block(opened, block, image_size, views, on_bad, **beside)
+        pointers, beside = ray.get(ref)
+        return read_block(pointers, block, image_size, views, on_bad, beside)
 
     items = [{"rank": block.rank, "step": block.step, "index": block.index} for block in blocks]
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
@@ -83,8 +80,7 @@ def read_block(
     image_size: int,
     views: int,
     on_bad: OnBad = "skip",
-    subgraphs: Side | None = None,
-    features: Side | None = None,
+    sides: Mapping[str, Side] | None = None,
 ) -> Rows:
     """The n rows of one block.
 
@@ -92,34 +88,15 @@ def read_block(
     strings of `Study`; valid bool [n]: False for a row that fills a step and, under on_bad="skip", for a study that
     cannot be read, whose `bad` then says why (else ""). Under "fail" such a study raises DataError.
 
-    With `features` the films are not read: features uint16 [n, V, P, D], the bit patterns of bf16, stand in place of
-    images. With `subgraphs`: subgraph, n bytes for `shards.graphs.subgraph.unpack`, b"" for a study without one.
+    A side adds its column (`Kind.column`): n bytes, b"" for a study without. One that is stored per film stands in
+    place of the images, which are not read: features uint16 [n, V, P, D], the bit patterns of bf16.
     """
-    rows = _empty_rows(block, image_size, views, subgraphs, features)
-    wanted = np.flatnonzero(rows["valid"]).tolist()
-    studies = rows["index"][wanted].tolist()
-    fetched = index.fetch(studies) if features is None else index.fetch_records(studies)
-    stored = features.fetch(studies) if features else {}
-    graphs = subgraphs.fetch(studies) if subgraphs else {}
-    for row, study in zip(wanted, studies, strict=True):
-        try:
-            if features:
-                _read_features(index, features, study, rows, row, fetched.get(study), stored.get(study))
-            else:
-                _read_study(index, study, rows, row, fetched.get(study))
-            if subgraphs:
-                rows["subgraph"][row] = read_subgraph(subgraphs, study, graphs.get(study))
-        except DataError as error:
-            if on_bad == "fail":
-                raise
-            _mark_bad(rows, row, index.keys[study].decode(), error)
-    return rows
-
-
-def _empty_rows(block: Block, image_size: int, views: int, subgraphs: Side | None, features: Side | None) -> Rows:
-    at = block.index.ravel()
+    sides, at = sides or {}, block.index.ravel()
+    films = next((side for kind, side in sides.items() if KINDS[kind].per_film), None)
+    pixels = "images" if films is None else KINDS[films.kind].column
+    shape, dtype = ((image_size, image_size), np.uint8) if films is None else (films.extent[1:], np.uint16)
     rows: Rows = {
-        "images" if features is None else "features": _empty_films(len(at), views, image_size, features),
+        pixels: np.zeros((len(at), views, *shape), dtype),
         "view_mask": np.zeros((len(at), views), bool),
         "valid": at >= 0,
         "index": at,
@@ -127,36 +104,33 @@ def _empty_rows(block: Block, image_size: int, views: int, subgraphs: Side | Non
         "record": np.full(len(at), "", object),
         "bad": np.full(len(at), "", object),
     }
-    return rows if subgraphs is None else rows | {"subgraph": np.full(len(at), b"", object)}
-
-
-def _mark_bad(rows: Rows, row: int, key: str, error: DataError) -> None:
-    for name in rows.keys() & {"images", "features", "view_mask", "valid"}:
-        rows[name][row] = 0
-    rows["record"][row], rows["bad"][row] = "", f"{key}: {str(error).removeprefix(f'study {key}: ')}"
-
-
-def _empty_films(n: int, views: int, image_size: int, features: Side | None) -> np.ndarray:
-    if features is None:
-        return np.zeros((n, views, image_size, image_size), np.uint8)
-    return np.zeros((n, views, *features.extent[1:]), np.uint16)
-
-
-def _read_features(index: Index, side: Side, study: int, rows: Rows, row: int, record, stored) -> None:
-    """As `_read_study`, from the record and the side; `record` and `stored` are what was fetched of them."""
-    rows["record"][row] = index.record_of(study, index.read_record(study, record))
-    found = read_features(side, study, int((index.films[study, :, 0] >= 0).sum()), stored)
-    views = min(len(found), rows["features"].shape[1])
-    rows["features"][row, :views], rows["view_mask"][row, :views] = found[:views], True
-
-
-def _read_study(index: Index, study: int, rows: Rows, row: int, span: memoryview | DataError | None) -> None:
-    films, record = index.read(study, span)
-    views, size = rows["images"].shape[1:3]
-    rows["record"][row] = index.record_of(study, record)
-    for view, film in enumerate(films[:views]):
-        rows["images"][row, view] = decode(film, size, f"{index.tars[index.tar[study]]}, view {view}")
-        rows["view_mask"][row, view] = True
+    rows |= {KINDS[kind].column: np.full(len(at), b"", object) for kind, side in sides.items() if side is not films}
+    wanted = np.flatnonzero(rows["valid"]).tolist()
+    studies = rows["index"][wanted].tolist()
+    stored = index.fetch(studies) if films is None else index.fetch_records(studies)
+    beside = {kind: side.fetch(studies) for kind, side in sides.items()}
+    for row, study in zip(wanted, studies, strict=True):
+        try:
+            if films is None:
+                encoded, record = index.read(study, stored.get(study))
+                name = index.tars[int(index.tar[study])]
+                shown: Any = [decode(film, image_size, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
+            else:
+                record = index.read_record(study, stored.get(study))
+                shown = films.read_films(study, index.films(study), beside[films.kind].get(study))[:views]
+            rows["record"][row] = index.record_of(study, record)
+            for view, film in enumerate(shown):
+                rows[pixels][row, view], rows["view_mask"][row, view] = film, True
+            for kind, side in sides.items():
+                if side is not films:
+                    rows[KINDS[kind].column][row] = bytes(side.read(study, beside[kind].get(study)) or b"")
+        except DataError as error:
+            if on_bad == "fail":
+                raise
+            key = index.keys[study].decode()
+            rows[pixels][row], rows["view_mask"][row], rows["valid"][row], rows["record"][row] = 0, False, False, ""
+            rows["bad"][row] = f"{key}: {str(error).removeprefix(f'study {key}: ')}"
+    return rows
 
 
 def split(dataset: Dataset, world: int) -> list[DataIterator]:

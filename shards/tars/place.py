@@ -7,7 +7,7 @@ leaves nothing that can be listed. Local files get the same by a temporary name,
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO, Any, TypeAlias
 
 import fsspec
 from fsspec.utils import merge_offset_ranges
+from typing_extensions import TypeIs
 from upath import UPath
 
 from shards.errors import ConfigError, DataError
@@ -22,8 +23,6 @@ from shards.errors import ConfigError, DataError
 Place: TypeAlias = Path | UPath
 MAX_OPEN = 128
 REMOTE = "://"
-Fetched: TypeAlias = dict[int, memoryview | DataError]
-"""Row → its bytes, or why they could not be had."""
 MERGE_BYTES = 1 << 16
 """Ranges of one remote file that lie closer than this are fetched as one..."""
 MERGED_BYTES = 16 << 20
@@ -46,7 +45,7 @@ def place(where: str | Place) -> Place:
     return where if isinstance(where, UPath) else UPath(text, use_listings_cache=False)
 
 
-def is_local(path: Place) -> bool:
+def is_local(path: Place) -> TypeIs[Path]:
     """Whether `path` is on a file system of this machine."""
     return isinstance(path, Path)
 
@@ -130,6 +129,12 @@ def size_of(path: Place) -> int:
         return -1
 
 
+def sha256_of(path: Place) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO lacks readinto
+
+
 _open: OrderedDict[tuple[str, str], int] = OrderedDict()
 
 
@@ -144,7 +149,7 @@ def _descriptor(path: str, stamp: str) -> int:
 
 @lru_cache(maxsize=16)
 def _file_system(root: str) -> Any:
-    return place(root).fs
+    return place(root).fs  # type: ignore[union-attr]  # called for URLs only
 
 
 def read_at(root: str, name: str, at: int, size: int, stamp: str = "") -> memoryview:
@@ -171,33 +176,22 @@ def read_ranges(root: str, ranges: list[tuple[str, int, int]]) -> list[memoryvie
     names, starts = [name for name, _, _ in ranges], [at for _, at, _ in ranges]
     ends = [at + size for _, at, size in ranges]
     merged = list(zip(*merge_offset_ranges(names, starts, ends, MERGE_BYTES, MERGED_BYTES), strict=True))
-    found = _file_system(root).cat_ranges(
+    fetched = _file_system(root).cat_ranges(
         [f"{root.rstrip('/')}/{name}" for name, _, _ in merged],
         [at for _, at, _ in merged],
         [end for _, _, end in merged],
     )
-    by_name: dict[str, list[tuple[int, int, bytes | Exception]]] = {}
-    for (name, at, end), data in zip(merged, found, strict=True):
-        by_name.setdefault(name, []).append((at, end, data))
-    return [_cut(by_name[name], name, at, size) for name, at, size in ranges]
-
-
-def fetch(root: str, rows: Iterable[int], locate: Callable[[int], tuple[str, int, int] | None]) -> Fetched:
-    """Row → its bytes or why they cannot be had, many at once, where `locate` tells (name, offset, size).
-
-    {} for a local directory, whose bytes are read one by one with `read_at`, and nothing is located.
-    """
-    if REMOTE not in root:
-        return {}
-    wanted = {row: found for row in rows if (found := locate(row))}
-    return dict(zip(wanted, read_ranges(root, list(wanted.values())), strict=True)) if wanted else {}
-
-
-def _cut(pieces: list[tuple[int, int, bytes | Exception]], name: str, at: int, size: int) -> memoryview | DataError:
-    """The bytes [at, at + size) from the fetched piece that covers them."""
-    start, _, data = next(piece for piece in pieces if piece[0] <= at and at + size <= piece[1])
-    if isinstance(data, Exception):
-        return DataError(f"{name} cannot be read: {getattr(data, 'strerror', None) or type(data).__name__}")
-    if len(data) < at + size - start:
-        return DataError(f"{name} breaks off: {max(0, len(data) - at + start)} of {size} bytes at {at}")
-    return memoryview(data)[at - start : at - start + size]
+    pieces: dict[str, list[tuple[int, int, bytes | Exception]]] = {}
+    for (name, at, end), data in zip(merged, fetched, strict=True):
+        pieces.setdefault(name, []).append((at, end, data))
+    out: list[memoryview | DataError] = []
+    for name, at, size in ranges:
+        start, _, data = next(piece for piece in pieces[name] if piece[0] <= at and at + size <= piece[1])
+        if isinstance(data, Exception):
+            cause = getattr(data, "strerror", None) or type(data).__name__
+            out.append(DataError(f"{name} cannot be read: {cause}"))
+        elif len(data) < at + size - start:
+            out.append(DataError(f"{name} breaks off: {max(0, len(data) - at + start)} of {size} bytes at {at}"))
+        else:
+            out.append(memoryview(data)[at - start : at - start + size])
+    return out

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from shards.errors import ConfigError, DataError
 from shards.privacy import Names, terms_of
+from shards.study import Drop
 from shards.tars.place import Place, is_local, make_directory, write_atomic
 
 PRIVATE = "private"
@@ -61,3 +62,8 @@ def write_private(root: Place, name: str, data: bytes) -> None:
 def write_private_lines(root: Place, name: str, lines: Iterable[dict]) -> None:
     """The same for JSON lines."""
     write_private(root, name, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def private_line(names: Names, drop: Drop) -> dict:
+    """The line that tells what `Names.drop` withholds."""
+    return {"key": names.key(drop.id), **drop.model_dump()}

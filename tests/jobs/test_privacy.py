@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shards.stream.index import Index
-from shards.tars.manifest import read_manifest
+from shards.tars.format import read_manifest
 from shards.tars.private import PRIVATE
 from tests.shards.sources.mimic_tree import MimicTree, write_mimic_tree
 

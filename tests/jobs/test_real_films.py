@@ -13,7 +13,7 @@ from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.generate import generate
 from r2kg.training.launch import train
 from shards.sources.iu_xray.source import IuXray
-from shards.tars.write import write_shards
+from shards.tars.shards import write_shards
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,8 +9,8 @@ import pytest
 from jobs.features import main as features
 from jobs.subgraphs import main as subgraphs
 from shards.errors import ConfigError
-from shards.tars.manifest import read_manifest
-from shards.tars.side_manifest import read_side
+from shards.tars.format import read_manifest
+from shards.tars.kinds import read_side
 
 VISION = {"tuning": "frozen", "name": "test_vit", "options": "{}", "image_px": 64}
 FROZEN = [f"model.vision.{field}={value}" for field, value in VISION.items()]

@@ -11,7 +11,7 @@ import pytest
 
 from r2kg.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
-from shards.stream.records import read_targets
+from shards.stream.index import read_targets
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -30,14 +30,14 @@ from r2kg.training.plan import preflight
 from shards.errors import ConfigError, DataError
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import BLOCK_BYTES, read_batches, read_block, rows_per_block, split, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, open_splits, read_targets
 from shards.stream.order import sequential_blocks
-from shards.stream.records import read_targets
 from shards.stream.side import Side
-from shards.tars.manifest import read_manifest, sha256_of
-from shards.tars.side_manifest import UNREAD, read_side, without_member
-from shards.tars.side_write import open_splits, plan_side, write_side_tar
-from shards.tars.write import write_shards
+from shards.tars.format import read_manifest
+from shards.tars.kinds import UNREAD, read_side, without_member
+from shards.tars.place import sha256_of
+from shards.tars.shards import write_shards
+from shards.tars.sides import plan_side, write_side_tar
 
 slow = pytest.mark.slow
 BF16 = 2.0**-8
@@ -84,7 +84,9 @@ def rows_of(run: Run, features: Path | None, name: str = "test", on_bad: str = "
     root, index = run.data.shards, Index.open(run.data.shards, name)
     opened = Side.open(features, index, read_manifest(root), "features", on_bad) if features else None
     block = sequential_blocks(len(index), 1, len(index))[0]
-    return read_block(index, block, run.model.vision.image_px, run.data.views, on_bad, features=opened)
+    return read_block(
+        index, block, run.model.vision.image_px, run.data.views, on_bad, {"features": opened} if opened else None
+    )
 
 
 def as_float(bits: np.ndarray) -> torch.Tensor:
@@ -128,7 +130,7 @@ def test_loss_and_reports_from_features_are_those_from_films(recipe: Run, side: 
 def test_bytes_do_not_depend_on_who_encodes(recipe: Run, side: Path, tmp_path: Path) -> None:
     manifest, description = read_manifest(recipe.data.shards), read_side(side).description
     indices, maker = open_splits(recipe.data.shards, manifest), FilmEncoder(recipe, description["encoder"])
-    jobs = plan_side(manifest, indices, "features", description)[::-1]
+    jobs = plan_side(indices, "features", description)[::-1]
     for job in jobs[:2]:
         write_side_tar(tmp_path, job, indices[job.split], maker)
         for name in (job.name, job.name.replace(".tar", ".index.json")):
@@ -148,7 +150,7 @@ def blanked(run: Run, folder: Path) -> Path:
     for path in root.glob("*.tar"):
         entries = json.loads(path.with_suffix(".index.json").read_text())["studies"]
         with path.open("r+b") as tar:
-            for at, size in (span for e in entries for name, span in e["members"].items() if name != "json"):
+            for at, size, _ in (span for e in entries for name, span in e["members"].items() if name != "json"):
                 tar.seek(at)
                 tar.write(b"\0" * size)
     return root
@@ -157,7 +159,7 @@ def blanked(run: Run, folder: Path) -> Path:
 def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, side: Path) -> None:
     index = Index.open(recipe.data.shards, "test")
     blocks = sequential_blocks(len(index), 1, 4, 8)
-    dataset = stream_blocks(recipe.data.shards, "test", blocks, 64, 3, index=index, features=side)
+    dataset = stream_blocks(recipe.data.shards, "test", blocks, 64, 3, index=index, sides={"features": side})
     batches = list(read_batches(split(dataset, 1)[0], 4))
     found = np.concatenate([rows["features"] for rows in batches])
     valid = np.concatenate([rows["valid"] for rows in batches])

@@ -21,8 +21,8 @@ from r2kg.training.checkpoint import checkpoints, newest_checkpoint, read_state,
 from r2kg.training.launch import train
 from r2kg.training.loop import Worker
 from shards.errors import CheckpointError, ConfigError, DataError
+from shards.stream.index import read_targets
 from shards.stream.order import step_indices
-from shards.stream.records import read_targets
 
 slow = pytest.mark.slow
 STEPS = 12
@@ -178,7 +178,7 @@ def damaged(recipe: Run, folder: Path) -> Path:
     root = folder / "holes"
     shutil.copytree(recipe.data.shards, root)
     index = json.loads((root / "train-00000.index.json").read_text())
-    offset, size = index["studies"][0]["members"]["0.jpg"]
+    offset, size, _ = index["studies"][0]["members"]["0.jpg"]
     with (root / "train-00000.tar").open("r+b") as tar:
         tar.seek(offset)
         tar.write(b"\0" * size)

@@ -15,11 +15,11 @@ from shards.privacy import Names
 from shards.sources.phantom.source import Phantom
 from shards.stream.index import Index
 from shards.stream.side import Side
-from shards.tars.manifest import read_manifest, sha256_of
-from shards.tars.place import place
+from shards.tars.format import read_manifest
+from shards.tars.kinds import UNREAD, read_side, without_member
+from shards.tars.place import place, sha256_of
 from shards.tars.private import names_for
-from shards.tars.side_manifest import UNREAD, read_side, without_member
-from shards.tars.write import write_shards
+from shards.tars.shards import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -134,7 +134,7 @@ def test_an_unreadable_record_has_no_subgraph_until_it_is_mended(phantom_shards:
         tar.write(b"\0" * 20)
     side = write_subgraphs(root, out)
     assert side.without[UNREAD] == 1 and (entry["key"], UNREAD) in list(without_member(out, side))
-    with pytest.raises(DataError, match=f"record of {entry['key']} is not readable"):
+    with pytest.raises(DataError, match=f"study {entry['key']}: its bytes in train-00000.tar are not those"):
         write_subgraphs(root, out, on_bad="fail")
     assert read_side(out) == side, "what was written before stays"
     shutil.copy(phantom_shards / "train-00000.tar", root)

@@ -20,8 +20,7 @@ from PIL import Image
 from shards.sources import Source
 from shards.sources.phantom.source import Phantom
 from shards.study import FINDINGS, Study
-from shards.tars.fill import Settings, write_tar
-from shards.tars.write import plan_tars, recipe_of, refuse_listing
+from shards.tars.shards import Settings, plan_shards, recipe_of, refuse_listing, write_shard
 
 METADATA = (
     "dicom_id",
@@ -309,11 +308,11 @@ def shard(source: Source, out: Path) -> tuple[list[Study], Counter[str]]:
     refuse_listing(source.name, items)
     out.mkdir()
     settings = Settings(out=str(out), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
-    indices = [write_tar(source, settings, job) for job in plan_tars(items, 4, recipe_of(source, settings))]
+    indices = [write_shard(source, settings, job) for job in plan_shards(items, 4, recipe_of(source, settings))]
     studies = [
         Study.model_validate_json((out / index.name).read_bytes()[at : at + size])
         for index in indices
-        for at, size in (entry.members["json"] for entry in index.studies)
+        for at, size, _ in (entry.members["json"] for entry in index.studies)
     ]
     drops = [*listing.drops, *(drop for index in indices for drop in index.drops)]
     assert len(studies) + len(drops) == len(items) + len(listing.drops)

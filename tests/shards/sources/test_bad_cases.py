@@ -14,9 +14,8 @@ from shards.sources import Source
 from shards.sources.iu_xray.source import IuXray
 from shards.sources.webdataset.source import WebDataset
 from shards.study import Drop, Study
-from shards.tars.fill import Settings, write_tar
-from shards.tars.shard_index import Entry
-from shards.tars.write import plan_tars, recipe_of, refuse_listing, write_shards
+from shards.tars.format import Entry
+from shards.tars.shards import Settings, plan_shards, recipe_of, refuse_listing, write_shard, write_shards
 from tests.shards.sources.test_own_source import own_source
 
 REAL = Path(os.environ["R2KG_REAL_DATA"]) if "R2KG_REAL_DATA" in os.environ else None
@@ -41,8 +40,8 @@ def shard(
     refuse_listing(source.name, listing.items)
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(out=str(out), cleaning=source.cleaning, size=256, quality=95, on_bad=on_bad)
-    jobs = plan_tars(listing.items, 512, recipe_of(source, settings))
-    indices = [write_tar(source, settings, job) for job in jobs]
+    jobs = plan_shards(listing.items, 512, recipe_of(source, settings))
+    indices = [write_shard(source, settings, job) for job in jobs]
     studies = [entry for index in indices for entry in index.studies]
     warnings = {reason: ids for index in indices for reason, ids in index.warnings.items()}
     drops = [*listing.drops, *(drop for index in indices for drop in index.drops)]

@@ -15,8 +15,7 @@ from shards.sources import open_source
 from shards.sources.chexpert_plus.source import ChexpertPlus
 from shards.sources.split import hash_split
 from shards.study import FINDINGS, BadStudy, Drop, Study
-from shards.tars.fill import CONTROLS_REMOVED, Settings, write_tar
-from shards.tars.write import plan_tars, recipe_of, refuse_listing
+from shards.tars.shards import CONTROLS_REMOVED, Settings, plan_shards, recipe_of, refuse_listing, write_shard
 from tests.shards.sources.chexpert_tree import COLUMNS, CSV, HISTORY, ChexpertTree, write_chexpert_tree
 
 REPEATED = 1
@@ -35,11 +34,11 @@ def shard(source: ChexpertPlus, out: Path) -> tuple[list[Study], list[Drop], dic
     out.mkdir(parents=True)
     settings = Settings(out=str(out), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
     studies, drops, warnings = [], [*listed_drops], {}
-    for job in plan_tars(items, 4, recipe_of(source, settings)):
-        index = write_tar(pickle.loads(pickle.dumps(source)), settings, job)
+    for job in plan_shards(items, 4, recipe_of(source, settings)):
+        index = write_shard(pickle.loads(pickle.dumps(source)), settings, job)
         data = (out / job.name).read_bytes()
         spans = [entry.members["json"] for entry in index.studies]
-        studies += [Study.model_validate_json(data[at : at + size]) for at, size in spans]
+        studies += [Study.model_validate_json(data[at : at + size]) for at, size, _ in spans]
         drops += index.drops
         warnings |= index.warnings
     assert len(studies) + len(drops) == len(items) + len(listed_drops)

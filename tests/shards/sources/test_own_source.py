@@ -14,7 +14,7 @@ from PIL import Image
 from shards.errors import ConfigError, DataError
 from shards.sources import Listing, Source, open_source
 from shards.sources.split import hash_split
-from shards.tars.manifest import read_manifest
+from shards.tars.format import read_manifest
 
 ROOT = Path(__file__).parents[3]
 SECTION = (ROOT / "README.md").read_text().partition("### Another dataset\n")[2].partition("\n### ")[0]

@@ -16,8 +16,8 @@ from shards.sources import Listing, open_source
 from shards.sources.webdataset.archive import BLOCK, walk_tar
 from shards.sources.webdataset.source import WebDataset
 from shards.study import BadStudy, Study
-from shards.tars.manifest import read_manifest
-from shards.tars.write import write_shards
+from shards.tars.format import read_manifest
+from shards.tars.shards import write_shards
 
 FILM = encode(np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8), 95)
 OTHER = encode(np.full((48, 48), 40, np.uint8), 95)

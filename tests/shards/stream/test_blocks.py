@@ -13,11 +13,10 @@ from ray.data import Dataset
 from shards.errors import DataError
 from shards.films.stored import decode
 from shards.stream.blocks import BLOCK_BYTES, Rows, read_batches, read_block, rows_per_block, split, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, read_studies, read_targets
 from shards.stream.order import plan, sequential_blocks
-from shards.stream.records import read_targets
 from shards.study import Study
-from shards.tars.manifest import read_manifest
+from shards.tars.format import read_manifest
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SIZE, VIEWS, BATCH = 32, 3, 6
@@ -94,7 +93,7 @@ def damaged(phantom_shards: Path, tmp_path: Path) -> Path:
     data = bytearray(tar.read_bytes())
     entries = json.loads(tar.with_suffix(".index.json").read_text())["studies"]
     for entry, member in ((entries[3], "1.jpg"), (entries[7], "json")):
-        at, size = entry["members"][member]
+        at, size, _ = entry["members"][member]
         data[at : at + size] = b"\0" * size
     tar.write_bytes(data)
     return root
@@ -132,10 +131,10 @@ def test_a_tar_cut_after_its_index_was_read_is_named(damaged: Path) -> None:
 def test_a_torn_index_is_made_again_from_a_whole_tar(phantom_shards: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(phantom_shards, tmp_path / "torn"))
     (root / "train-00001.index.json").write_bytes(b'{"version": 2, "na')
-    with pytest.raises(DataError, match=r"train-00001.index.json cannot be read.*r2kg shard"):
+    with pytest.raises(DataError, match=r"train-00001.index.json cannot be used: it is torn"):
         Index.open(root, "train")
     whole, again = Index.open(phantom_shards, "train"), Index.open(root, "train", "skip")
-    for field in ("keys", "tar", "record", "films"):
+    for field in ("keys", "tar", "span"):
         assert (getattr(whole, field) == getattr(again, field)).all()
     rows = [read_block(index, sequential_blocks(45, 1, 45)[0], SIZE, 2) for index in (whole, again)]
     assert rows[1]["valid"].all() and (rows[0]["images"] == rows[1]["images"]).all()
@@ -150,7 +149,7 @@ def test_a_torn_index_of_a_torn_tar_leaves_its_studies_listed_by_number(phantom_
     assert len(index) == 45 and rows["valid"].sum() == 45 - 16
     bad = [text for text in rows["bad"] if text]
     assert [text.partition(": ")[0] for text in bad] == [f"train-00001-{number}" for number in range(16)]
-    assert all("torn and the tar is not whole" in text for text in bad)
+    assert all("train-00001.tar is not whole either" in text for text in bad)
     unread: dict[str, str] = {}
     assert len(read_targets(root, "train", unread)) == 29 and len(unread) == 16
 
@@ -158,7 +157,7 @@ def test_a_torn_index_of_a_torn_tar_leaves_its_studies_listed_by_number(phantom_
 def test_one_changed_bit_of_a_film_is_noticed(phantom_shards: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(phantom_shards, tmp_path / "bit"))
     index = Index.open(root, "train")
-    at, size = index.films[4, 1].tolist()
+    at, size = index.span[4, 1, :2].tolist()
     with (root / index.tars[0]).open("r+b") as tar:
         tar.seek(at + size // 2)
         byte = tar.read(1)[0] ^ 4
@@ -168,9 +167,37 @@ def test_one_changed_bit_of_a_film_is_noticed(phantom_shards: Path, tmp_path: Pa
     assert np.flatnonzero(~rows["valid"]).tolist() == [4]
 
 
+def test_one_changed_bit_anywhere_is_named_by_study_or_index(phantom_shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(phantom_shards, tmp_path / "bits"))
+    index, rng = Index.open(root, "train"), np.random.default_rng(0)
+    for row in rng.choice(len(index), 12, replace=False).tolist():
+        for member, (at, size, _) in enumerate(index.span[row].tolist()):
+            path, bit = root / index.tars[int(index.tar[row])], int(rng.integers(8 * size))
+            whole = path.read_bytes()
+            flipped = bytearray(whole)
+            flipped[at + bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            again = Index.open(root, "train")
+            with pytest.raises(DataError, match=f"study {index.keys[row].decode()}: its bytes in .* not those"):
+                again.read(row)
+            if member == index.span.shape[1] - 1:
+                with pytest.raises(DataError, match=f"study {index.keys[row].decode()}: its bytes in .* not those"):
+                    again.read_record(row)
+                unread: dict[str, str] = {}
+                assert len(list(read_studies(root, "train", unread))) == len(index) - 1 and len(unread) == 1
+            path.write_bytes(whole)
+    path = root / "train-00001.index.json"
+    for at in rng.choice(path.stat().st_size, 20, replace=False).tolist():
+        whole = path.read_bytes()
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(DataError, match="train-00001.index.json cannot be used"):
+            Index.open(root, "train")
+        path.write_bytes(whole)
+
+
 def test_a_tar_written_anew_is_not_read_through_the_old_file(phantom_shards: Path, tmp_path: Path) -> None:
     from shards.sources.phantom.source import Phantom
-    from shards.tars.write import write_shards
+    from shards.tars.shards import write_shards
 
     films = []
     for seed in (0, 1):
@@ -182,7 +209,7 @@ def test_a_tar_written_anew_is_not_read_through_the_old_file(phantom_shards: Pat
 def test_missing_split_and_missing_shards_are_named(phantom_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no studies of split 'dev'.*train, val, test"):
         Index.open(phantom_shards, "dev")
-    with pytest.raises(DataError, match="neither manifest.json nor train"):
+    with pytest.raises(DataError, match="no shards at .*manifest.json is missing there"):
         Index.open(tmp_path, "train")
 
 

@@ -8,7 +8,8 @@ import pytest
 from shards.errors import DataError
 from shards.sources import SplitCount
 from shards.study import BadStudy, Drop
-from shards.tars.manifest import FILE, Manifest, Shard, fingerprint_of, read_manifest, sha256_of, write_manifest
+from shards.tars.format import SHARDS_FILE, Manifest, Shard, fingerprint_of, read_manifest, write_manifest
+from shards.tars.place import sha256_of
 
 
 @pytest.fixture
@@ -17,7 +18,11 @@ def written(tmp_path: Path) -> Manifest:
     for number in range(3):
         path = tmp_path / f"train-{number:05d}.tar"
         path.write_bytes(bytes([number]) * 1000)
-        shards.append(Shard(name=path.name, split="train", studies=2, images=4, bytes=1000, sha256=sha256_of(path)))
+        shards.append(
+            Shard(
+                name=path.name, split="train", studies=2, images=4, bytes=1000, sha256=sha256_of(path), index="0" * 64
+            )
+        )
     drops = [Drop(id=f"s{i}", reason=reason, detail="", split="train") for i, reason in enumerate("abb")]
     manifest = Manifest(
         source="phantom", licence="synthetic", cleaning="raw", size_px=64, quality=95,
@@ -45,15 +50,33 @@ def test_missing_manifest_says_how_to_make_shards(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1}'])
-def test_malformed_manifest_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / FILE).write_text(text)
-    with pytest.raises(DataError, match="is not a manifest of version 1"):
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is no manifest of format 2"),
+        ('{"format": 2}', "is no manifest of format 2 .at fault: .*licence"),
+        ('{"version": 1, "source": "phantom"}', "is of format 1, and format 2 is read.*r2kg shard"),
+        ('{"format": 99}', "is of format 99, and format 2 is read"),
+    ],
+)
+def test_malformed_and_old_manifests_are_refused(tmp_path: Path, text: str, cause: str) -> None:
+    (tmp_path / SHARDS_FILE).write_text(text)
+    with pytest.raises(DataError, match=cause):
+        read_manifest(tmp_path)
+
+
+def test_a_tar_outside_the_directory_is_refused(written: Manifest, tmp_path: Path) -> None:
+    hostile = written.shards[0].model_copy(update={"name": "../../x.tar"})
+    write_manifest(tmp_path, written.model_copy(update={"shards": (hostile,)}))
+    with pytest.raises(DataError, match="is no manifest of format 2 .at fault: shards.0.name"):
         read_manifest(tmp_path)
 
 
 def test_manifest_edited_by_hand_is_refused(written: Manifest, tmp_path: Path) -> None:
-    path = tmp_path / FILE
+    path = tmp_path / SHARDS_FILE
     path.write_text(path.read_text().replace('"licence": "synthetic"', '"licence": "mine"'))
     with pytest.raises(DataError, match="was changed after it was written"):
         read_manifest(tmp_path)

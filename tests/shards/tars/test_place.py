@@ -7,13 +7,12 @@ import pytest
 from shards.errors import ConfigError, DataError
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import read_batches, read_block, split, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, read_targets
 from shards.stream.order import sequential_blocks
-from shards.stream.records import read_targets
-from shards.tars.manifest import read_manifest, sha256_of
-from shards.tars.place import create, is_local, names_in, place, read_at, read_ranges, size_of, write_atomic
+from shards.tars.format import read_manifest
+from shards.tars.place import create, is_local, names_in, place, read_at, read_ranges, sha256_of, size_of, write_atomic
+from shards.tars.shards import write_shards
 from shards.tars.verify import contents_faults
-from shards.tars.write import write_shards
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -15,15 +15,17 @@ from shards.graphs.subgraph import Vocabulary, unpack
 from shards.graphs.write import StudyGraphs, write_subgraphs
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import read_batches, read_block, split, stream_blocks
-from shards.stream.index import Index
+from shards.stream.index import Index, numbered_studies, open_splits
 from shards.stream.order import sequential_blocks
-from shards.stream.records import numbered_studies
 from shards.stream.side import Side
-from shards.tars.manifest import read_manifest, sha256_of, write_manifest
-from shards.tars.place import names_in, place, write_atomic
-from shards.tars.side_manifest import FILE, read_side, side_faults, side_lines, without_member, write_side_manifest
-from shards.tars.side_write import Made, open_splits, plan_side, write_side, write_side_tar
-from shards.tars.write import write_shards
+from shards.tars.format import read_manifest, write_manifest, write_sealed
+from shards.tars.kinds import FILE, KINDS, Kind, read_side, without_member
+from shards.tars.place import names_in, place, sha256_of, write_atomic
+from shards.tars.report import side_lines
+from shards.tars.shards import write_shards
+from shards.tars.sides import plan_side, write_side, write_side_tar
+from shards.tars.verify import faults_of
+from shards.tars.write import Made
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SIZE = 32
@@ -86,7 +88,7 @@ def test_subgraphs_say_what_the_records_say(phantom_shards: Path, graphs: Path) 
 def test_plain_webdataset_reads_shards_and_side_by_the_same_keys(phantom_shards: Path, graphs: Path) -> None:
     shard = read_manifest(phantom_shards).shards[0].name
     keys = [sample["__key__"] for sample in webdataset.WebDataset(str(phantom_shards / shard), shardshuffle=False)]
-    beside = {s["__key__"]: s["kg.npz"] for s in webdataset.WebDataset(str(graphs / shard), shardshuffle=False)}
+    beside = {s["__key__"]: s["kg.safetensors"] for s in webdataset.WebDataset(str(graphs / shard), shardshuffle=False)}
     assert list(beside) == [key for key in keys if key in beside] and len(beside) > 5
     assert all(isinstance(unpack(data).node, np.ndarray) for data in beside.values())
 
@@ -110,7 +112,7 @@ def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, gra
     manifest, side = read_manifest(phantom_shards), read_side(graphs)
     indices = open_splits(phantom_shards, manifest)
     words = Vocabulary(tuple(side.description["nodes"]), tuple(side.description["relations"]))
-    for job in reversed(plan_side(manifest, indices, "subgraphs", side.description)):
+    for job in reversed(plan_side(indices, "subgraphs", side.description)):
         write_side_tar(tmp_path, job, indices[job.split], StudyGraphs(words, None, None, "fail"))
     assert digests(tmp_path) | {FILE: sha256_of(graphs / FILE)} == digests(graphs)
 
@@ -118,7 +120,7 @@ def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, gra
 def test_a_broken_writer_is_resumed(phantom_shards: Path, copied: Path) -> None:
     before, content = stamps(copied), digests(copied)
     (copied / FILE).unlink()
-    (copied / ".writing-side").touch()
+    (copied / ".writing").touch()
     (copied / ".train-00001.tar.9.tmp").write_bytes(b"half")
     (copied / "train-00001.tar").write_bytes((copied / "train-00001.tar").read_bytes()[:-512])
     (copied / "train-00002.index.json").unlink()
@@ -132,12 +134,16 @@ def test_a_broken_writer_is_resumed(phantom_shards: Path, copied: Path) -> None:
 def rows_of(root: Path, side: Path | str, name: str = "train", on_bad: str = "fail") -> dict[str, np.ndarray]:
     index = Index.open(root, name)
     opened = Side.open(side, index, read_manifest(root), "subgraphs", on_bad)
-    return read_block(index, sequential_blocks(len(index), 1, len(index))[0], SIZE, 2, on_bad, subgraphs=opened)
+    return read_block(
+        index, sequential_blocks(len(index), 1, len(index))[0], SIZE, 2, on_bad, sides={"subgraphs": opened}
+    )
 
 
 def test_the_stream_gives_every_study_its_own_subgraph(phantom_shards: Path, graphs: Path) -> None:
     index, wanted = Index.open(phantom_shards, "train"), own_triples(phantom_shards, "train")
-    dataset = stream_blocks(phantom_shards, "train", sequential_blocks(len(index), 1, 7, 14), SIZE, 1, subgraphs=graphs)
+    dataset = stream_blocks(
+        phantom_shards, "train", sequential_blocks(len(index), 1, 7, 14), SIZE, 1, sides={"subgraphs": graphs}
+    )
     seen = 0
     for rows in read_batches(split(dataset, 1)[0], 7):
         assert rows["images"].shape[1:] == (1, SIZE, SIZE)
@@ -155,21 +161,26 @@ def test_a_side_of_other_shards_is_refused_with_both_names_and_the_way_out(graph
     with pytest.raises(DataError, match=rf"{wanted}.*`r2kg subgraphs SHARDS`"):
         rows_of(tmp_path, graphs)
     with pytest.raises(DataError, match=wanted):
-        stream_blocks(tmp_path, "train", [], SIZE, 1, subgraphs=graphs)
+        stream_blocks(tmp_path, "train", [], SIZE, 1, sides={"subgraphs": graphs})
 
 
 def test_a_side_of_another_kind_or_none_is_refused(phantom_shards: Path, graphs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds subgraphs, not features: write features with `r2kg features"):
-        stream_blocks(phantom_shards, "train", [], SIZE, 1, features=graphs)
+        stream_blocks(phantom_shards, "train", [], SIZE, 1, sides={"features": graphs})
     with pytest.raises(DataError, match=r"no side at .*side.json is missing there"):
-        stream_blocks(phantom_shards, "train", [], SIZE, 1, subgraphs=tmp_path)
+        stream_blocks(phantom_shards, "train", [], SIZE, 1, sides={"subgraphs": tmp_path})
 
 
 def other_keys(copied: Path) -> None:
-    path = copied / "train-00000.index.json"
+    path, side = copied / "train-00000.index.json", read_side(copied)
     content = json.loads(path.read_text())
     content["studies"][0], content["studies"][1] = content["studies"][1], content["studies"][0]
     path.write_text(json.dumps(content))
+    tars = [
+        tar.model_copy(update={"index": sha256_of(path)} if tar.name in path.name.replace("index.json", "tar") else {})
+        for tar in side.shards
+    ]
+    write_sealed(copied / FILE, side.model_copy(update={"shards": tuple(tars)}))
 
 
 def test_studies_in_another_order_are_refused_whatever_the_policy(phantom_shards: Path, copied: Path) -> None:
@@ -186,12 +197,12 @@ def edited(copied: Path) -> None:
 
 def unlisted(copied: Path) -> None:
     side = read_side(copied)
-    write_side_manifest(place(copied), side.model_copy(update={"shards": side.shards[1:]}))
+    write_sealed(place(copied) / FILE, side.model_copy(update={"shards": side.shards[1:]}))
 
 
 def shapeless(copied: Path) -> None:
     side = read_side(copied)
-    write_side_manifest(place(copied), side.model_copy(update={"description": {"nodes": -3, "relations": "x"}}))
+    write_sealed(place(copied) / FILE, side.model_copy(update={"description": {"nodes": -3, "relations": "x"}}))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +211,7 @@ def shapeless(copied: Path) -> None:
         (edited, "was changed after it was written"),
         (unlisted, "lists other tars than its shards"),
         (shapeless, "tells no usable nodes, relations"),
-        (lambda copied: (copied / FILE).write_text("{"), "is not a side of version 1"),
+        (lambda copied: (copied / FILE).write_text("{"), "side.json is not JSON"),
     ],
 )
 def test_a_side_json_that_cannot_be_is_refused(
@@ -223,7 +234,7 @@ def torn_index(copied: Path) -> None:
 def wild_index(copied: Path) -> None:
     path = copied / "train-00001.index.json"
     content = json.loads(path.read_text())
-    content["studies"][2]["members"] = {"kg.npz": [10**12, 10**12, 0]}
+    content["studies"][2]["members"] = {"kg.safetensors": [10**12, 10**12, 0]}
     path.write_text(json.dumps(content))
 
 
@@ -240,9 +251,9 @@ def other_bytes(copied: Path) -> None:
     ("damage", "cause", "fault"),
     [
         (missing_tar, "train-00001.tar cannot be read", "train-00001.tar is missing"),
-        (torn_index, "side index .*train-00001.index.json cannot be read", "cannot be read"),
-        (wild_index, "train-00001.index.json describes another tar", "describes another tar"),
-        (short_tar, "train-00001.tar breaks off", "has 600 bytes, side.json says"),
+        (torn_index, "index .*train-00001.index.json cannot be used: it is torn", "cannot be used: it is torn"),
+        (wild_index, "train-00001.index.json cannot be used: it is torn or was changed", "was changed"),
+        (short_tar, "train-00001.tar breaks off", "has 600 bytes, the manifest says"),
         (other_bytes, "are not those that were written .checksum", "has sha256"),
     ],
 )
@@ -260,14 +271,14 @@ def test_damage_costs_the_studies_of_its_tar_by_name(
         assert rows["bad"][row].startswith(f"{index.keys[row].decode()}: ") and not rows["images"][row].any()
     with pytest.raises(DataError, match=cause):
         rows_of(phantom_shards, copied, on_bad="fail")
-    [told] = side_faults(copied, read_side(copied))
-    assert fault in told and side_faults(graphs, read_side(graphs)) == []
+    [told] = faults_of(copied, read_side(copied).shards)
+    assert fault in told and faults_of(graphs, read_side(graphs).shards) == []
 
 
 def test_hostile_subgraphs_become_bad_rows(phantom_shards: Path, tmp_path: Path) -> None:
     manifest = read_manifest(phantom_shards)
     indices = open_splits(phantom_shards, manifest)
-    made = [Made({"kg.npz": b"PK\x03\x04 nothing"}), Made(cause="no triples")]
+    made = [Made({"kg.safetensors": b"PK\x03\x04 nothing"}), Made(cause="no triples")]
     description = {"nodes": ["a"], "relations": ["r"], "origin": "report"}
 
     def build() -> Callable:
@@ -284,7 +295,7 @@ def test_object_storage_holds_and_streams_the_same_side(s3: str, phantom_shards:
         write_atomic(place(s3) / name, (phantom_shards / name).read_bytes())
     where = place(s3) / "side" / "graphs"
     assert write_subgraphs(s3, where).fingerprint == read_side(graphs).fingerprint
-    assert set(names_in(where)) == set(names_in(graphs)) and side_faults(where, read_side(where)) == []
+    assert set(names_in(where)) == set(names_in(graphs)) and faults_of(where, read_side(where).shards) == []
     here, there = rows_of(phantom_shards, graphs), rows_of(s3, str(where))
     assert (
         here["subgraph"].tolist() == there["subgraph"].tolist() and here["record"].tolist() == there["record"].tolist()
@@ -299,3 +310,19 @@ def test_another_manifest_is_another_parent(phantom_shards: Path, graphs: Path, 
     write_manifest(root, read_manifest(root).model_copy(update={"notes": ("looked at twice",)}))
     with pytest.raises(DataError, match="belong to shards of fingerprint"):
         rows_of(root, graphs)
+
+
+def test_a_new_kind_is_an_entry_and_a_job(
+    phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "notes", Kind(suffix="note", extent=("longest",), column="note", how="`r2kg notes`"))
+    manifest = read_manifest(phantom_shards)
+    indices = open_splits(phantom_shards, manifest)
+
+    def build() -> Callable:
+        return lambda index, rows, given: (Made({"note": b"row %d" % row}) for row in rows)
+
+    write_side(phantom_shards, tmp_path / "notes", "notes", manifest, indices, {"longest": 7}, build)
+    opened = Side.open(tmp_path / "notes", indices["val"], manifest, "notes")
+    rows = read_block(indices["val"], sequential_blocks(6, 1, 6)[0], SIZE, 2, "fail", {"notes": opened})
+    assert rows["note"].tolist() == [b"row %d" % row for row in range(6)] and rows["images"].any()

@@ -13,10 +13,14 @@ import psutil
 import pytest
 
 from shards.sources.phantom.source import Phantom
-from shards.tars.manifest import read_manifest, sha256_of
-from shards.tars.side_manifest import FILE, side_faults
-from shards.tars.side_write import Made, open_splits, write_side
-from shards.tars.write import write_shards
+from shards.stream.index import open_splits
+from shards.tars.format import read_manifest
+from shards.tars.kinds import FILE
+from shards.tars.place import sha256_of
+from shards.tars.shards import write_shards
+from shards.tars.sides import write_side
+from shards.tars.verify import faults_of
+from shards.tars.write import Made
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 WRITER = """
@@ -56,7 +60,7 @@ def test_two_kills_change_nothing(tmp_path: Path) -> None:
     words, indices = {"nodes": [], "relations": []}, open_splits(root, read_manifest(root))
     side = write_side(root, out, "subgraphs", manifest, indices, words, lambda: make)
     again = write_side(root, tmp_path / "again", "subgraphs", manifest, indices, words, lambda: make)
-    assert side == again and side_faults(out, side) == [] and sum(shard.held for shard in side.shards) == 80
+    assert side == again and faults_of(out, side.shards) == [] and sum(shard.held for shard in side.shards) == 80
     assert 7 <= len(left) < len(side.shards), "some tars were kept, some had to be written"
     assert all((out / name).stat().st_mtime_ns == then for name, then in left.items())
     assert {path.name: sha256_of(path) for path in root.iterdir()} == films

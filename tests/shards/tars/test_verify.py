@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import DataError
-from shards.tars.manifest import read_manifest, write_manifest
-from shards.tars.shard_index import index_path
+from shards.tars.format import index_path, read_manifest, write_manifest
+from shards.tars.place import sha256_of
 from shards.tars.verify import contents_faults, faults_of, verify
 
 
@@ -19,7 +19,7 @@ def copy(phantom_shards: Path, tmp_path: Path) -> Path:
 
 def test_whole_shards_have_no_faults(phantom_shards: Path) -> None:
     manifest = read_manifest(phantom_shards)
-    assert faults_of(phantom_shards, manifest) == [] == contents_faults(phantom_shards, manifest)
+    assert faults_of(phantom_shards, manifest.shards) == [] == contents_faults(phantom_shards, manifest)
     verify(phantom_shards, manifest)
 
 
@@ -49,8 +49,8 @@ def test_a_torn_index_is_a_fault(copy: Path, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:100] if damage == "cut" else other.read_bytes())
-    [fault] = faults_of(copy, manifest, "size")
-    assert path.name in fault and ("missing or torn" in fault or "describes another tar" in fault)
+    [fault] = faults_of(copy, manifest.shards, "size")
+    assert path.name in fault and ("No such file" in fault or "torn or was changed" in fault)
     assert contents_faults(copy, manifest)
 
 
@@ -60,7 +60,11 @@ def test_an_index_that_points_elsewhere_is_found(copy: Path) -> None:
     index = json.loads(path.read_text())
     index["studies"][1]["members"]["json"][0] += 512
     path.write_text(json.dumps(index))
-    assert faults_of(copy, manifest) == []
+    [fault] = faults_of(copy, manifest.shards, "size")
+    assert "torn or was changed" in fault and contents_faults(copy, manifest) == [fault]
+    shard = manifest.shards[0].model_copy(update={"index": sha256_of(path)})
+    manifest = write_manifest(copy, manifest.model_copy(update={"shards": (shard, *manifest.shards[1:])}))
+    assert faults_of(copy, manifest.shards) == []
     [fault] = contents_faults(copy, manifest)
     assert "and its index differ in 1 members" in fault and index["studies"][1]["key"] in fault
 

@@ -15,15 +15,23 @@ from shards.films.raw import open_film
 from shards.sources.iu_xray.source import IuXray
 from shards.sources.phantom.source import Phantom
 from shards.stream.index import Index
+from shards.stream.show import find_study, study_lines, write_films
 from shards.study import Study
-from shards.tars.fill import CONTROLS_REMOVED, Settings, is_blank, write_tar
-from shards.tars.manifest import FILE, read_manifest, sha256_of
-from shards.tars.receipt import counts_table, receipt_lines
-from shards.tars.shard_index import index_path, read_shard_index
-from shards.tars.show import find_study, study_lines, write_films
-from shards.tars.tally import FILM_IN_TWO_SPLITS, PATIENT_IN_TWO_SPLITS
+from shards.tars.format import SHARDS_FILE, index_path, read_index, read_manifest
+from shards.tars.place import sha256_of
+from shards.tars.report import counts_table, receipt_lines
+from shards.tars.shards import (
+    CONTROLS_REMOVED,
+    FILM_IN_TWO_SPLITS,
+    PATIENT_IN_TWO_SPLITS,
+    Settings,
+    is_blank,
+    plan_shards,
+    recipe_of,
+    write_shard,
+    write_shards,
+)
 from shards.tars.verify import verify
-from shards.tars.write import plan_tars, recipe_of, write_shards
 
 Draw = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -53,22 +61,22 @@ def test_phantom_shards_hold_every_study_once(phantom_shards: Path) -> None:
 def test_plain_webdataset_reads_them(phantom_shards: Path) -> None:
     shard = read_manifest(phantom_shards).shards[0]
     samples = list(webdataset.WebDataset(str(phantom_shards / shard.name), shardshuffle=False))
-    index = read_shard_index(index_path(phantom_shards / shard.name))
+    index = read_index(phantom_shards, shard)
     assert [sample["__key__"] for sample in samples] == [entry.key for entry in index.studies]
     for sample, entry in zip(samples, index.studies, strict=True):
         assert sample["0.jpg"][:2] == sample["1.jpg"][:2] == b"\xff\xd8"
         assert Study.model_validate_json(sample["json"]).key == entry.key
-        at, size = entry.members["1.jpg"]
+        at, size, _ = entry.members["1.jpg"]
         assert (phantom_shards / shard.name).read_bytes()[at : at + size] == sample["1.jpg"]
 
 
 def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, tmp_path: Path) -> None:
     source = Phantom(studies=60, size=64)
     settings = Settings(out=str(tmp_path), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
-    for job in reversed(plan_tars(source.listing().items, 16, recipe_of(source, settings))):
-        write_tar(source, settings, job)
+    for job in reversed(plan_shards(source.listing().items, 16, recipe_of(source, settings))):
+        write_shard(source, settings, job)
     wanted = files_of(phantom_shards)
-    wanted.pop(FILE)
+    wanted.pop(SHARDS_FILE)
     assert files_of(tmp_path) == wanted
 
 
@@ -80,7 +88,7 @@ def test_whole_shards_are_kept_and_broken_ones_written_again(tmp_path: Path) -> 
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
     index_path(tmp_path / "train-00002.tar").unlink()
     (tmp_path / ".train-00002.tar.1.tmp").write_bytes(b"half")
-    (tmp_path / FILE).unlink()
+    (tmp_path / SHARDS_FILE).unlink()
     (tmp_path / ".writing").touch()
     assert write_shards(source, tmp_path, size=64, studies_per_shard=5) == first
     assert files_of(tmp_path) == before
@@ -154,7 +162,7 @@ def test_nothing_to_train_on_is_refused(drawn_iu: Draw, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="every study of split 'train' was dropped: {'empty report': 4}"):
         write_shards(IuXray(raw=drawn_iu(edit=blank)), tmp_path / "out", size=64)
-    assert not (tmp_path / "out" / FILE).exists()
+    assert not (tmp_path / "out" / SHARDS_FILE).exists()
 
 
 def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -170,22 +178,22 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path) -> None:
     source = Phantom(studies=4, size=64)
     settings = Settings(out=str(tmp_path), cleaning="raw", size=64, quality=95, on_bad="skip")
-    job = plan_tars(source.listing().items, 4, recipe_of(source, settings))[0]
+    job = plan_shards(source.listing().items, 4, recipe_of(source, settings))[0]
     (tmp_path / f".{job.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
-        write_tar(source, settings, job)
+        write_shard(source, settings, job)
     assert not list(tmp_path.iterdir())
-    assert len(write_tar(source, settings, job).studies) == len(job.items)
+    assert len(write_shard(source, settings, job).studies) == len(job.items)
 
 
 def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
     write_shards(Phantom(studies=8, size=64), tmp_path, size=64)
     path = index_path(tmp_path / "train-00000.tar")
     path.write_text(json.dumps({**json.loads(path.read_text()), "sha256": "0" * 64}))
-    with pytest.raises(DataError, match="its offsets belong to another tar"):
+    with pytest.raises(DataError, match="cannot be used: it is torn or was changed"):
         Index.open(tmp_path, "train")
     path.write_text("{}")
-    with pytest.raises(DataError, match="run `r2kg shard` again"):
+    with pytest.raises(DataError, match="Run the command that wrote it again"):
         Index.open(tmp_path, "train")
 
 
@@ -203,7 +211,7 @@ def test_a_patient_in_two_splits_is_an_error_unless_it_is_to_be_reported(drawn_i
     source = IuXray(raw=drawn_iu(edit=edit))
     with pytest.raises(DataError, match=r"1 patients are in more than one split \(CXR0: .*--overlap report"):
         write_shards(source, tmp_path / "out", size=64)
-    assert not (tmp_path / "out" / FILE).exists()
+    assert not (tmp_path / "out" / SHARDS_FILE).exists()
     manifest = write_shards(source, tmp_path / "out", size=64, overlap="report")
     [patient] = manifest.warnings[PATIENT_IN_TWO_SPLITS]
     assert patient.startswith("CXR0: ") and "train" in patient and "test" in patient

@@ -15,9 +15,10 @@ import pytest
 
 from shards.sources.phantom.source import Phantom
 from shards.stream.index import Index
-from shards.tars.manifest import FILE, read_manifest, sha256_of
+from shards.tars.format import SHARDS_FILE, read_manifest
+from shards.tars.place import sha256_of
+from shards.tars.shards import write_shards
 from shards.tars.verify import contents_faults
-from shards.tars.write import write_shards
 
 pytestmark = pytest.mark.slow
 STUDIES, PER_SHARD = 400, 8
@@ -59,7 +60,7 @@ def test_three_kills_change_nothing(ray_session: None, tmp_path: Path) -> None:
             time.sleep(moment.random() / 5)
             assert process.poll() is None, "the writer ended before it could be killed: write more studies"
             kill(process)
-            assert not (out / FILE).exists(), "shards that are not all there have no manifest"
+            assert not (out / SHARDS_FILE).exists(), "shards that are not all there have no manifest"
     left = {path.name: sha256_of(path) for path in out.glob("*.tar")}
     source = Phantom(studies=STUDIES, size=96)
     resumed = write_shards(source, out, size=96, studies_per_shard=PER_SHARD)

@@ -10,7 +10,7 @@ from PIL import Image
 from shards.errors import DataError
 from shards.stream.index import Index
 from shards.study import SPLITS, Study
-from shards.tars.manifest import read_manifest
+from shards.tars.format import read_manifest
 from shards.tars.place import Place, place
 from shards.tars.private import names_for
 

@@ -1,4 +1,4 @@
-"""The receipt of a directory of shards: our counts beside the published ones, what was left out and why."""
+"""What shards and sides hold and lack, in words: counts beside the published ones, what was left out and why."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,8 @@ from rich.table import Table
 
 from shards.privacy import terms_of
 from shards.study import SPLITS
-from shards.tars.manifest import Manifest
+from shards.tars.format import Manifest
+from shards.tars.kinds import SideManifest
 
 SHOWN = 20
 
@@ -50,3 +51,17 @@ def receipt_lines(manifest: Manifest) -> Iterator[str]:
     used = manifest.given - len(manifest.drops)
     yield f"{manifest.given:,} studies given, {used:,} used, {len(manifest.drops):,} dropped."
     yield f"Fingerprint {manifest.fingerprint[:12]}."
+
+
+def side_lines(side: SideManifest) -> list[str]:
+    """What a side holds and lacks, in sentences; studies given = with + without."""
+    lines = []
+    for split in dict.fromkeys(shard.split for shard in side.shards):
+        mine = [shard for shard in side.shards if shard.split == split]
+        given, held = sum(shard.studies for shard in mine), sum(shard.held for shard in mine)
+        lines.append(f"{split:6} {given:>8,} studies {held:>8,} with {side.kind} {given - held:>8,} without")
+    lines += [f"Without: {cause}: {count:,}" for cause, count in side.without.items()]
+    lines += [f"{what}: {count:,}" for what, count in side.totals.items()]
+    lines += [f"Largest, {what}: {count:,}" for what, count in side.largest.items()]
+    lines += [f"Warning: {what}: {len(names)} ({', '.join(names[:9])})" for what, names in side.warnings.items()]
+    return [*lines, f"Fingerprint {side.fingerprint[:12]}, of shards {side.parent[:12]}."]

@@ -1,1 +1,0 @@
-from shards.sources.webdataset.archive import *  # noqa: F403

@@ -1,0 +1,259 @@
+"""One format of tars, for shards and for the sides that lie beside them.
+
+A directory holds NAME.tar files, NAME.index.json beside each, and one sealed manifest: manifest.json of shards,
+side.json of a side. Members of a study stand together in its tar, as KEY.<suffix>. The index says where every member
+lies and its CRC; it is written after its tar, and the manifest, which names every tar and index by its hash, after them
+all. So whatever is changed or torn is noticed: a directory by its manifest, a study or a record when it is read.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import Field, ValidationError
+
+from shards.errors import DataError
+from shards.sources import Published, SplitCount
+from shards.study import SPLITS, Drop, Record
+from shards.tars.place import Place, place, write_atomic
+
+FORMAT = 2
+SHARDS_FILE = "manifest.json"
+HOW_TO_SHARD = "make the shards with `r2kg shard`, or point at a directory that holds them"
+RECORD = "json"
+"""Suffix of a study's record; its films are 0.jpg, 1.jpg, … in view order."""
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+AnyManifest = TypeVar("AnyManifest", bound="SealedManifest")
+
+
+class Entry(Record):
+    """One study's part of a tar."""
+
+    key: str
+    members: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
+    """Name behind "KEY." → (offset, size in bytes, CRC-32), in the order of the tar."""
+    id: str = ""
+    patient: str = ""
+    films: tuple[Digest, ...] = ()
+    """First 16 hex digits of every film's SHA-256, to find a film that is in two splits."""
+    cause: str = ""
+    """Of a side: why the member that is streamed is not there; a short slug that studies are counted by."""
+    detail: str = ""
+    """What was found; never report text."""
+
+
+class TarIndex(Record):
+    """NAME.index.json beside a tar. Written last: a tar without it is not finished."""
+
+    format: int
+    name: str
+    split: str
+    recipe: str
+    """Hash of everything the tar was made from: its items or its shard, and the writer's settings."""
+    sha256: str
+    bytes: int
+    studies: tuple[Entry, ...]
+    """Those in the tar; of a side all studies of the shards' tar of that name, in its order."""
+    drops: tuple[Drop, ...] = ()
+    warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What was repaired → ids of the studies."""
+    totals: dict[str, int] = Field(default_factory=dict)
+    """What was counted while the tar was made, added up."""
+    largest: dict[str, int] = Field(default_factory=dict)
+    """Largest size of one study's member, by what is measured."""
+
+
+class Tar(Record):
+    """What a manifest says of one tar."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}\.tar$")
+    split: str
+    studies: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+    index: str
+    """SHA-256 of NAME.index.json."""
+
+
+class Shard(Tar):
+    """A tar of films and records."""
+
+    images: int = Field(ge=0)
+
+
+class SealedManifest(Record):
+    """What every manifest says, and how it is known to be what was written."""
+
+    format: int = FORMAT
+    licence: str
+    """Tag of the dataset's terms (`shards.privacy.TERMS`); what is made from patients' films is under them too."""
+    warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What was repaired or is suspicious → the studies it was found in."""
+    fingerprint: str = ""
+    """`fingerprint_of` this manifest: changes when any byte of any tar or index, any count or any name changes."""
+
+    def sealed(self) -> Self:
+        """The same with its fingerprint filled in."""
+        return self.model_copy(update={"fingerprint": fingerprint_of(self)})
+
+
+class Manifest(SealedManifest):
+    """manifest.json: everything about a directory of shards short of the studies themselves."""
+
+    source: str
+    cleaning: str
+    """Name in `shards.clean.CLEANINGS` of the rule that made `Study.target`."""
+    size_px: int
+    """Short side of the stored films in pixels; a smaller film is stored as it is."""
+    quality: int
+    """JPEG quality of the stored films."""
+    splits: dict[str, SplitCount]
+    shards: tuple[Shard, ...]
+    drops: tuple[Drop, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the source found worth telling, such as where two forms of the raw data differ."""
+    published: Published | None = None
+    """Counts to compare `splits` with."""
+
+    @property
+    def given(self) -> int:
+        """Studies the raw dataset listed: used + dropped."""
+        return sum(count.studies for count in self.splits.values()) + len(self.drops)
+
+    def drop_counts(self) -> dict[str, int]:
+        """Number of drops by reason, most frequent first."""
+        counts = Counter(drop.reason for drop in self.drops)
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def fingerprint_of(manifest: SealedManifest) -> str:
+    """SHA-256 over a manifest's content, the fingerprint itself left out."""
+    content = manifest.model_dump(mode="json", exclude={"fingerprint"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_sealed(path: Place, manifest: AnyManifest) -> AnyManifest:
+    """Seal a manifest and write it; returns what was written."""
+    sealed = manifest.sealed()
+    write_atomic(path, sealed.model_dump_json(indent=1).encode() + b"\n")
+    return sealed
+
+
+def read_sealed(path: Place, kind: type[AnyManifest], missing: str, again: str) -> AnyManifest:
+    """A manifest that is whole and of this format; DataError, ending with the way out `again`, for any other."""
+    if not path.is_file():
+        raise DataError(f"{missing}: {path.name} is missing there. Way out: {again}")
+    try:
+        content: Any = json.loads(path.read_bytes())
+        written = content.get("format", content.get("version")) if isinstance(content, dict) else None
+        if isinstance(written, int) and written != FORMAT:
+            raise DataError(f"{path} is of format {written}, and format {FORMAT} is read. Way out: {again}")
+        manifest = kind.model_validate(content)
+    except ValidationError as error:
+        fields = ", ".join(sorted({".".join(map(str, e["loc"])) or "the whole file" for e in error.errors()})[:5])
+        raise DataError(f"{path} is no manifest of format {FORMAT} (at fault: {fields}). Way out: {again}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not JSON ({type(error).__name__}). Way out: {again}") from None
+    if manifest.fingerprint != (content := fingerprint_of(manifest)):
+        raise DataError(
+            f"{path} was changed after it was written: it says fingerprint {manifest.fingerprint[:12]}, its content "
+            f"gives {content[:12]}. Results would name data that does not exist as described. Way out: {again}"
+        )
+    return manifest
+
+
+def write_manifest(root: str | Place, manifest: Manifest) -> Manifest:
+    """Seal manifest.json and write it into `root`; returns what was written."""
+    return write_sealed(place(root) / SHARDS_FILE, manifest)
+
+
+def read_manifest(root: str | Place) -> Manifest:
+    """The manifest of a directory of shards; DataError when it is missing, malformed, old or was edited by hand."""
+    return read_sealed(place(root) / SHARDS_FILE, Manifest, f"no shards at {root}", HOW_TO_SHARD)
+
+
+def index_path(tar: Place) -> Place:
+    """NAME.tar → NAME.index.json."""
+    return tar.with_suffix(".index.json")
+
+
+def read_index(root: Place, tar: Tar) -> TarIndex:
+    """The index of a tar of a manifest; DataError when it is missing or not what the manifest says."""
+    path = index_path(root / tar.name)
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != tar.index:
+            raise ValueError("it is torn or was changed after it was written")
+        index = TarIndex.model_validate_json(data)
+        spans = [span for entry in index.studies for span in entry.members.values()]
+        if len(index.studies) != tar.studies or any(at < 0 or n < 0 or at + n > tar.bytes for at, n, _ in spans):
+            raise ValueError("it describes another tar")
+    except (OSError, ValueError) as error:
+        cause = "it is malformed" if isinstance(error, ValidationError) else getattr(error, "strerror", None) or error
+        raise DataError(
+            f"index {path} cannot be used: {cause}. Run the command that wrote it again, whole tars are kept"
+        ) from None
+    return index
+
+
+def described(root: Place, name: str) -> tuple[TarIndex, dict[str, Any]]:
+    """The index beside the tar `name`, which was just written, and the fields of its `Tar`."""
+    data = index_path(root / name).read_bytes()
+    index = TarIndex.model_validate_json(data)
+    hashes = {"sha256": index.sha256, "index": hashlib.sha256(data).hexdigest()}
+    return index, {"name": name, "split": index.split, "studies": len(index.studies), "bytes": index.bytes, **hashes}
+
+
+@dataclass
+class Tally:
+    """Counts over the indices of shards, one index in memory at a time."""
+
+    images: Counter[str] = field(default_factory=Counter)
+    studies: Counter[str] = field(default_factory=Counter)
+    drops: list[Drop] = field(default_factory=list)
+    repaired: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    twins: list[str] = field(default_factory=list)
+    """"KEY (split) = KEY (split)" for every film whose stored bytes also stand in another split."""
+    _patients: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _films: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, index: TarIndex) -> int:
+        """Count one index; returns its number of films."""
+        images = sum(len(entry.members) - 1 for entry in index.studies)
+        self.images[index.split] += images
+        self.studies[index.split] += len(index.studies)
+        self.drops += index.drops
+        for reason, ids in index.warnings.items():
+            self.repaired[reason] += ids
+        for entry in index.studies:
+            if entry.patient:
+                self._patients[index.split].add(entry.patient)
+            for digest in entry.films:
+                key, split = self._films.setdefault(bytes.fromhex(digest), (entry.key, index.split))
+                if split != index.split:
+                    self.twins.append(f"{key} ({split}) = {entry.key} ({index.split})")
+        return images
+
+    def splits(self) -> dict[str, SplitCount]:
+        """Studies, films and patients of every split."""
+        return {
+            split: SplitCount(
+                studies=self.studies[split], images=self.images[split], patients=len(self._patients[split])
+            )
+            for split in SPLITS
+        }
+
+
+def counts_of(splits: dict[str, SplitCount]) -> str:
+    """Counts for a message: studies/films/patients of every split."""
+    return ", ".join(f"{split} {count.studies}/{count.images}/{count.patients}" for split, count in splits.items())
+
+
+def held_tars(tars: Iterable[Tar]) -> set[str]:
+    """Names of the tars that hold studies."""
+    return {tar.name for tar in tars if tar.studies}

@@ -1,0 +1,131 @@
+"""Sides: what belongs to the studies of shards and lies beside them, so that films are never written again.
+
+A side has one tar for every tar of the shards, in it members of the same keys in the same order (a study may have
+none), and side.json. What kinds there are is data (`KINDS`): a new one is an entry there and a job that writes it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from shards.errors import DataError
+from shards.tars.format import Manifest, SealedManifest, Tar, held_tars, read_index, read_sealed
+from shards.tars.place import Place, place
+
+FILE = "side.json"
+UNREAD = "cannot be read"
+"""Cause that may have gone when the side is written again: a tar with such a study is not kept."""
+MAX_EXTENT = 1 << 27
+"""Most names of a vocabulary; most values of one study's member."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of side."""
+
+    suffix: str
+    """Of the member that is streamed: KEY.<suffix>."""
+    extent: tuple[str, ...]
+    """Fields of the description that tell its size: a number, or a list, whose length counts."""
+    column: str
+    """Where it stands in a row of the stream."""
+    how: str
+    """The command that writes it."""
+    per_film: bool = False
+    """True: the bit patterns of bf16 [V, *extent[1:]], of as many of a study's films as extent[0] says, streamed in
+    place of the films. False: bytes, b"" for a study without."""
+    unpack: str = ""
+    """"module:function" of (data, *extent) that raises DataError for bytes that are not of this kind."""
+
+
+KINDS: dict[str, Kind] = {
+    "subgraphs": Kind(
+        suffix="kg.safetensors",
+        extent=("nodes", "relations"),
+        column="subgraph",
+        how="`r2kg subgraphs SHARDS`",
+        unpack="shards.graphs.subgraph:unpack",
+    ),
+    "features": Kind(
+        suffix="features",
+        extent=("views", "patches", "width"),
+        column="features",
+        how="`r2kg features RECIPE data.shards=SHARDS`",
+        per_film=True,
+    ),
+}
+
+
+class SideTar(Tar):
+    """A tar of a side. `studies` are those of the shards' tar: with a member and without."""
+
+    held: int = Field(ge=0)
+    """Studies with a member."""
+
+
+class SideManifest(SealedManifest):
+    """side.json: what the side is, which shards it belongs to, what it holds."""
+
+    kind: str
+    """Key of `KINDS`."""
+    parent: str
+    """Fingerprint of the shards' manifest."""
+    description: dict[str, Any]
+    """What decides the content. features: encoder (fingerprint), name, transform, dtype, precision, views, patches,
+    width. subgraphs: origin, nodes and relations (names by id), and the file they were made from with its sha256."""
+    shards: tuple[SideTar, ...]
+    without: dict[str, int] = Field(default_factory=dict)
+    """Why studies have no member → how many; NAME.index.json says which."""
+    totals: dict[str, int] = Field(default_factory=dict)
+    largest: dict[str, int] = Field(default_factory=dict)
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        if kind not in KINDS:
+            raise ValueError(f"kind is none of {', '.join(KINDS)}")
+        return kind
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """Sizes by `Kind.extent`; DataError when the description does not tell them."""
+        kind = KINDS[self.kind]
+        values = [self.description.get(name) for name in kind.extent]
+        sizes: list[Any] = [len(value) if isinstance(value, list) else value for value in values]
+        if not all(isinstance(size, int) and 0 <= size <= MAX_EXTENT for size in sizes) or (
+            kind.per_film and not 0 < math.prod(sizes) <= MAX_EXTENT
+        ):
+            raise DataError(f"{FILE} of kind {self.kind} tells no usable {', '.join(kind.extent)}: {sizes}")
+        return tuple(sizes)
+
+
+def read_side(where: str | Place) -> SideManifest:
+    """side.json of a side; DataError when it is missing, malformed, old or was edited by hand."""
+    again = f"write it with {' or '.join(kind.how for kind in KINDS.values())}"
+    return read_sealed(place(where) / FILE, SideManifest, f"no side at {where}", again)
+
+
+def refuse_other(where: str | Place, side: SideManifest, parent: Manifest, kind: str) -> None:
+    """DataError when the side is of another kind or belongs to other shards."""
+    how = KINDS[kind].how
+    if side.kind != kind:
+        raise DataError(f"{where} holds {side.kind}, not {kind}: write {kind} with {how}")
+    if side.parent != parent.fingerprint:
+        raise DataError(
+            f"the {kind} at {where} belong to shards of fingerprint {side.parent[:12]}, the shards given have "
+            f"{parent.fingerprint[:12]}: studies would get the {kind} of other films or reports. Way out: write the "
+            f"side again with {how}, or give the shards it was made from"
+        )
+    if {tar.name for tar in side.shards} != held_tars(parent.shards):
+        raise DataError(f"{FILE} at {where} lists other tars than its shards: write the side again with {how}")
+
+
+def without_member(where: str | Place, side: SideManifest) -> Iterator[tuple[str, str]]:
+    """(key, why) of the studies that have no member, one index in memory at a time."""
+    for tar in side.shards:
+        for entry in read_index(place(where), tar).studies:
+            if KINDS[side.kind].suffix not in entry.members:
+                yield entry.key, f"{entry.cause}: {entry.detail}" if entry.detail else entry.cause

@@ -1,0 +1,282 @@
+"""Raw dataset → shards: films and records in tars, their indices, manifest.json.
+
+Shard i of a split holds items [i*S, (i+1)*S). The driver holds the listing and one index at a time, never the studies.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import ray.data
+from pydantic import Field, ValidationError
+
+from shards.clean import VERSIONS, clean
+from shards.errors import ConfigError, DataError, OnBad
+from shards.films.stored import encode, shrink
+from shards.privacy import Names, fence
+from shards.sources import Item, Listing, Source
+from shards.sources.split import patients_in_two_splits
+from shards.study import SPLITS, BadStudy, Drop, Record, Study
+from shards.tars.format import (
+    FORMAT,
+    RECORD,
+    SHARDS_FILE,
+    Manifest,
+    Shard,
+    Tally,
+    TarIndex,
+    described,
+    write_manifest,
+)
+from shards.tars.place import Place, place
+from shards.tars.private import begin_names, private_line, write_private_lines
+from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
+
+LISTING, STOPPED = "listing.jsonl", "stopped.jsonl"
+"""Files of private/: drops while listing; the study that ended a run under on_bad="fail"."""
+TASK_CPUS = 0.5
+"""Two tars per core: while one is flushed to the disk, or its end not yet seen by the executor, the other is filled."""
+PATIENT_IN_TWO_SPLITS = "patient in two splits"
+FILM_IN_TWO_SPLITS = "film in two splits"
+CONTROLS_REMOVED = "control characters removed"
+KEPT_CONTROLS = "\n\r\t"
+SHOWN = 5
+Overlap = Literal["fail", "report"]
+
+
+class Settings(Record):
+    """What all tars of a run share."""
+
+    out: str
+    cleaning: str
+    """Name in `shards.clean.CLEANINGS`."""
+    size: int = Field(512, ge=32)
+    """Short side of the stored films, px, aspect kept; smaller films are not enlarged."""
+    quality: int = Field(95, ge=1, le=100)
+    """JPEG quality of the stored films."""
+    studies_per_shard: int = Field(512, ge=1)
+    on_bad: OnBad = "skip"
+    """An unusable study becomes a `Drop`, or ends the run."""
+    overlap: Overlap = "fail"
+    """A patient in two splits is an error, or is named in the manifest's warnings."""
+
+
+class ShardJob(Job):
+    """One shard to write."""
+
+    items: tuple[Item, ...]
+
+
+def write_shards(
+    source: Source,
+    out: str | Place,
+    size: int = 512,
+    quality: int = 95,
+    studies_per_shard: int = 512,
+    cleaning: str | None = None,
+    on_bad: OnBad = "skip",
+    overlap: Overlap = "fail",
+) -> Manifest:
+    """Write the shards, their indices and the manifest of `source` into `out`; tars that are whole are kept.
+
+    `out` is a directory or an fsspec URL. `cleaning` names the rule that makes targets, by default the source's. The
+    other arguments are those of `Settings`.
+
+    Raises:
+        ConfigError: unknown cleaning, sizes that cannot be, or `out` holding archives of others.
+        DataError: no studies, no training studies, an id or a patient in two splits; under on_bad="fail" the first
+            unusable study; a full disk.
+    """
+    out, cleaning = place(out), cleaning or source.cleaning
+    try:
+        settings = Settings(
+            out=str(out), cleaning=cleaning, size=size, quality=quality, studies_per_shard=studies_per_shard,
+            on_bad=on_bad, overlap=overlap,
+        )  # fmt: skip
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"shards cannot be written with {faults}") from None
+    clean(cleaning, "")
+    listing = source.listing()
+    refuse_foreign(out, SHARDS_FILE, "were not written here")
+    names = begin_names(out, source.licence)
+    if on_bad == "fail" and listing.drops:
+        raise _stop(out, names, listing.drops[0], "in the listing")
+    refuse_listing(source.name, listing.items, names, listing.drops)
+    shared = shared_patients(source.name, listing.items, names, overlap)
+    jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names))
+    claim(out, SHARDS_FILE)
+    if names.salt:
+        write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
+
+    def write(row: dict) -> dict:
+        with fence(source.licence):
+            write_shard(source, settings, ShardJob.model_validate_json(row["job"]), names)
+            return {"name": row["name"]}
+
+    rows = [{"name": job.name, "job": job.model_dump_json()} for job in jobs]
+    run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(jobs))
+    manifest = write_manifest(out, _manifest(source, settings, jobs, names, listing, shared))
+    release(out, (job.name for job in jobs))
+    return manifest
+
+
+def refuse_listing(source: str, items: Sequence[Item], names: Names = Names(), drops: Sequence[Drop] = ()) -> None:  # noqa: B008
+    """DataError when the listing as a whole cannot become shards: nothing, no training split, a name used twice."""
+    if not items:
+        reasons = Counter(drop.reason for drop in drops).most_common(3)
+        why = "; ".join(f"{reason} ({count:,})" for reason, count in reasons) or "it names no study at all"
+        raise DataError(f"{source} lists no usable study, so there is nothing to write: {why}")
+    if not any(item.split == "train" for item in items):
+        raise DataError(
+            f"{source} lists {len(items)} studies and none in split 'train': a run on it would train nothing"
+        )
+    rows: dict[str, int] = {}
+    for number, item in enumerate(items):
+        if (before := rows.setdefault(names.key(item.id), number)) != number:
+            one, shown = items[before], names.id(item.id)
+            same = one.id == item.id
+            what = f"id {shown!r} is" if same else f"ids {names.id(one.id)!r} and {shown!r} become one shard key,"
+            where = (f"{each.split} entry {each.payload.get('row', n)}" for each, n in ((one, before), (item, number)))
+            raise DataError(
+                f"{source}: {what} listed twice, as {' and as '.join(where)}: a study of one split must not be in "
+                "another. Remove one of the two from the raw listing"
+            )
+
+
+def shared_patients(source: str, items: Sequence[Item], names: Names, overlap: Overlap) -> tuple[str, ...]:
+    """Patients listed in more than one split, as "patient: splits"; DataError under overlap="fail" if there are any."""
+    shared = patients_in_two_splits((item.patient, item.split) for item in items if item.patient)
+    shown = tuple(sorted(f"{names.patient(patient)}: {', '.join(splits)}" for patient, splits in shared.items()))
+    if shown and overlap == "fail":
+        some = "; ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
+        raise DataError(
+            f"{source}: {len(shown)} patients are in more than one split ({some}): a model tested on them has seen "
+            "them. Choose a patient-disjoint split, or say --overlap report to write the shards all the same, which "
+            "the manifest then states"
+        )
+    return shown
+
+
+def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str:  # noqa: B008
+    """Text of all but the items that decides a tar's bytes. Paths are left out: moving raw data changes nothing."""
+    options = {name: getattr(source, name) for name in type(source).model_fields}
+    content = {name: value for name, value in options.items() if not isinstance(value, Path)}
+    rule = settings.cleaning, VERSIONS.get(settings.cleaning), settings.size, settings.quality, names.digest
+    return json.dumps([FORMAT, source.name, content, rule], sort_keys=True, default=str)
+
+
+def plan_shards(items: Sequence[Item], studies_per_shard: int, recipe: str) -> list[ShardJob]:
+    """The shards of every split: item i of a split goes to tar i // studies_per_shard."""
+    jobs = []
+    for split in SPLITS:
+        mine = [item for item in items if item.split == split]
+        for number, at in enumerate(range(0, len(mine), studies_per_shard)):
+            part = tuple(mine[at : at + studies_per_shard])
+            digest = hashlib.sha256(recipe.encode())
+            for item in part:
+                digest.update(item.model_dump_json().encode())
+            jobs.append(ShardJob(name=f"{split}-{number:05d}.tar", split=split, recipe=digest.hexdigest(), items=part))
+    return jobs
+
+
+def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names = Names()) -> TarIndex:  # noqa: B008
+    """Write one tar and its index, unless both are there and fit; under on_bad="fail" a tar with drops does not."""
+    out = place(settings.out)
+
+    def studies() -> Iterator[Made]:
+        private = []
+        for item in job.items:
+            try:
+                study, films, repaired = prepare(source, item, settings)
+            except DataError as error:
+                bad = error if isinstance(error, BadStudy) else BadStudy("study cannot be read", str(error))
+                drop = bad.drop(item.id, item.split)
+                if settings.on_bad == "fail":
+                    raise _stop(out, names, drop, job.name) from (None if names.salt else error)
+                private.append(private_line(names, drop))
+                yield Made(drop=names.drop(drop))
+                continue
+            private.append({"key": names.key(item.id), "id": item.id, "patient": study.patient})
+            shown = names.study(study)
+            members = {f"{view}.jpg": film for view, film in enumerate(films)}
+            members[RECORD] = shown.model_dump_json().encode()
+            digests = tuple(hashlib.sha256(film).hexdigest()[:16] for film in films)
+            facts = {"id": shown.id, "patient": shown.patient, "films": digests}
+            yield Made(members, key=shown.key, facts=facts, repaired=CONTROLS_REMOVED if repaired else "")
+        if names.salt:
+            write_private_lines(out, f"{job.name.removesuffix('.tar')}.jsonl", private)
+
+    return write_tar(out, job, studies, keeps=lambda index: settings.on_bad == "skip" or not index.drops)
+
+
+def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], bool]:
+    """Read one study: its record with the target filled in, its films as JPEG, whether its text was repaired."""
+    study, films = source.read(item)
+    if len(films) != len(study.views) or not films:
+        raise BadStudy("films and views differ", f"{len(films)} films for {len(study.views)} views")
+    report = without_controls(study.report)
+    sections = {name: without_controls(text) for name, text in study.sections.items()}
+    target = clean(settings.cleaning, report)
+    if is_blank(report) or not any(letter.isalnum() for letter in target):
+        raise BadStudy(
+            "empty report", "white space or nothing" if is_blank(report) else f"nothing after {settings.cleaning}"
+        )
+    whole = Study.model_validate(study.model_dump() | {"report": report, "sections": sections, "target": target})
+    stored = [encode(shrink(np.asarray(film), settings.size), settings.quality) for film in films]
+    return whole, stored, report != study.report or sections != study.sections
+
+
+def without_controls(text: str) -> str:
+    """The text without control characters; line feeds, returns and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in KEPT_CONTROLS or unicodedata.category(c) != "Cc")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing but white space, zero-width and control characters is there."""
+    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
+
+
+def _stop(out: Place, names: Names, drop: Drop, where: str) -> DataError:
+    """The error that ends a run under on_bad="fail"; for credentialed data its details go to private/ only."""
+    if not names.salt:
+        return DataError(f"study {drop.id!r} of split {drop.split}: {drop.reason}: {drop.detail}")
+    write_private_lines(out, STOPPED, [private_line(names, drop)])
+    return DataError(
+        f"study {names.key(drop.id)} of split {drop.split} ({where}): {drop.reason}. private/{STOPPED} below the "
+        "shards says which film or report that is"
+    )
+
+
+def _manifest(
+    source: Source, settings: Settings, jobs: list[ShardJob], names: Names, listing: Listing, shared: tuple[str, ...]
+) -> Manifest:
+    """The manifest from the indices, one in memory at a time; DataError when given is not used + dropped."""
+    tally, shards = Tally(), []
+    for job in jobs:
+        index, tar = described(place(settings.out), job.name)
+        shards.append(Shard(images=tally.add(index), **tar))
+    suspicious = {PATIENT_IN_TWO_SPLITS: shared, FILM_IN_TWO_SPLITS: tuple(tally.twins)}
+    manifest = Manifest(
+        source=source.name, licence=source.licence, cleaning=settings.cleaning, size_px=settings.size,
+        quality=settings.quality, splits=tally.splits(), shards=tuple(shards), notes=tuple(listing.notes),
+        drops=(*map(names.drop, listing.drops), *tally.drops), published=listing.published,
+        warnings={what: tuple(ids) for what, ids in (tally.repaired | suspicious).items() if ids},
+    )  # fmt: skip
+    if manifest.given != len(listing.items) + len(listing.drops):
+        raise DataError(
+            f"{len(listing.items)} studies and {len(listing.drops)} drops were listed, but used + dropped is "
+            f"{manifest.given}: a study was lost. Remove the shards and write them again"
+        )
+    if not manifest.splits["train"].studies:
+        raise DataError(
+            f"every study of split 'train' was dropped: {manifest.drop_counts()}. Nothing is left to train on"
+        )
+    return manifest
