@@ -1,0 +1,100 @@
+"""The command line: what is refused, and help, need no training library, and nothing is said but our own sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import VERBS, run
+from r2kg.recipes import find_recipe
+from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
+from shards.study import BadStudy
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "ray", "deepspeed", "transformers", "mlflow", "timm", "peft", "torch_geometric")
+WRAPPER = f"""
+import atexit, sys
+from jobs.cli import main
+atexit.register(lambda: print("imported:", *[name for name in {HEAVY} if name in sys.modules]))
+main()
+"""
+REFUSED = {
+    "train TYPO": (2, "ConfigError: unknown recipe 'TYPO'; known: r2gengpt."),
+    "train r2gengpt.tinny": (2, "ConfigError: unknown recipe 'r2gengpt.tinny'; did you mean r2gengpt.tiny"),
+    "train r2gengpt.tiny optim.lrr=1": (2, "ConfigError: unknown key 'optim.lrr'; did you mean optim.lr"),
+    "train r2gengpt.tiny train.epochs": (2, "ConfigError: 'train.epochs' is not an override: write key=value"),
+    "train r2gengpt.tiny": (2, "ConfigError: data.shards is empty: give the directory that `r2kg shard` wrote"),
+    "train r2gengpt.tiny data.shards=empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "features TYPO": (2, "ConfigError: unknown recipe 'TYPO'; known: r2gengpt."),
+    "features r2gengpt.tiny data.shards=empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "generate NOSUCHDIR": (2, "ConfigError: NOSUCHDIR is not a run: {cwd}/NOSUCHDIR/run.json is missing."),
+    "generate trained": (3, "DataError: no shards at {cwd}/gone: manifest.json is missing"),
+    "evaluate NOSUCHFILE": (3, "DataError: cannot read predictions NOSUCHFILE: No such file or directory"),
+    "evaluate NOSUCHFILE --shards empty": (3, "DataError: no shards at empty: manifest.json is missing"),
+    "shard nosuch --out x": (2, "ConfigError: unknown source 'nosuch': use one of chexpert_plus, iu_xray, mimic_cxr"),
+    "shard phantom --out x sise=3": (2, "ConfigError: source 'phantom'"),
+    "shard phantom --out nosuch://x": (2, "ConfigError: nosuch://x cannot be opened"),
+    "shards verify empty": (3, "DataError: no shards at empty: manifest.json is missing"),
+    "shards show empty KEY": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "subgraphs empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "show r2gengpt.tiny train.steps=0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
+    "demo --steps 0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
+}
+
+
+def ended(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`r2kg COMMAND` in a process of its own, whose last line names the heavy libraries that it imported."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", WRAPPER, *command.split()]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_cannot_be_is_one_sentence_and_nothing_else(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "trained").mkdir()
+    gone = {"data.shards": str(tmp_path / "gone")}
+    find_recipe("r2gengpt.tiny").change(gone).save(tmp_path / "trained" / "run.json")
+    code, sentence = REFUSED[command]
+    result = ended(command, tmp_path)
+    assert result.stderr.startswith(sentence.format(cwd=tmp_path.resolve()))
+    assert result.stderr.count("\n") == 1, "one sentence on one line, and no library's warning"
+    assert (result.returncode, result.stdout) == (code, "imported:\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "trained"}, "nothing was begun"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_waits_for_no_library(verb, tmp_path):
+    result = ended(f"{verb} --help", tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"Usage: r2kg {verb}" in result.stdout
+    assert result.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("command", ["recipes", "show r2gengpt.tiny"])
+def test_listing_recipes_and_runs_needs_no_training_library(command, tmp_path):
+    result = ended(command, tmp_path)
+    assert (result.returncode, result.stderr) == (0, "") and "r2gengpt.tiny" in result.stdout
+    assert result.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("why"), 2),
+        (DataError("why"), 3),
+        (BadStudy("no_film", "why"), 3),
+        (CheckpointError("why"), 4),
+        (RetryableError("why"), 75),
+    ],
+)
+def test_every_kind_of_failure_has_its_exit_code(error, code, monkeypatch, capsys):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["r2kg fail"])
+    with pytest.raises(SystemExit) as stopped:
+        run(fail)
+    assert stopped.value.code == code and capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
