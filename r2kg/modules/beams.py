@@ -132,7 +132,7 @@ def write_r2gen(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: De
         scores = torch.where(ended, scores + FINISHED, scores)
         if step == last or (best_score >= scores.amax(1)).all():
             break
-        cache.reorder_cache((rows[:, None] * beams + parents).flatten())  # type: ignore[arg-type]  # any int64 does
+        cache.reorder_cache((rows[:, None] * beams + parents).flatten())
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         positions = mask.sum(1, keepdim=True) - 1
         logits = llm(

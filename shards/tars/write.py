@@ -152,7 +152,7 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int, 
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-    at = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE  # type: ignore[attr-defined]
+    at = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return at, len(data), zlib.crc32(data)
 
 

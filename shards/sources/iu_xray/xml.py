@@ -125,7 +125,7 @@ def _archived(path: Path) -> Iterator[tuple[str, bytes, str]]:
                     yield member.name, b"", refusal
                 elif member.name.lower().endswith(".xml"):
                     yield member.name, data[member.offset_data : member.offset_data + member.size], ""
-            end = tar.offset  # type: ignore[attr-defined]  # not in the stubs
+            end = tar.offset
     except tarfile.TarError as error:
         raise DataError(f"{path} is no whole tar archive: {error}. {AGAIN}") from None
     # tarfile takes a damaged header for the end of the archive: only a block of zeros is one
