@@ -29,12 +29,14 @@ EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 4, RetryableError: 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.path.insert(0, os.getcwd())  # recipes and sources of one's own, their.module:name, lie where one works
+    sys.path.append(os.getcwd())  # recipes and sources of one's own, their.module:name, lie where one works
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in VERBS:
         sys.argv = [f"r2kg {verb}", *sys.argv[2:]]
         module = importlib.import_module(f"jobs.{verb}")
         run(*getattr(module, "JOBS", [getattr(module, "main", None)]))
+    if verb not in ("--help", "-h"):
+        print(f"no verb {verb!r}", file=sys.stderr)
     print("usage: r2kg VERB ...   (r2kg VERB --help tells more)\n")
     print("\n".join(f"  {name:10} {what}" for name, what in VERBS.items()))
     sys.exit(0 if verb in ("--help", "-h") else 2)

@@ -18,7 +18,9 @@ def main(
     ],
     changes: Annotated[list[str] | None, typer.Argument(help="key=value, as for train")] = None,
     out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/side/features-ENCODER")] = "",
-    actors: Annotated[int, typer.Option(help="processes that hold the encoder, one GPU each where there are GPUs")] = 1,
+    actors: Annotated[
+        int, typer.Option(min=1, help="processes that hold the encoder, one GPU each where there are GPUs")
+    ] = 1,
 ) -> None:
     """Write the features of all splits; train with data.features=PLACE then reads them in place of the films."""
     resolved = with_shards(resolve(recipe, changes or []))

@@ -16,7 +16,7 @@ def main(
     shards: Annotated[str | None, typer.Option(help="shards to write about; default: those it was trained on")] = None,
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
-    writers: Annotated[int, typer.Option(help="actors that hold the model")] = 1,
+    writers: Annotated[int, typer.Option(min=1, help="actors that hold the model")] = 1,
 ) -> None:
     """Write RUN/predictions/SPLIT/predictions.jsonl, and beside it what scoring needs."""
     trained = saved_run(run_directory)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jobs.cli import run
 from r2kg.overrides import parse_overrides
-from shards.errors import OnBad
+from shards.errors import ConfigError, OnBad
 from shards.sources import SOURCES, open_source
 from shards.tars.place import place
 from shards.tars.report import counts_table, receipt_lines
@@ -18,7 +18,7 @@ def main(
     source: Annotated[str, typer.Argument(help=", ".join(SOURCES))],
     out: Annotated[str, typer.Option(help="directory or URL of the shards")],
     options: Annotated[list[str] | None, typer.Argument(help="the source's own, key=value, e.g. min_views=2")] = None,
-    raw: Annotated[Path | None, typer.Option(help="root of the raw dataset; not for phantom")] = None,
+    raw: Annotated[str | None, typer.Option(help="root of the raw dataset; not for phantom")] = None,
     studies: Annotated[int | None, typer.Option(help="phantom: studies to draw")] = None,
     size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = 512,
     studies_per_shard: Annotated[int, typer.Option(help="studies in one tar")] = 512,
@@ -29,6 +29,8 @@ def main(
     ] = "fail",
 ) -> None:
     """Write shards and manifest.json, and print the receipt; shards that are there already are kept."""
+    if raw and "://" in raw:
+        raise ConfigError(f"--raw {raw}: raw data is read from a file system; mount it or copy it. --out may be a URL")
     given = {name: value for name, value in {"raw": raw, "studies": studies}.items() if value is not None}
     opened = open_source(source, **given, **parse_overrides(options or []))
     where = place(out)

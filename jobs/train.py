@@ -35,7 +35,9 @@ def main(
 def resolve(recipe: str, changes: list[str]) -> Run:
     """The run of a recipe or of a saved run.json, with the command line's changes."""
     saved = Path(recipe)
-    start = load_run(saved) if saved.suffix == ".json" and saved.is_file() else find_recipe(recipe)
+    if saved.suffix == ".json" and not saved.is_file():
+        raise ConfigError(f"{saved} is missing: give a run.json that `r2kg train` wrote, or a name from `r2kg recipes`")
+    start = load_run(saved) if saved.suffix == ".json" else find_recipe(recipe)
     return start.change(parse_overrides(changes))
 
 

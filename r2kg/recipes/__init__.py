@@ -32,7 +32,7 @@ def find_recipe(name: str) -> Run:
         module_name, _, function_name = name.partition(":")
         try:
             run = getattr(importlib.import_module(module_name), function_name)()
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, SyntaxError) as error:
             raise ConfigError(f"recipe {name!r} cannot be imported: {error}") from error
         if not isinstance(run, Run):
             raise ConfigError(f"recipe {name!r} returned {type(run).__name__}, not a Run")

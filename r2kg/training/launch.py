@@ -17,7 +17,7 @@ from r2kg.config import Run, load_run
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.rundir import RunFiles
 from r2kg.training.checkpoint import newest_checkpoint, read_state
-from r2kg.training.features import film_bytes
+from r2kg.training.features import film_bytes, refuse_tuned
 from r2kg.training.loop import train_worker
 from r2kg.training.plan import Plan, checked_manifest, preflight, refuse_changed
 from r2kg.training.progress import progress
@@ -42,6 +42,8 @@ def train(run: Run) -> dict:
     """
     run = run.absolute()
     manifest = checked_manifest(run)
+    if run.data.features:
+        refuse_tuned(run)  # before a language model is made
     run = prepare_llm(run, manifest)
     plan = preflight(run, manifest)
     files = RunFiles(run.directory)

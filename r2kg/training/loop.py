@@ -9,6 +9,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
 from typing import Any
@@ -59,7 +60,8 @@ def train_worker(config: dict) -> dict:
         ours = next((link for link in chain if isinstance(link, LASTING)), None)
         if ours or isinstance(error, MISTAKES):
             text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
-            RunFiles(run.directory).note_failure(type(ours or error).__name__, str(ours or shown), text[-8000:])
+            with suppress(OSError):  # nothing raised here may carry the withheld error along
+                RunFiles(run.directory).note_failure(type(ours or error).__name__, str(ours or shown), text[-8000:])
         if shown is error:
             raise
         raise shown from None

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Graph, Triple, Vocabulary
-from shards.sources.spans import Span, span_of
-from shards.sources.tables import Table
+from shards.sources.tables import Span, Table, span_of
 from shards.tars.place import Place, place
 
 MAX_LINE_BYTES = 4_000_000
@@ -55,7 +54,7 @@ class TripleFile:
         if self.path.name.endswith(".jsonl"):
             yield from self._lines()
             return
-        table = Table(self.path, COLUMNS)
+        table = Table(self.path, COLUMNS, max_rows=None)
         if not (name := next((name for name in (KEY, ID) if name in table.columns), "")):
             raise DataError(
                 f"{self.path} names no study: a column key (as in the shards) or id (the owner's) is needed"
@@ -166,7 +165,7 @@ def read_graph(path: str | Place) -> Graph:
 
 def _graph_csv(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Triple]]:
     triples = []
-    for row in Table(path, COLUMNS).rows():
+    for row in Table(path, COLUMNS, max_rows=None).rows():
         try:
             if row.fault:
                 raise ValueError(row.fault)

@@ -24,7 +24,7 @@ from shards.graphs.subgraph import Graph, Triple, Vocabulary, pack, subgraph_of
 from shards.graphs.triples import TripleFile, read_graph
 from shards.privacy import Names, terms_of
 from shards.session import in_our_words, quiet
-from shards.sources.spans import Span
+from shards.sources.tables import Span
 from shards.stream.index import Index, open_splits
 from shards.study import Study
 from shards.tars.format import Manifest, read_manifest

@@ -1,6 +1,5 @@
 """Raw datasets, a folder each. A source lists studies in the driver and reads them one by one in workers."""
 
-import inspect
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
@@ -119,9 +118,8 @@ def open_source(name: str, **options: Any) -> Source:
     module, _, cls = SOURCES.get(name, name).partition(":")
     try:
         source = getattr(import_module(module), cls)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise ConfigError(f"source {name!r} cannot be imported: {error}") from error
-    known = list(inspect.signature(source).parameters)
-    if "options" not in known and (unknown := sorted(set(options) - set(known))):
-        raise ConfigError(f"source {name!r} has no option {', '.join(unknown)}: its options are {', '.join(known)}")
+    if not (isinstance(source, type) and issubclass(source, Source)):
+        raise ConfigError(f"{name!r} is no subclass of shards.sources.Source")
     return source(**options)

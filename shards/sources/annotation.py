@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.sources.spans import Span, shown_names, span_of
+from shards.sources.tables import Span, shown_names, span_of
 from shards.study import SPLITS, BadStudy, Split
 
 MAX_BYTES = 1_000_000_000

@@ -6,14 +6,16 @@ cell may hold a report, or an identifier where columns were mixed up.
 
 import csv
 import gzip
+import hashlib
 import re
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import DataError
-from shards.sources.spans import Span, shown_names, span_of
+from shards.study import BadStudy
 
 MAX_ROW_BYTES = 2_000_000
 """Longest row that is read; a report has a few thousand bytes."""
@@ -24,6 +26,42 @@ OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 NOT_UTF8 = "not UTF-8"
 """How the fault of a row begins that is not UTF-8."""
 AGAIN = "If the copy broke off, fetch the file again"
+
+
+class Span(NamedTuple):
+    """Bytes of a file that hold one record, and the BLAKE2b digest by which to know them again."""
+
+    at: int
+    size: int
+    digest: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return f"bytes {self.at} to {self.at + self.size}"
+
+
+def span_of(at: int, data: bytes) -> Span:
+    """The span of a record that was just read."""
+    return Span(at, len(data), hashlib.blake2b(data, digest_size=8).hexdigest())
+
+
+def read_span(path: Path, span: Span) -> bytes:
+    """The record's bytes; BadStudy when they are no longer those that were listed."""
+    with open(path, "rb") as file:
+        file.seek(span.at)
+        data = file.read(span.size)
+    if span_of(span.at, data) != span:
+        raise BadStudy("report file changed", f"{path.name} is not what was listed ({span.place} differ): run again")
+    return data
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names found in a file, for messages: what is no plain name may be a report, and is counted."""
+    names = list(names)
+    plain = [name for name in names if re.fullmatch(r"[A-Za-z_]{1,40}( [A-Za-z_]{1,40})?", name)]
+    others = len(names) - len(plain)
+    return ", ".join(plain[:40] + ([f"{others} that are no plain names"] if others else [])) or "none"
 
 
 class Row(NamedTuple):
@@ -59,22 +97,30 @@ class Table:
 
     A damaged row costs itself where the next one can be told: everywhere with `one_line`, and with `begins` up to the
     next row that begins so. Elsewhere a quote that is never closed, or bytes that are no UTF-8, make all that follows
-    doubtful and refuse the file. A row with more or fewer cells than the header costs itself in every case.
+    doubtful and refuse the file. A row with more or fewer cells than the header costs itself in every case; with
+    `one_line` it is taken as long as the needed columns are there.
 
     Args:
         path: local or remote file.
         needed: columns that must be there.
         begins: how a row begins and no line inside a cell does; its first group is given as `Row.begins`.
-        one_line: no cell holds a line break.
+        one_line: no cell holds a line break; rows then have no digest.
+        max_rows: more are refused; None is no limit.
 
     Raises:
         DataError: no such file, a needed column is missing or a name is used twice.
     """
 
     def __init__(
-        self, path: Any, needed: Iterable[str], begins: re.Pattern[bytes] | None = None, one_line: bool = False
+        self,
+        path: Any,
+        needed: Iterable[str],
+        begins: re.Pattern[bytes] | None = None,
+        one_line: bool = False,
+        max_rows: int | None = MAX_ROWS,
     ) -> None:
-        self.path, self.begins, self.one_line = path, begins, one_line
+        self.path, self.begins, self.one_line, self.max_rows = path, begins, one_line, max_rows
+        self.columns: list[str] = []
         if not path.is_file():
             raise DataError(f"{path} is missing")
         with closing(self._records()) as records:
@@ -87,10 +133,12 @@ class Table:
             self.columns = [name.strip() for name in self.parse(header.data.removeprefix(BYTE_ORDER_MARK))]
         except (ValueError, csv.Error) as error:
             raise DataError(f"{path}: the first row holds no column names: {error}. It must be CSV in UTF-8") from None
+        needed = list(needed)
         if missing := [name for name in needed if name not in self.columns]:
             raise DataError(f"{path}: missing columns: {', '.join(missing)}; found: {self._shown()}")
         if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
             raise DataError(f"{path} has more than one column {shown_names(twice)}: rename or remove one")
+        self.enough = 1 + max((self.columns.index(name) for name in needed), default=0)
 
     @staticmethod
     def parse(data: bytes) -> list[str]:
@@ -117,11 +165,13 @@ class Table:
                     continue
                 number += 1
                 one_row = row.cells or self.begins or (self.one_line and row.fault != TOO_LONG)
-                if number > MAX_ROWS or (row.fault and (row.fault == CUT or not one_row)):
+                if self.max_rows and number > self.max_rows:
+                    raise DataError(f"{self.path} has more than {self.max_rows:,} rows, which no such table has")
+                if row.fault and (row.fault == CUT or not one_row):
                     raise DataError(
                         f"{self.path}: row {number}, which begins on line {row.line} at byte {row.span.at}, and all "
-                        f"that follows cannot be read: {row.fault or f'at most {MAX_ROWS:,} rows are'}. {AGAIN}; if a "
-                        "quote is not closed there, close it, and one inside a quoted cell must be doubled"
+                        f"that follows cannot be read: {row.fault}. {AGAIN}; if a quote is not closed there, close it, "
+                        "and one inside a quoted cell must be doubled"
                     )
                 if broken:
                     yield broken
@@ -149,6 +199,8 @@ class Table:
                     whole = ended or len(line) < MAX_ROW_BYTES
                     if self.one_line and not whole:
                         break
+                    if quotes % 2 and len(held) == 1 and self._is_row(line):
+                        quotes = 0  # inside a cell that is not quoted, a quote is a character: 2" nodule
                     if quotes % 2 == 0 and size <= MAX_ROW_BYTES and whole:
                         if any(map(bytes.strip, held)):
                             yield Record(begun, at, size, b"".join(held), "")
@@ -160,6 +212,12 @@ class Table:
             cut = size < MAX_ROW_BYTES or (begins and quotes % 2)
             yield Record(begun, at, size, b"".join(held), CUT if cut else TOO_LONG)
 
+    def _is_row(self, line: bytes) -> bool:
+        try:
+            return bool(self.columns) and len(self.parse(line)) == len(self.columns)
+        except (UnicodeDecodeError, csv.Error):
+            return False
+
     def _row(self, record: Record, number: int) -> Row:
         data = record.data.removeprefix(BYTE_ORDER_MARK) if record.at == 0 else record.data
         fault, cells = record.fault, list[str]()
@@ -169,10 +227,10 @@ class Table:
             fault = f"{NOT_UTF8} at byte {record.at + error.start}"
         except csv.Error as error:
             fault = f"not CSV: {error}"
-        if not fault and len(cells) != len(self.columns):
+        if not fault and len(cells) != len(self.columns) and not (self.one_line and len(cells) >= self.enough):
             cut = self.begins and len(cells) < len(self.columns) and not data.endswith(b"\n")
             fault = CUT if cut else f"{len(cells)} cells where the header has {len(self.columns)}"
-        span = Span(record.at, record.size) if fault else span_of(record.at, record.data)
+        span = Span(record.at, record.size) if fault or self.one_line else span_of(record.at, record.data)
         found = self.begins.match(data) if fault and self.begins else None
         begins = found[1].decode("ascii", "replace") if found else ""
         return Row(number, record.line, span, dict(zip(self.columns, cells, strict=False)), fault, begins)

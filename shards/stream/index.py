@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shards.errors import DataError, OnBad
-from shards.sources.webdataset.archive import walk_tar
+from shards.sources.archive import walk_tar
 from shards.stream.members import ABSENT, Fetched, Members
 from shards.study import Study
 from shards.tars.format import RECORD, Entry, Manifest, Shard, read_index, read_manifest
@@ -38,23 +38,28 @@ class Index(Members):
         if not shards:
             held = ", ".join(name for name, count in manifest.splits.items() if count.studies)
             raise DataError(f"no studies of split {split!r} at {root}: its splits are {held}")
-        opened = [_entries(root, shard, on_bad) for shard in shards]
-        films = max((len(entry.members) - 1 for entries, _ in opened for entry in entries), default=1)
-        keys, parts = list[bytes](), list[NDArray[np.int64]]()
-        for entries, _ in opened:
-            span = np.full((len(entries), max(films, 1) + 1, 3), ABSENT, np.int64)
+        keys, parts, torn = list[bytes](), list[NDArray[np.int64]](), list[str]()
+        for shard in shards:  # of one index at a time only the arrays are kept
+            entries, cause = _entries(root, shard, on_bad)
+            members = max(2, *(len(entry.members) for entry in entries))
+            span = np.full((len(entries), members, 3), ABSENT, np.int64)
             for row, entry in enumerate(entries):
                 for name, where in entry.members.items():
                     span[row, -1 if name == RECORD else int(name.removesuffix(".jpg"))] = where
             keys += [entry.key.encode() for entry in entries]
             parts.append(span)
+            torn.append(cause)
+        most = max(span.shape[1] for span in parts)
+        for number, span in enumerate(parts):  # the record stays last
+            absent = np.full((len(span), most - span.shape[1], 3), ABSENT, np.int64)
+            parts[number] = np.concatenate([span[:, :-1], absent, span[:, -1:]], axis=1)
         return cls(
             root=str(root),
             tars=tuple(shard.name for shard in shards),
             stamps=tuple(shard.sha256 for shard in shards),
-            torn=tuple(cause for _, cause in opened),
+            torn=tuple(torn),
             keys=np.array(keys, np.bytes_),
-            tar=np.repeat(np.arange(len(shards), dtype=np.int32), [len(entries) for entries, _ in opened]),
+            tar=np.repeat(np.arange(len(shards), dtype=np.int32), [len(span) for span in parts]),
             span=np.concatenate(parts),
             split=split,
         )

@@ -21,7 +21,7 @@ from shards.study import SPLITS, Drop, Record
 from shards.tars.place import Place, place, write_atomic
 
 FORMAT = 2
-SHARDS_FILE = "manifest.json"
+SHARDS_FILE, SIDE_FILE = "manifest.json", "side.json"
 HOW_TO_SHARD = "make the shards with `r2kg shard`, or point at a directory that holds them"
 RECORD = "json"
 """Suffix of a study's record; its films are 0.jpg, 1.jpg, … in view order."""
@@ -72,7 +72,7 @@ class Tar(Record):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}\.tar$")
     split: str
     studies: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=1 << 62)
     sha256: str
     index: str
     """SHA-256 of NAME.index.json."""
@@ -152,6 +152,7 @@ def read_sealed(path: Place, kind: type[AnyManifest], missing: str, again: str) 
         if isinstance(written, int) and written != FORMAT:
             raise DataError(f"{path} is of format {written}, and format {FORMAT} is read. Way out: {again}")
         manifest = kind.model_validate(content)
+        fingerprint = fingerprint_of(manifest)
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, e["loc"])) or "the whole file" for e in error.errors()})[:5])
         raise DataError(f"{path} is no manifest of format {FORMAT} (at fault: {fields}). Way out: {again}") from None
@@ -159,10 +160,10 @@ def read_sealed(path: Place, kind: type[AnyManifest], missing: str, again: str) 
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is not JSON ({type(error).__name__}). Way out: {again}") from None
-    if manifest.fingerprint != (content := fingerprint_of(manifest)):
+    if manifest.fingerprint != fingerprint:
         raise DataError(
             f"{path} was changed after it was written: it says fingerprint {manifest.fingerprint[:12]}, its content "
-            f"gives {content[:12]}. Results would name data that does not exist as described. Way out: {again}"
+            f"gives {fingerprint[:12]}. Results would name data that does not exist as described. Way out: {again}"
         )
     return manifest
 
@@ -191,7 +192,9 @@ def read_index(root: Place, tar: Tar) -> TarIndex:
             raise ValueError("it is torn or was changed after it was written")
         index = TarIndex.model_validate_json(data)
         spans = [span for entry in index.studies for span in entry.members.values()]
-        if len(index.studies) != tar.studies or any(at < 0 or n < 0 or at + n > tar.bytes for at, n, _ in spans):
+        if len(index.studies) != tar.studies or any(
+            at < 0 or n < 0 or at + n > tar.bytes or not 0 <= crc < 1 << 32 for at, n, crc in spans
+        ):
             raise ValueError("it describes another tar")
     except (OSError, ValueError) as error:
         cause = "it is malformed" if isinstance(error, ValidationError) else getattr(error, "strerror", None) or error
@@ -203,8 +206,12 @@ def read_index(root: Place, tar: Tar) -> TarIndex:
 
 def described(root: Place, name: str) -> tuple[TarIndex, dict[str, Any]]:
     """The index beside the tar `name`, which was just written, and the fields of its `Tar`."""
-    data = index_path(root / name).read_bytes()
-    index = TarIndex.model_validate_json(data)
+    path = index_path(root / name)
+    try:
+        data = path.read_bytes()
+        index = TarIndex.model_validate_json(data)
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{path} was just written and cannot be read ({type(error).__name__}): run again") from None
     hashes = {"sha256": index.sha256, "index": hashlib.sha256(data).hexdigest()}
     return index, {"name": name, "split": index.split, "studies": len(index.studies), "bytes": index.bytes, **hashes}
 

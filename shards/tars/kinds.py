@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from shards.errors import DataError
-from shards.tars.format import Manifest, SealedManifest, Tar, held_tars, read_index, read_sealed
+from shards.errors import ConfigError, DataError
+from shards.tars.format import SIDE_FILE, Manifest, SealedManifest, Tar, held_tars, read_index, read_sealed
 from shards.tars.place import Place, place
 
-FILE = "side.json"
+FILE = SIDE_FILE
 UNREAD = "cannot be read"
 """Cause that may have gone when the side is written again: a tar with such a study is not kept."""
 MAX_EXTENT = 1 << 27
@@ -109,7 +109,9 @@ def read_side(where: str | Place) -> SideManifest:
 
 
 def refuse_other(where: str | Place, side: SideManifest, parent: Manifest, kind: str) -> None:
-    """DataError when the side is of another kind or belongs to other shards."""
+    """DataError when the side is of another kind or belongs to other shards; ConfigError for a kind that is none."""
+    if kind not in KINDS:
+        raise ConfigError(f"no kind of side {kind!r}: one of {', '.join(KINDS)}")
     how = KINDS[kind].how
     if side.kind != kind:
         raise DataError(f"{where} holds {side.kind}, not {kind}: write {kind} with {how}")

@@ -6,6 +6,7 @@ leaves nothing that can be listed. Local files get the same by a temporary name,
 
 import hashlib
 import os
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,7 @@ def create(path: Place) -> Iterator[HashingFile]:
             raise
         file.close()
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(part, "wb") as file:
             yield HashingFile(file)

@@ -122,7 +122,7 @@ def write_shards(
     rows = [{"name": job.name, "job": job.model_dump_json()} for job in jobs]
     run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(jobs))
     manifest = write_manifest(out, _manifest(source, settings, jobs, names, listing, shared))
-    release(out, (job.name for job in jobs))
+    release(out, SHARDS_FILE, (job.name for job in jobs))
     return manifest
 
 

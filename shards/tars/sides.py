@@ -92,7 +92,7 @@ def write_side(
     claim(out, FILE)
     _write_tars(out, jobs, manifest.licence, indices, build, given or {}, actors)
     side = write_sealed(out / FILE, _manifest(out, jobs, kind, manifest, description, warnings or {}))
-    release(out, (job.name for job in jobs))
+    release(out, FILE, (job.name for job in jobs))
     return side
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from shards.errors import DataError
-from shards.sources.webdataset.archive import walk_tar
+from shards.sources.archive import walk_tar
 from shards.tars.format import SHARDS_FILE, Manifest, Tally, Tar, counts_of, index_path, read_index
 from shards.tars.place import Place, place, sha256_of, size_of
 

@@ -24,7 +24,7 @@ from rich.progress import track
 from shards.errors import ConfigError, DataError
 from shards.session import in_our_words, quiet
 from shards.study import SPLITS, Drop, Record
-from shards.tars.format import FORMAT, Entry, TarIndex, index_path
+from shards.tars.format import FORMAT, SHARDS_FILE, SIDE_FILE, Entry, TarIndex, index_path
 from shards.tars.place import (
     Place,
     create,
@@ -36,8 +36,9 @@ from shards.tars.place import (
     write_atomic,
 )
 
-UNFINISHED = ".writing"
-"""Mark of a directory that is being written; tells our unfinished tars from tars that others put there."""
+UNFINISHED = {SHARDS_FILE: ".writing", SIDE_FILE: ".writing-side"}
+"""Manifest → mark of a directory that is being written: tells our unfinished tars from those that others, or a job of
+another kind, put there."""
 NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json)")
 
 
@@ -75,26 +76,26 @@ def refuse_foreign(out: Place, manifest: str, are: str) -> None:
     """ConfigError when `out` holds tars and neither the manifest nor the mark that would make them ours."""
     there = names_in(out)
     tars = [name for name in there if name.endswith(".tar")]
-    if tars and manifest not in there and UNFINISHED not in there:
+    if tars and manifest not in there and UNFINISHED[manifest] not in there:
         raise ConfigError(f"{out} holds archives that {are} ({', '.join(tars[:3])}): choose another place")
 
 
 def claim(out: Place, manifest: str) -> None:
     """Make `out` ours: set the mark, take the old manifest away, sweep what a broken run left."""
     make_directory(out)
-    write_atomic(out / UNFINISHED, b"")
+    write_atomic(out / UNFINISHED[manifest], b"")
     for name in names_in(out):
         if name == manifest or (name.startswith(".") and name.endswith(".tmp")):
             (out / name).unlink(missing_ok=True)
 
 
-def release(out: Place, tars: Iterable[str]) -> None:
+def release(out: Place, manifest: str, tars: Iterable[str]) -> None:
     """Remove tars of an earlier, longer listing, then the mark of an unfinished run."""
     keep = {name for tar in tars for name in (tar, index_path(Path(tar)).name)}
     for name in names_in(out):
         if NAME.fullmatch(name) and name not in keep:
             (out / name).unlink()
-    (out / UNFINISHED).unlink(missing_ok=True)
+    (out / UNFINISHED[manifest]).unlink(missing_ok=True)
 
 
 def write_tar(

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from shards.errors import DataError
-from shards.sources.spans import Span
 from shards.sources.split import hash_split
-from shards.sources.tables import Row
+from shards.sources.tables import Row, Span
 from shards.study import BadStudy, Split
 
 Position = Literal["frontal", "lateral", "unknown"]

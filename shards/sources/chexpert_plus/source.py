@@ -18,9 +18,8 @@ from shards.sources.chexpert_plus.annotation import list_entries
 from shards.sources.chexpert_plus.films import BEGINS, COLUMNS, FOLDERS, OFFICIAL, RANK, FilmRow, film_of, folder_of
 from shards.sources.chexpert_plus.labels import labels_of, read_labels
 from shards.sources.films import Films
-from shards.sources.spans import Span, read_span
 from shards.sources.split import patients_in_two_splits
-from shards.sources.tables import Table
+from shards.sources.tables import Span, Table, read_span
 from shards.study import BadStudy, Drop, Study, View, key_of
 
 ACCESSION = "section_accession_number"

@@ -8,7 +8,7 @@ from typing import Any
 from shards.errors import DataError
 from shards.sources.annotation import object_in, read_entries
 from shards.sources.mimic_cxr.tables import DICOM, NUMBER, Sample, read_split
-from shards.sources.spans import Span, read_span
+from shards.sources.tables import Span, read_span
 from shards.study import SPLITS, BadStudy, Drop, Split
 
 

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from shards.errors import DataError
 from shards.films.raw import open_film
 from shards.sources import Item, Listing, Source
-from shards.sources.spans import shown_names
-from shards.sources.webdataset.archive import BLOCK, Member, Walk, digest_of, walk_tar
+from shards.sources.archive import BLOCK, Member, Walk, digest_of, walk_tar
+from shards.sources.tables import shown_names
 from shards.study import KEY, SPLITS, BadStudy, Drop, Split, Study, View, key_of
 
 FILM = re.compile(r"(?:(\d{1,2})\.)?(?:jpe?g|png)")

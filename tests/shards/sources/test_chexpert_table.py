@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from shards.errors import DataError
 from shards.sources.chexpert_plus.source import ChexpertPlus
-from shards.sources.spans import read_span
-from shards.sources.tables import Table
+from shards.sources.tables import Table, read_span
 from shards.study import BadStudy
 from tests.shards.sources.chexpert_tree import COLUMNS, CSV, ChexpertTree, write_chexpert_tree
 

@@ -31,7 +31,6 @@ def tree(tmp_path: Path) -> MimicTree:
         (f"{DICOM},99999999,,train", "id is not an id", "train"),
         (f"{DICOM},99999999,99999999,training", "unknown split", ""),
         (f"{DICOM},99999999,99999999", "row is malformed", ""),
-        (f"{DICOM},99999999,99999999,train,", "row is malformed", ""),
         (f'"{DICOM},99999999,99999999,train', "row is malformed", ""),
         ("There is a secret,finding,here,test", "id is not an id", "test"),
     ],

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import DataError
-from shards.sources.spans import read_span
-from shards.sources.tables import Table
+from shards.sources.tables import Table, read_span
 
 BEGINS = re.compile(rb"(p\d+),")
 Write = Callable[..., Path]
@@ -85,7 +84,7 @@ def test_a_packed_file_that_is_damaged_is_refused(write: Write, damage: Callable
 
 
 @pytest.mark.parametrize(("row", "cells"), [("x,secret", 2), ("x,secret,a,b", 4)])
-@pytest.mark.parametrize("options", [{}, {"one_line": True}, {"begins": re.compile(rb"(\w),")}])
+@pytest.mark.parametrize("options", [{}, {"begins": re.compile(rb"(\w),")}])
 def test_a_row_with_another_number_of_cells_costs_itself(write: Write, options: dict, row: str, cells: int) -> None:
     rows = list(Table(write(f"id,a,b\nw,1,2\n{row}\ny,3,4\n"), ("id",), **options).rows())
     assert [row.cells["id"] for row in rows] == ["w", "x", "y"]
@@ -138,6 +137,26 @@ def test_what_makes_all_that_follows_doubtful_is_refused(write: Write, rows: byt
     with pytest.raises(DataError, match=rf"t\.csv: {where}, and all that follows cannot be read: {cause}") as caught:
         list(table.rows())
     assert "secret" not in str(caught.value)
+
+
+def test_short_rows_of_one_line_serve_while_the_needed_columns_are_there(write: Write) -> None:
+    path = write(b"id,view,more,last\na,PA,1\nb,AP,1,2,3\nc\n")
+    rows = list(Table(path, ("id", "view"), one_line=True).rows())
+    assert [(row.cells.get("view"), bool(row.fault)) for row in rows] == [("PA", False), ("AP", False), (None, True)]
+    assert [bool(row.fault) for row in Table(path, ("id", "view")).rows()] == [True, True, True]
+
+
+def test_a_quote_inside_a_cell_that_is_not_quoted_is_a_character(write: Write) -> None:
+    path = write(b'id,text\na,2" nodule\nb,"two\nlines, 3"" long"\nc,1" and 2"\n')
+    texts = [row.cells["text"] for row in Table(path, ("id",)).rows()]
+    assert texts == ['2" nodule', 'two\nlines, 3" long', '1" and 2"']
+
+
+def test_more_rows_than_allowed_are_refused(write: Write) -> None:
+    path = write(b"id\n" + b"a\n" * 30)
+    assert len(list(Table(path, ("id",), max_rows=None).rows())) == 30
+    with pytest.raises(DataError, match="has more than 29 rows"):
+        list(Table(path, ("id",), max_rows=29).rows())
 
 
 BROKEN = [

@@ -13,7 +13,7 @@ from PIL import Image
 from shards.errors import DataError
 from shards.films.stored import encode
 from shards.sources import Listing, open_source
-from shards.sources.webdataset.archive import BLOCK, walk_tar
+from shards.sources.archive import BLOCK, walk_tar
 from shards.sources.webdataset.source import WebDataset
 from shards.study import BadStudy, Study
 from shards.tars.format import read_manifest

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Vocabulary, unpack
 from shards.graphs.write import StudyGraphs, write_subgraphs
 from shards.sources.phantom.source import Phantom
@@ -120,7 +120,7 @@ def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, gra
 def test_a_broken_writer_is_resumed(phantom_shards: Path, copied: Path) -> None:
     before, content = stamps(copied), digests(copied)
     (copied / FILE).unlink()
-    (copied / ".writing").touch()
+    (copied / ".writing-side").touch()
     (copied / ".train-00001.tar.9.tmp").write_bytes(b"half")
     (copied / "train-00001.tar").write_bytes((copied / "train-00001.tar").read_bytes()[:-512])
     (copied / "train-00002.index.json").unlink()
@@ -310,6 +310,27 @@ def test_another_manifest_is_another_parent(phantom_shards: Path, graphs: Path, 
     write_manifest(root, read_manifest(root).model_copy(update={"notes": ("looked at twice",)}))
     with pytest.raises(DataError, match="belong to shards of fingerprint"):
         rows_of(root, graphs)
+
+
+def test_a_side_never_takes_the_place_of_unfinished_shards(phantom_shards: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(phantom_shards, tmp_path / "killed"))
+    (out / "manifest.json").unlink()
+    (out / ".writing").touch()
+    before = stamps(out)
+    with pytest.raises(ConfigError, match="holds archives that are no side"):
+        write_subgraphs(phantom_shards, out)
+    assert stamps(out) == before
+
+
+def test_hostile_descriptions_are_refused(copied: Path) -> None:
+    content = json.loads((copied / FILE).read_text())
+    deep: dict = {}
+    content["description"]["more"] = deep
+    for _ in range(400):
+        deep["more"] = deep = {}
+    (copied / FILE).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="side.json"):
+        read_side(copied)
 
 
 def test_a_new_kind_is_an_entry_and_a_job(

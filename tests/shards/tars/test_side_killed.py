@@ -33,7 +33,7 @@ ray.init(num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=session, **quiet
 def make(index, rows, given):
     for row in rows:
         time.sleep(0.1)
-        yield Made({"kg.npz": index.keys[row] * 99})
+        yield Made({"kg.safetensors": index.keys[row] * 99})
 manifest = read_manifest(root)
 write_side(root, out, "subgraphs", manifest, open_splits(root, manifest), {"nodes": [], "relations": []}, lambda: make)
 """
@@ -55,7 +55,7 @@ def test_two_kills_change_nothing(tmp_path: Path) -> None:
     left = {path.name: path.stat().st_mtime_ns for path in out.glob("*.index.json")}
 
     def make(index, rows, given):
-        return (Made({"kg.npz": index.keys[row] * 99}) for row in rows)
+        return (Made({"kg.safetensors": index.keys[row] * 99}) for row in rows)
 
     words, indices = {"nodes": [], "relations": []}, open_splits(root, read_manifest(root))
     side = write_side(root, out, "subgraphs", manifest, indices, words, lambda: make)

@@ -175,11 +175,12 @@ def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
         write_shards(Phantom(studies=4, size=64), tmp_path)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * size)
     source = Phantom(studies=4, size=64)
     settings = Settings(out=str(tmp_path), cleaning="raw", size=64, quality=95, on_bad="skip")
     job = plan_shards(source.listing().items, 4, recipe_of(source, settings))[0]
-    (tmp_path / f".{job.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    (tmp_path / f".{job.name}.{os.getpid()}-0000.tmp").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
         write_shard(source, settings, job)
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from shards.errors import DataError
 BLOCK = 512
 MAX_MEMBER_BYTES = 400_000_000
 MAX_NAME_BYTES = 4096
-KINDS = {b"1": "hard link", b"2": "symbolic link", b"3": "character device", b"4": "block device", b"6": "pipe"}
+NOT_FILES = {b"1": "hard link", b"2": "symbolic link", b"3": "character device", b"4": "block device", b"6": "pipe"}
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def _long_name(kind: bytes, data: bytes) -> str:
 
 
 def _refusal(name: str, kind: bytes, size: int) -> str:
-    if kind in KINDS:
-        return KINDS[kind]
+    if kind in NOT_FILES:
+        return NOT_FILES[kind]
     if kind not in (b"0", b"\0", b"7", b"5"):
         return f"entry type {kind!r}"
     if name.startswith("/") or "\\" in name or "\0" in name:
