@@ -116,3 +116,20 @@ def test_a_wrong_verb_or_recipe_is_one_sentence():
         )
         assert ended.returncode == 2 and told in ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "bench/RESULTS.md"])
+def test_every_file_that_is_named_exists(page):
+    named = re.findall(r"`((?:shards|r2kg|jobs|tests|bench)/[\w/]+\.\w+)`", (ROOT / page).read_text())
+    named = [path for path in named if "NAME" not in path]
+    assert len(named) >= 3 and not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_picture_of_the_tree_names_every_room():
+    picture = README.partition("## Where things are")[2].partition("```\n")[2].partition("```")[0]
+    shards, _, r2kg = picture.partition("r2kg/  ")
+    for package, text in (("shards", shards), ("r2kg", r2kg)):
+        rooms = [
+            path.name for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+        ]
+        assert not [name for name in rooms if name != "__init__.py" and name not in text]

@@ -84,7 +84,7 @@ class Source(Record):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise ConfigError(f"source {self.name!r}: {'; '.join(map(self._told, error.errors()))}") from None
+            raise ConfigError(f"source {self.name!r}: {'; '.join(map(self._sentence, error.errors()))}") from None
 
     def listing(self) -> Listing:
         """All studies. Raises DataError when the dataset as a whole is missing or not what it should be."""
@@ -98,7 +98,7 @@ class Source(Record):
         raise NotImplementedError
 
     @classmethod
-    def _told(cls, error: Any) -> str:
+    def _sentence(cls, error: Any) -> str:
         option = ".".join(map(str, error["loc"]))
         if error["type"] == "extra_forbidden":
             return f"it has no option {option}: its options are {', '.join(cls.model_fields)}"

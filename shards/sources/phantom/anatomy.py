@@ -14,7 +14,7 @@ COUNTS = (0.14, 0.34, 0.33, 0.19)
 """Among the other studies: share with 1, 2, 3 and 4 findings."""
 
 
-class Kind(NamedTuple):
+class Planting(NamedTuple):
     """How often and where one finding is planted."""
 
     weight: float
@@ -30,31 +30,31 @@ class Kind(NamedTuple):
     """Findings that would hide this one or contradict it; holds both ways."""
 
 
-KINDS: dict[str, Kind] = {
-    "Cardiomegaly": Kind(26, "heart", hedged=True, partners=("Edema", "Pleural Effusion", "Pacemaker")),
-    "Enlarged Cardiomediastinum": Kind(7, "mediastinum"),
-    "Hiatal Hernia": Kind(7, "mediastinum"),
-    "Hyperinflation": Kind(
+PLANTINGS: dict[str, Planting] = {
+    "Cardiomegaly": Planting(26, "heart", hedged=True, partners=("Edema", "Pleural Effusion", "Pacemaker")),
+    "Enlarged Cardiomediastinum": Planting(7, "mediastinum"),
+    "Hiatal Hernia": Planting(7, "mediastinum"),
+    "Hyperinflation": Planting(
         9, "lungs", partners=("Pneumothorax", "Granuloma"), excludes=("Cardiomegaly", "Edema", "Elevated Hemidiaphragm")
     ),
-    "Edema": Kind(
+    "Edema": Planting(
         8,
         "lungs",
         hedged=True,
         partners=("Cardiomegaly", "Pleural Effusion"),
         excludes=("Consolidation", "Pneumothorax"),
     ),
-    "Consolidation": Kind(14, "lungs", SIDES, ZONES, hedged=True),
-    "Atelectasis": Kind(12, "lungs", SIDES, partners=("Elevated Hemidiaphragm",)),
-    "Lung Lesion": Kind(11, "lungs", SIDES, ZONES, hedged=True),
-    "Granuloma": Kind(8, "lungs", SIDES, ZONES),
-    "Pleural Effusion": Kind(23, "pleura", BOTH, hedged=True, excludes=("Elevated Hemidiaphragm",)),
-    "Pneumothorax": Kind(11, "pleura", SIDES, partners=("Fracture",)),
-    "Elevated Hemidiaphragm": Kind(8, "pleura", SIDES),
-    "Fracture": Kind(9, "bones", SIDES, ZONES, partners=("Pneumothorax",)),
-    "Scoliosis": Kind(8, "bones", SIDES),
-    "Pacemaker": Kind(7, "devices", SIDES, excludes=("Central Line",)),
-    "Central Line": Kind(8, "devices", SIDES),
+    "Consolidation": Planting(14, "lungs", SIDES, ZONES, hedged=True),
+    "Atelectasis": Planting(12, "lungs", SIDES, partners=("Elevated Hemidiaphragm",)),
+    "Lung Lesion": Planting(11, "lungs", SIDES, ZONES, hedged=True),
+    "Granuloma": Planting(8, "lungs", SIDES, ZONES),
+    "Pleural Effusion": Planting(23, "pleura", BOTH, hedged=True, excludes=("Elevated Hemidiaphragm",)),
+    "Pneumothorax": Planting(11, "pleura", SIDES, partners=("Fracture",)),
+    "Elevated Hemidiaphragm": Planting(8, "pleura", SIDES),
+    "Fracture": Planting(9, "bones", SIDES, ZONES, partners=("Pneumothorax",)),
+    "Scoliosis": Planting(8, "bones", SIDES),
+    "Pacemaker": Planting(7, "devices", SIDES, excludes=("Central Line",)),
+    "Central Line": Planting(8, "devices", SIDES),
 }
 """Everything that can be planted, in the order in which a report speaks of it."""
 
@@ -150,24 +150,24 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     """Nothing (27 % of studies) or 1 to 4 compatible findings, in report order."""
     if rng.random() < NORMAL_FRACTION:
         return ()
-    weights = {name: kind.weight for name, kind in KINDS.items()}
+    weights = {name: kind.weight for name, kind in PLANTINGS.items()}
     planted: list[str] = []
     for _ in range(int(rng.choice(4, p=COUNTS)) + 1):
         share = np.array(list(weights.values()), dtype=float)
         last = list(weights)[int(rng.choice(len(share), p=share / share.sum()))]
         planted.append(last)
-        organs = [KINDS[name].organ for name in planted]
+        organs = [PLANTINGS[name].organ for name in planted]
         # what may still join: compatible with the latest, likelier beside a partner, of an organ that is not full
         weights = {
-            name: weight * (3 if name in KINDS[last].partners else 1)
+            name: weight * (3 if name in PLANTINGS[last].partners else 1)
             for name, weight in weights.items()
             if name != last
-            and name not in KINDS[last].excludes
-            and last not in KINDS[name].excludes
-            and organs.count(KINDS[name].organ) < 2
+            and name not in PLANTINGS[last].excludes
+            and last not in PLANTINGS[name].excludes
+            and organs.count(PLANTINGS[name].organ) < 2
         }
     findings = []
-    for name, kind in KINDS.items():
+    for name, kind in PLANTINGS.items():
         if name in planted:
             grade = int(rng.choice(4, p=(0.1, 0.28, 0.34, 0.28) if kind.hedged else (0, 0.3, 0.36, 0.34)))
             side, zone = str(rng.choice(kind.sides)), str(rng.choice(kind.zones))

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.sources.phantom.anatomy import KINDS, Finding
+from shards.sources.phantom.anatomy import PLANTINGS, Finding
 from shards.study import FINDINGS, Label
 
 DOMINANT = (0.64, 0.18, 0.18)
 """Share of each of the three phrasings of a fact."""
-OWN = tuple(name for name in KINDS if name not in FINDINGS)
+OWN = tuple(name for name in PLANTINGS if name not in FINDINGS)
 OPACITIES = ("Lung Lesion", "Edema", "Consolidation", "Atelectasis")
 """The findings that CheXpert's hierarchy places below Lung Opacity."""
 
@@ -128,7 +128,7 @@ def write_report(findings: tuple[Finding, ...], rng: np.random.Generator) -> str
     """Sentences organ by organ; `rng` chooses the phrasing of each and nothing else."""
     sentences = []
     for organ in (*NORMAL, "devices"):
-        here = [f for f in findings if KINDS[f.name].organ == organ]
+        here = [f for f in findings if PLANTINGS[f.name].organ == organ]
         sentences += [_sentence(f, findings, int(rng.choice(3, p=DOMINANT))) for f in here]
         if not here and organ in NORMAL:
             sentences.append(NORMAL[organ].phrasings[int(rng.choice(3, p=DOMINANT))])
@@ -141,7 +141,7 @@ def labels_of(findings: tuple[Finding, ...]) -> dict[str, Label]:
     Its children raise Lung Opacity and every device raises Support Devices; as in CheXpert, No Finding allows devices.
     """
     labels: dict[str, Label] = dict.fromkeys((*FINDINGS, *OWN))
-    organs = {KINDS[f.name].organ for f in findings}
+    organs = {PLANTINGS[f.name].organ for f in findings}
     for organ, normal in NORMAL.items():
         labels.update(dict.fromkeys(normal.denies, 0) if organ not in organs else {})
     labels.update({f.name: -1 if f.grade == 0 else 1 for f in findings})

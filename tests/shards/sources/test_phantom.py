@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from shards.errors import ConfigError
 from shards.sources import SOURCES, open_source
-from shards.sources.phantom.anatomy import KINDS, Finding, sample_anatomy, study_rng
+from shards.sources.phantom.anatomy import PLANTINGS, Finding, sample_anatomy, study_rng
 from shards.sources.phantom.frontal import draw_frontal
 from shards.sources.phantom.lateral import draw_lateral
 from shards.sources.phantom.report import NORMAL, OWN, WORDS, labels_of, triples_of, write_report
@@ -17,11 +17,11 @@ from shards.sources.phantom.source import Phantom
 from shards.study import FINDINGS
 
 CASES = [Phantom().case(index) for index in range(400)]
-SIDED = [(name, side) for name, kind in KINDS.items() for side in kind.sides if side in ("right", "left")]
+SIDED = [(name, side) for name, kind in PLANTINGS.items() for side in kind.sides if side in ("right", "left")]
 
 
 def one(name: str, grade: int = 2) -> Finding:
-    kind = KINDS[name]
+    kind = PLANTINGS[name]
     return Finding(name, kind.sides[0], kind.zones[0], grade, (0.08, 0.35, 0.65, 1.0)[grade])
 
 
@@ -61,10 +61,10 @@ def test_splits_are_disjoint_and_of_stated_size():
 
 def test_prevalence():
     count = Counter(f.name for _, findings, _ in CASES for f in findings)
-    share = {name: count[name] / len(CASES) for name in KINDS}
+    share = {name: count[name] / len(CASES) for name in PLANTINGS}
     assert 0.20 < sum(not findings for _, findings, _ in CASES) / len(CASES) < 0.33
     assert all(0.18 < share[name] < 0.34 for name in ("Cardiomegaly", "Pleural Effusion"))
-    assert all(0.03 < share[name] < 0.18 for name in set(KINDS) - {"Cardiomegaly", "Pleural Effusion"})
+    assert all(0.03 < share[name] < 0.18 for name in set(PLANTINGS) - {"Cardiomegaly", "Pleural Effusion"})
     assert max(len(findings) for _, findings, _ in CASES) == 4
 
 
@@ -84,7 +84,7 @@ def test_labels_agree_with_the_plan_and_with_hedging():
     for _, findings, report in CASES:
         labels, grades = labels_of(findings), {f.name: f.grade for f in findings}
         assert set(labels) == {*FINDINGS, *OWN}
-        for name in KINDS:
+        for name in PLANTINGS:
             assert (
                 labels[name] in ((-1,) if grades[name] == 0 else (1,)) if name in grades else labels[name] in (0, None)
             )
@@ -135,7 +135,7 @@ def test_phrasing_varies_and_facts_do_not():
     assert all("right upper zone" in r and "moderate pleural effusion" in r.lower() for r in reports)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", PLANTINGS)
 @pytest.mark.parametrize("index", [0, 1])
 def test_every_finding_changes_the_frontal_film(name: str, index: int):
     difference = change(sample_anatomy(study_rng(3, index)), one(name))
@@ -147,7 +147,7 @@ def test_every_finding_changes_the_frontal_film(name: str, index: int):
 def test_the_change_is_on_the_stated_side(name: str, side: str):
     for index in range(3):
         body = sample_anatomy(study_rng(4, index))
-        columns = change(body, Finding(name, side, KINDS[name].zones[-1])).sum(axis=0)
+        columns = change(body, Finding(name, side, PLANTINGS[name].zones[-1])).sum(axis=0)
         right, left = columns[:64].sum(), columns[64:].sum()
         assert (right > 1.5 * left) if side == "right" else (left > 1.5 * right)
 
