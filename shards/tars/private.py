@@ -13,6 +13,8 @@ from shards.tars.place import Place, is_local, make_directory, write_atomic
 PRIVATE = "private"
 SALT = "salt"
 SALT_VARIABLE = "R2KG_SALT"
+SALT_BYTES = 16
+"""Shortest salt: names made with less can be found out by trying, and with none they are the owner's own."""
 
 
 def names_for(root: Place, licence: str) -> Names:
@@ -25,18 +27,22 @@ def names_for(root: Place, licence: str) -> Names:
             f"{path} is missing: without the salt the owner's identifiers cannot be turned into keys of these shards. "
             "Copy it from where they were written, or use the keys"
         )
-    return Names(path.read_bytes().strip())
+    if len(salt := path.read_bytes().strip()) < SALT_BYTES:
+        raise DataError(f"{path} holds {len(salt)} bytes; a salt has at least {SALT_BYTES}. Copy it again")
+    return Names(salt)
 
 
 def begin_names(root: Place, licence: str) -> Names:
     """The names for shards to be written at `root`: with the salt there, else R2KG_SALT's, else a new one.
 
     Raises:
-        ConfigError: R2KG_SALT is set and is not the salt the shards were begun with.
+        ConfigError: R2KG_SALT is set and is too short, or not the salt the shards were begun with.
     """
     if not terms_of(licence).credentialed:
         return Names()
-    wanted = os.environ.get(SALT_VARIABLE, "").encode()
+    wanted = os.environ.get(SALT_VARIABLE, "").strip().encode()
+    if SALT_VARIABLE in os.environ and len(wanted) < SALT_BYTES:
+        raise ConfigError(f"{SALT_VARIABLE} has {len(wanted)} bytes: unset it, or give at least {SALT_BYTES}")
     if not (root / PRIVATE / SALT).is_file():
         write_private(root, SALT, wanted or secrets.token_hex(16).encode())
     names = names_for(root, licence)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from shards.errors import ConfigError, DataError
 from shards.privacy import TERMS, fence, fenced, terms_of
 from shards.study import Study, View
-from shards.tars.private import PRIVATE, begin_names, names_for, write_private_lines
+from shards.tars.private import PRIVATE, begin_names, names_for, write_private, write_private_lines
 
 MIMIC = "physionet-credentialed-1.5.0"
 TEXT = "The patient in bed four has a large effusion."
@@ -51,13 +51,24 @@ def test_names_are_the_same_on_the_next_day_and_other_elsewhere(
     first = begin_names(one, MIMIC)
     assert begin_names(one, MIMIC) == first == names_for(one, MIMIC)
     assert begin_names(other, MIMIC).key("s1") != first.key("s1")
-    monkeypatch.setenv("R2KG_SALT", "ours")
+    monkeypatch.setenv("R2KG_SALT", "ours" * 4)
     assert begin_names(tmp_path / "a", MIMIC) == begin_names(tmp_path / "b", MIMIC)
     with pytest.raises(ConfigError, match="R2KG_SALT is not the salt") as caught:
         begin_names(one, MIMIC)
     assert first.salt.decode() not in str(caught.value)
     with pytest.raises(DataError, match="salt is missing"):
         names_for(tmp_path / "copied without it", MIMIC)
+
+
+@pytest.mark.parametrize("salt", ["", " ", "short", " " * 40])
+def test_salts_that_hide_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, salt: str) -> None:
+    write_private(tmp_path, "salt", salt.encode())
+    with pytest.raises(DataError, match=r"a salt has at least 16"):
+        names_for(tmp_path, MIMIC)
+    monkeypatch.setenv("R2KG_SALT", salt)
+    with pytest.raises(ConfigError, match="R2KG_SALT has .* bytes: unset it, or give at least 16"):
+        begin_names(tmp_path / "new", MIMIC)
+    assert not (tmp_path / "new").exists()
 
 
 def test_private_files_are_for_their_owner_only(tmp_path: Path) -> None:
