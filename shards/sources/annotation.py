@@ -26,6 +26,9 @@ def read_entries(path: Path) -> Iterator[tuple[Split, int, Span, bytes]]:
     if not path.is_file():
         raise DataError(f"{path} is missing: annotation must be a JSON file with lists {', '.join(SPLITS)}")
     cursor, names = open_json(path), []
+    if (first := cursor.peek()) in ("[", '"'):
+        kind = "a list" if first == "[" else "a text"
+        raise DataError(f"{path} holds {kind} where an object is needed; missing keys: {', '.join(SPLITS)}")
     try:
         for name in cursor.members():
             names.append(name)
@@ -125,7 +128,7 @@ def open_json(path: Path) -> Cursor:
 
 def json_fault(path: Path, error: Exception) -> DataError:
     """What to say of a file that is not the JSON it should be: the place, never the text there."""
-    where = type(error).__name__
+    where = f"({type(error).__name__})"
     if isinstance(error, json.JSONDecodeError):
-        where = f"line {error.lineno}, byte {error.pos} of {len(error.doc)}: {error.msg}"
-    return DataError(f"{path} cannot be read: {where}. Nothing of it is used; if it ends there, fetch it again")
+        where = f"at line {error.lineno}, byte {error.pos} of {len(error.doc)}: {error.msg}"
+    return DataError(f"{path} is not valid JSON {where}. Nothing of it is used; if it ends there, fetch it again")

@@ -165,6 +165,6 @@ def test_real_study_keeps_its_record_through_a_shard(tmp_path: Path) -> None:
     studies, drops, _ = shard(IuXray(raw=BAD / "24_annotation_bom_crlf"), tmp_path)
     assert (len(studies), drops) == (4, [])
     data = (tmp_path / "train-00000.tar").read_bytes()
-    at, size = studies[0].members["json"]
+    at, size, _ = studies[0].members["json"]
     study = Study.model_validate_json(data[at : at + size])
     assert study.report and study.target and "\r" not in study.id

@@ -137,7 +137,7 @@ def test_a_changed_annotation_is_noticed(tree: ChexpertTree) -> None:
     [
         (b'{"train": [\n{"id": "patient1", "rep', r"line 2, byte 31 of 35: Unterminated string"),
         (b'{"train": [{}', "line 1, byte 13 of 13: Expecting , or ]"),
-        (b"[]", "line 1, byte 0 of 2: Expecting {"),
+        (b"[]", "holds a list where an object is needed; missing keys: train, val, test"),
         (b'{"train": {}, "val": [], "test": []}', r"byte 10 of \d+: Expecting \["),
         (b'{"train": [], "val": [], "test": []} []', "Extra data"),
         (b'\xef\xbb\xbf{"train": []}', "missing keys: val, test; found: train"),

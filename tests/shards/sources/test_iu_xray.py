@@ -79,8 +79,8 @@ def test_a_listing_without_its_images_is_refused(drawn_iu: Draw) -> None:
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (b'{"train": [\n{"id": "a", "rep', "cannot be read: line 2, byte 24 of 28: Unterminated string"),
-        (b"[]", r"cannot be read: line 1, byte 0 of 2: Expecting \{"),
+        (b'{"train": [\n{"id": "a", "rep', "is not valid JSON at line 2, byte 24 of 28: Unterminated string"),
+        (b"[]", "holds a list where an object is needed; missing keys: train, val, test"),
         (b'{"train": []}', "missing keys: val, test; found: train"),
         (b'{"train": {}, "val": [], "test": []}', r"line 1, byte 10 of 36: Expecting \["),
         (b'{"train": [], "val": [], "test": [1]}', r"split 'train' is empty \(train 0, val 0, test 1\)"),
