@@ -6,6 +6,8 @@ import shutil
 import signal
 import threading
 import time
+import traceback
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,8 @@ from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
 from r2kg.training.checkpoint import checkpoints, newest_checkpoint, read_state, read_tensors
 from r2kg.training.launch import train
-from r2kg.training.loop import Worker
+from r2kg.training.loop import Worker, train_worker
+from r2kg.training.plan import Plan
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.stream.index import read_targets
 from shards.stream.order import step_indices
@@ -222,3 +225,20 @@ def test_a_stream_that_ends_early_is_no_whole_run(recipe, monkeypatch, micro_bat
     with pytest.raises(DataError, match=f"ended after step {micro_batches // 2} of {STEPS}"):
         taken.extend(step for step, _ in worker._steps(0))
     assert not taken or taken == [0, 1]
+
+
+def test_a_failure_that_cannot_be_noted_still_tells_no_text(tmp_path, monkeypatch):
+    run = find_recipe("r2gengpt.tiny").change({"root": str(tmp_path), "name": "fails"})
+    plan = Plan(
+        studies=1, validation_studies=0, steps=1, steps_per_epoch=1.0, shards="", trained={}, parameters=0,
+        licence="physionet-credentialed-1.5.0",
+    )  # fmt: skip
+
+    def fails(*_):
+        raise ValueError("the report says: a large effusion")
+
+    monkeypatch.setattr("r2kg.training.loop._train", fails)
+    config = {"run": run.model_dump_json(), "plan": asdict(plan)}
+    with pytest.raises(RuntimeError, match="its message is withheld") as caught:
+        train_worker(config)  # there is no run directory to note it in
+    assert "effusion" not in "".join(traceback.format_exception(caught.value))
