@@ -25,8 +25,10 @@ from shards.tars.write import Made
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 WRITER = """
 import sys, time, ray
-from shards.tars.manifest import read_manifest
-from shards.tars.side_write import Made, open_splits, write_side
+from shards.stream.index import open_splits
+from shards.tars.format import read_manifest
+from shards.tars.sides import write_side
+from shards.tars.write import Made
 root, out, session = sys.argv[1:]
 quiet = {"include_dashboard": False, "log_to_driver": False}
 ray.init(num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=session, **quiet)

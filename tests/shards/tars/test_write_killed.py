@@ -25,7 +25,7 @@ STUDIES, PER_SHARD = 400, 8
 WRITER = """
 import sys, ray
 from shards.sources.phantom.source import Phantom
-from shards.tars.write import write_shards
+from shards.tars.shards import write_shards
 quiet = {"include_dashboard": False, "log_to_driver": False}
 ray.init(num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=sys.argv[2], **quiet)
 write_shards(Phantom(studies=int(sys.argv[3]), size=96), sys.argv[1], size=96, studies_per_shard=int(sys.argv[4]))
