@@ -22,7 +22,7 @@ def find_study(root: str | Place, key: str) -> tuple[Index, int]:
     wanted = {key.encode(), _key(root, manifest.licence, key).encode()}
     for split in SPLITS:
         if manifest.splits[split].studies:
-            index = Index.open(root, split, "skip")
+            index = Index.open(root, split, "skip", manifest)
             if len(rows := np.flatnonzero(np.isin(index.keys, list(wanted)))):
                 return index, int(rows[0])
     dropped = [drop for drop in manifest.drops if {drop.id.encode(), drop.id.lower().encode()} & wanted]

@@ -9,7 +9,6 @@ all. So whatever is changed or torn is noticed: a directory by its manifest, a s
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, TypeVar
 
@@ -259,8 +258,3 @@ class Tally:
 def counts_of(splits: dict[str, SplitCount]) -> str:
     """Counts for a message: studies/films/patients of every split."""
     return ", ".join(f"{split} {count.studies}/{count.images}/{count.patients}" for split, count in splits.items())
-
-
-def held_tars(tars: Iterable[Tar]) -> set[str]:
-    """Names of the tars that hold studies."""
-    return {tar.name for tar in tars if tar.studies}

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from shards.errors import ConfigError, DataError
-from shards.tars.format import SIDE_FILE, Manifest, SealedManifest, Tar, held_tars, read_index, read_sealed
+from shards.tars.format import SIDE_FILE, Manifest, SealedManifest, Tar, read_index, read_sealed
 from shards.tars.place import Place, place
 
 FILE = SIDE_FILE
@@ -121,7 +121,7 @@ def refuse_other(where: str | Place, side: SideManifest, parent: Manifest, kind:
             f"{parent.fingerprint[:12]}: studies would get the {kind} of other films or reports. Way out: write the "
             f"side again with {how}, or give the shards it was made from"
         )
-    if {tar.name for tar in side.shards} != held_tars(parent.shards):
+    if {tar.name for tar in side.shards} != {shard.name for shard in parent.shards if shard.studies}:
         raise DataError(f"{FILE} at {where} lists other tars than its shards: write the side again with {how}")
 
 
