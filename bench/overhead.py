@@ -31,10 +31,11 @@ from torch import nn
 
 from bench.ingest import machine, start_ray
 from jobs.cli import run as run_job
-from r2kg.config import Run, TinyLm
+from r2kg.config.run import Run
+from r2kg.modules.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
-from r2kg.systems import build_model
+from r2kg.systems.contract import build_model
 from r2kg.tracking import Tracker
 from r2kg.training.engine import Engine, deepspeed_config
 from r2kg.training.loop import UnreadStudies, Worker

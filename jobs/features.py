@@ -25,13 +25,13 @@ def main(
     """Write the features of all splits; train with data.features=PLACE then reads them in place of the films."""
     resolved = with_shards(resolve(recipe, changes or []))
     # torch and Ray take seconds: what is refused without them is refused first
-    from r2kg.training.features import NAME, refuse_tuned, write_features
+    from r2kg.training.features import NAME, encoder_of, refuse_tuned, write_features
     from r2kg.training.plan import checked_manifest
     from shards.session import connect_ray
 
     refuse_tuned(resolved)
     manifest = checked_manifest(resolved)
-    where = place(out) if out else place(resolved.data.shards) / "side" / NAME.format(resolved.model.vision.name)
+    where = place(out) if out else place(resolved.data.shards) / "side" / NAME.format(encoder_of(resolved).name)
     connect_ray(where if isinstance(where, Path) else None)
     side = write_features(resolved, manifest, where, actors)
     print("\n".join(side_lines(side)))

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
-from r2kg.overrides import parse_overrides
+from r2kg.config.overrides import parse_overrides
 from shards.errors import ConfigError, OnBad
 from shards.sources import SOURCES, open_source
 from shards.tars.place import place

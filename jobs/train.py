@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from r2kg.config import Run, load_run
-from r2kg.overrides import parse_overrides
+from r2kg.config.overrides import parse_overrides
+from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
 from shards.tars.format import read_manifest

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from r2kg.config import Run, load_run
+from r2kg.config.run import Run, load_run
 from shards import errors
 from shards.errors import ConfigError
 from shards.tars.place import write_atomic

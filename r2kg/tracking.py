@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from r2kg.config import Run
+from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, directory_of, saved_run
 from shards.tars.place import write_atomic
 

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.partition("#")[0].strip() for line in re.findall(r"^r2kg .*$", README, re.MULTILINE)]
 SMALLER = {
-    "r2kg train": "train.steps=3 train.cpus_per_worker=0.4 tiny_lm.epochs=1 tiny_lm.layers=1 decoding.max_new_tokens=8",
+    "r2kg train": (
+        "train.steps=3 train.cpus_per_worker=0.4 model.llm.tiny.epochs=1 model.llm.tiny.layers=1 "
+        "model.decoding.max_new_tokens=8"
+    ),
     "r2kg shard phantom": "--studies 60",
 }
 

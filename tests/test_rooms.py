@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "shards": ("errors", "study", "clean", "privacy", "session", "films", "sources", "tars", "stream", "graphs"),
     "r2kg": (
-        *("overrides", "config", "protocol", "recipes", "rundir", "tracking"),
-        *("modules", "systems", "training", "scoring"),
+        *("config", "protocol", "rundir", "tracking"),
+        *("modules", "systems", "recipes", "training", "scoring"),
     ),
     "tune": (),
     "jobs": (),

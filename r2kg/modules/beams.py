@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from r2kg.config import Decoding
+from r2kg.config.parts import Decoding
 from shards.errors import ConfigError
 
 FINISHED = -1000.0

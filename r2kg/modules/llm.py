@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from r2kg.config import Decoding, Llm
+from r2kg.config.parts import Decoding
 from r2kg.modules.beams import Generated, decode
+from r2kg.modules.config import Llm
 from shards.errors import ConfigError
 from shards.tars.place import sha256_of
 
@@ -102,7 +103,7 @@ class ReportWriter(nn.Module):
         return torch.cat((before, soft.to(before.dtype), after), dim=1)
 
     def loss(self, soft: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean negative log-likelihood of the target tokens: L = -Σ_t log p(y_t | prompt, y_<t) / max(count, 1).
+        """Negative log-likelihood of the target tokens, summed: -Σ_t log p(y_t | prompt, y_<t).
 
         Args:
             soft: [B, P, D], a study's tokens.
@@ -113,8 +114,7 @@ class ReportWriter(nn.Module):
             fp32 scalar; 0, with gradients of 0, when no row has a target.
         """
         logits = self._report_logits(soft, input_ids, labels != IGNORED).float()
-        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return total / (labels != IGNORED).sum().clamp(min=1)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
     def write(self, soft: Tensor, decoding: Decoding) -> list[Generated]:

@@ -19,9 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r2kg.config import Model, TinyLm
+from r2kg.config.needs import Artefact
+from r2kg.config.run import Run
+from r2kg.modules.config import PROMPT, TinyLm
 from r2kg.modules.llm import IGNORED, frame, weight_hashes
 from shards.errors import DataError
+from shards.stream.index import read_targets
+from shards.tars.format import Manifest
 
 CARD = "tiny_lm.json"
 """File beside the weights: reports, epochs, seconds, final_loss, fingerprint."""
@@ -31,9 +35,7 @@ WARMUP = 0.05
 """Part of the epochs over which the learning rate rises."""
 
 
-def write_tiny_lm(
-    reports: Iterable[str], out: Path, config: TinyLm, seed: int, instruction: str = Model().prompt
-) -> Path:
+def write_tiny_lm(reports: Iterable[str], out: Path, config: TinyLm, seed: int, instruction: str = PROMPT) -> Path:
     """Train tokenizer and model on `reports` and save them as a Hugging Face directory (safetensors) with a card.
 
     It holds the wording of the reports: keep it where the reports may be kept. A directory already at `out` is
@@ -73,6 +75,24 @@ def write_tiny_lm(
     folder.rename(out)
     shutil.rmtree(replaced)
     return out
+
+
+def artefact(config: TinyLm, run: Run, manifest: Manifest, prompt: str, into: str) -> Artefact:
+    """The LM that stands in for a hub model, as what a run needs made; `into` is the field that gets its directory."""
+
+    def make(folder: Path) -> None:
+        unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
+        write_tiny_lm(read_targets(run.data.shards, "train", unread), folder, config, run.train.seed, prompt)
+
+    return Artefact(
+        name="tiny-lm",
+        settings={
+            "shards": manifest.fingerprint, "config": config.model_dump(), "seed": run.train.seed, "prompt": prompt
+        },
+        make=make,
+        into=into,
+        sentence=f"Training a small language model on {manifest.splits['train'].studies:,} reports",
+    )  # fmt: skip
 
 
 def _train_tokenizer(texts: list[str], vocabulary: int, instruction: str) -> PreTrainedTokenizerFast:

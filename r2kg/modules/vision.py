@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from r2kg.config import Vision
+from r2kg.modules.config import Vision
 from shards.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 
-from r2kg.config import Run
+from r2kg.config.run import Run
 from shards.errors import ConfigError
 
 

@@ -6,7 +6,10 @@ cosine once per epoch and never clips. Batch, epochs and lengths on CheXpert Plu
 for the same base. Papers' figures below are B1-B4, ROUGE-L, METEOR, CIDEr.
 """
 
-from r2kg.config import Data, Decoding, Engine, Llm, Lora, Model, Optim, Run, TinyLm, Train, Vision
+from r2kg.config.parts import Data, Decoding, Engine, Optim, Train
+from r2kg.config.run import Run
+from r2kg.modules.config import Llm, Lora, Vision
+from r2kg.systems.r2genkg.config import R2GenKGConfig
 
 
 def deep_iu() -> Run:
@@ -17,8 +20,7 @@ def deep_iu() -> Run:
     return Run(
         name="r2gengpt-deep-iu",
         data=Data(views=2),
-        model=Model(report_tokens=60),
-        decoding=Decoding(min_new_tokens=40, max_new_tokens=100),
+        model=R2GenKGConfig(report_tokens=60, decoding=Decoding(min_new_tokens=40, max_new_tokens=100)),
         train=Train(epochs=15, global_batch=16, micro_batch=8, workers=2, checkpoint_every=129),
     )
 
@@ -41,8 +43,7 @@ def deep_chexpert_plus() -> Run:
     return Run(
         name="r2gengpt-deep-chexpert-plus",
         data=Data(views=1),
-        model=Model(report_tokens=100),
-        decoding=Decoding(min_new_tokens=80, max_new_tokens=120),
+        model=R2GenKGConfig(report_tokens=100, decoding=Decoding(min_new_tokens=80, max_new_tokens=120)),
         train=Train(epochs=10, global_batch=6, micro_batch=6, workers=1, checkpoint_every=3371),
         protocols=("r2gen-2020-mimic", "full-text"),
     )
@@ -66,13 +67,12 @@ def tiny() -> Run:
     return Run(
         name="r2gengpt-tiny",
         data=Data(views=2, chunk=1),
-        model=Model(
+        model=R2GenKGConfig(
             vision=TINY_VISION,
             llm=Llm(source="tiny", tuning="lora", lora=Lora(rank=32, alpha=64, dropout=0.0)),
             report_tokens=96,
+            decoding=Decoding(length_penalty=1.0, repetition_penalty=1.0, max_new_tokens=96),
         ),
-        tiny_lm=TinyLm(),
-        decoding=Decoding(length_penalty=1.0, repetition_penalty=1.0, max_new_tokens=96),
         optim=Optim(lr=3e-3, schedule="cosine", warmup_steps=50, clip=1.0, min_lr=1e-5),
         engine=Engine(precision="fp32"),
         train=Train(

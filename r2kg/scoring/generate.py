@@ -11,10 +11,10 @@ import ray.data
 import torch
 from rich.progress import track
 
-from r2kg.config import Run
+from r2kg.config.run import Run
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import scoring_context
-from r2kg.systems import build_model, load_trainable_state
+from r2kg.systems.contract import build_model, load_stored, to_device
 from r2kg.training.checkpoint import find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
@@ -35,8 +35,8 @@ class Writer:
         self.run, self.licence = run, licence
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(run.train.seed)
-        self.model: Any = build_model(run.model)
-        load_trainable_state(self.model, weights_of(read_tensors(checkpoint)))
+        self.model = build_model(run.model)
+        load_stored(self.model, weights_of(read_tensors(checkpoint)))
         if run.engine.precision == "bf16":
             self.model.to(torch.bfloat16)
         self.model.to(self.device).eval()
@@ -44,8 +44,8 @@ class Writer:
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
         """Rows of the stream → {index, bad, text, tokens, truncated} of the valid ones and of those that are bad."""
         with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
-            batch = {key: value.to(self.device) for key, value in self.model.collate(rows).items()}
-            written = self.model.generate(batch, self.run.decoding)
+            batch = to_device(self.model.collate(rows), self.device)
+            written = self.model.generate(batch, self.run.model.decoding)
             keep = np.flatnonzero(rows["index"] >= 0)
             return {
                 "index": rows["index"][keep],
@@ -114,9 +114,8 @@ def write_reports(
     connect_ray(run.directory)
     size = run.train.micro_batch
     films = stream_blocks(
-        run.data.shards, index.split, sequential_blocks(len(index), 1, size), run.model.vision.image_px,
-        run.data.views, run.data.on_bad, index,
-        {"features": run.data.features} if run.data.features else None,
+        run.data.shards, index.split, sequential_blocks(len(index), 1, size), run.inputs.image_px,
+        run.inputs.views, run.data.on_bad, index, run.sides,
     )  # fmt: skip
     reports = films.map_batches(
         Writer,

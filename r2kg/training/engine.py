@@ -7,6 +7,7 @@ ZeRO stage, which DeepSpeed's own checkpoints do not allow.
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
-from r2kg.config import Run
-from r2kg.systems import load_trainable_state
+from r2kg.config.run import Run
+from r2kg.systems.contract import Batch, Model, load_stored, to_device
 from r2kg.training.checkpoint import MOMENTS, weights_of
 from r2kg.training.optim import build_optimizer, learning_rate
 
@@ -73,7 +74,7 @@ def deepspeed_config(run: Run) -> dict:
 class Engine:
     """One worker's view of the sharded model. All methods are collective: every worker calls them in the same order."""
 
-    def __init__(self, model: Any, run: Run, steps: int, steps_per_epoch: float, state: dict | None = None):
+    def __init__(self, model: Model, run: Run, steps: int, steps_per_epoch: float, state: dict | None = None):
         """Shard `model`, one of `r2kg.systems`, as `run.engine` says.
 
         `state` is {"tensors": as `state` gives them, of all workers, "step"}: weights are restored now, moments at the
@@ -83,9 +84,9 @@ class Engine:
         put_ninja_on_path()
         self.run, self.steps, self.steps_per_epoch, self.step_number = run, steps, steps_per_epoch, 0
         self._names = [(name, p) for pairs in model.trainable().values() for name, p in pairs]
-        self._restore = state
+        self.model, self.weights, self._restore = model, dict[str, float](), state
         if state:
-            load_trainable_state(model, weights_of(state["tensors"]))
+            load_stored(model, weights_of(state["tensors"]))
         if run.engine.precision == "bf16" and run.engine.zero == 0:
             # Stage 0 trains fp32 weights under autocast (the papers' bf16-mixed); what is frozen needs no fp32 copy.
             for parameter in model.parameters():
@@ -99,17 +100,17 @@ class Engine:
         self._base = getattr(self.optimizer, "optimizer", self.optimizer)
         self._plain = self._base is self.optimizer  # stage 0 has no DeepSpeed wrapper around the optimiser
 
-    def step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    def step(self, batches: list[Batch]) -> dict[str, float]:
         """One optimiser step over this worker's micro-batches of a global step.
 
-        The loss is the mean over the target tokens of the *global* batch, whatever the split over workers and
-        micro-batches: each micro-batch's mean is weighted by its share of all tokens, undoing DeepSpeed's averaging.
+        The loss is Σ weight · Σ sum / Σ count over its terms, sums and counts being those of the *global* batch,
+        whatever the split over workers and micro-batches.
 
         Returns:
-            loss (nats per token), tokens, lr, grad_norm; equal on all workers.
+            loss, loss.TERM and count.TERM of every term, lr, grad_norm; equal on all workers.
         """
-        counts = [int((batch["labels"] != -100).sum()) for batch in batches]
-        batches = [_to(batch, self.device) for batch in batches]
+        counts = self._sum(_added([self.model.counts(batch) for batch in batches]))
+        batches = [to_device(batch, self.device) for batch in batches]
         if self._restore:
             self._load_moments(self._restore, batches)
         for group in self.optimizer.param_groups:
@@ -118,27 +119,27 @@ class Engine:
             )
         # Dropout depends on (seed, step, worker) alone, so a continued run repeats an undisturbed one.
         torch.manual_seed((self.run.train.seed * 1_000_003 + self.step_number) * 4096 + self.deepspeed.global_rank)
-        tokens = max(1.0, self._sum(sum(counts)))
-        total = self._pass(batches, [n / tokens for n in counts])
+        means = self._sum(self._pass(batches, {name: 1 / max(1.0, count) for name, count in counts.items()}))
         self.step_number += 1
-        return {
-            "loss": self._sum(total),
-            "tokens": tokens,
+        return _terms(means, self.weights) | {
+            **{f"count.{name}": count for name, count in counts.items()},
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "grad_norm": float(self.deepspeed.get_global_grad_norm() or 0.0),
         }
 
     @torch.no_grad()
-    def validation_loss(self, batches) -> float:
-        """Mean loss per target token over `batches` of all workers, nats; same number of batches on every worker."""
+    def validation_loss(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """loss and loss.TERM over `batches` of all workers, as in `step`; every worker gives as many batches."""
         self.deepspeed.eval()
-        total, tokens = 0.0, 0
+        sums, counts = list[dict[str, float]](), list[dict[str, float]]()
         for batch in batches:
-            count = int((batch["labels"] != -100).sum())
-            loss = self.deepspeed(_to(batch, self.device))["loss"]
-            total, tokens = total + float(loss) * count, tokens + count
+            counts.append(self.model.counts(batch))
+            terms = self.deepspeed(to_device(batch, self.device))
+            self.weights = {name: term.weight for name, term in terms.items()}
+            sums.append({name: float(term.sum) for name, term in terms.items()})
         self.deepspeed.train()
-        return self._sum(total) / max(1.0, self._sum(tokens))
+        total, count = self._sum(_added(sums)), self._sum(_added(counts))
+        return _terms({name: value / max(1.0, count[name]) for name, value in total.items()}, self.weights)
 
     def state(self) -> dict[str, Tensor]:
         """This worker's part of the trainable state: fp32 weights and Adam moments of every `world`-th tensor, on host.
@@ -159,21 +160,29 @@ class Engine:
                 part |= {key: value.detach().float().cpu().clone() for key, value in full}
         return part
 
-    def _pass(self, batches: list[dict], shares: list[float]) -> float:
-        """Forward and backward of each micro-batch, then the update. Returns this worker's share of the loss."""
-        scale, total = self.world * len(batches), 0.0
-        for batch, share in zip(batches, shares, strict=True):
-            loss = self.deepspeed(batch)["loss"] * share
-            total += loss.detach().float()
+    def _pass(self, batches: list[Batch], shares: dict[str, float]) -> dict[str, float]:
+        """Forward and backward of each micro-batch, then the update.
+
+        `shares` is 1 / count of every term over the global batch; the factor undoes DeepSpeed's averaging over workers
+        and micro-batches. Returns this worker's part of every term's mean.
+        """
+        scale, total = self.world * len(batches), dict.fromkeys(shares, torch.zeros((), device=self.device))
+        for batch in batches:
+            terms = self.deepspeed(batch)
+            if terms.keys() != shares.keys():
+                raise TypeError(f"loss gave the terms {sorted(terms)}, counts {sorted(shares)}: they must be the same")
+            self.weights = {name: term.weight for name, term in terms.items()}
+            total = {name: total[name] + terms[name].sum.detach().float() * share for name, share in shares.items()}
+            loss = torch.stack([terms[name].sum * (terms[name].weight * share) for name, share in shares.items()]).sum()
             self.deepspeed.backward(loss * scale)
             self.deepspeed.step()
-        return float(total)
+        return {name: float(value) for name, value in total.items()}
 
     def _load_moments(self, restore: dict[str, Any], batches: list[dict]) -> None:
         """Adam's moments exist only after a step: make one that changes nothing, then fill them and the counter."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
-        self._pass(batches, [0.0] * len(batches))
+        self._pass(batches, dict.fromkeys(self.model.counts(batches[0]), 0.0))
         self._link_moments()
         for name, parameter in self._names:
             weight = restore["tensors"][name].to(self.device)
@@ -199,13 +208,21 @@ class Engine:
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _sum(self, value: float) -> float:
+    def _sum(self, values: dict[str, float]) -> dict[str, float]:
+        """The sums over all workers; every worker names the same."""
         if self.world == 1:
-            return float(value)
-        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+            return values
+        total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
-        return float(total)
+        return dict(zip(sorted(values), total.tolist(), strict=True))
 
 
-def _to(batch: dict, device: torch.device) -> dict:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+def _added(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Sums by name."""
+    return {name: sum(part[name] for part in parts) for name in (parts[0] if parts else ())}
+
+
+def _terms(means: dict[str, float], weights: dict[str, float]) -> dict[str, float]:
+    """The whole loss, and each of its terms before its weight."""
+    whole = sum(weights[name] * mean for name, mean in means.items())
+    return {"loss": whole} | {f"loss.{name}": mean for name, mean in means.items()}

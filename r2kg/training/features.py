@@ -18,7 +18,8 @@ import ray
 import torch
 from torch import nn
 
-from r2kg.config import Run
+from r2kg.config.run import Run
+from r2kg.modules.config import Vision
 from r2kg.modules.vision import VisionEncoder
 from shards.errors import ConfigError, DataError
 from shards.stream.blocks import read_block
@@ -64,7 +65,7 @@ def write_features(run: Run, manifest: Manifest, out: str | Place, actors: int =
 
 def refuse_tuned(run: Run) -> None:
     """ConfigError when training would change the encoder."""
-    if (tuning := run.model.vision.tuning) != "frozen":
+    if (tuning := encoder_of(run).tuning) != "frozen":
         raise ConfigError(
             f"features are what an encoder makes that never changes, and model.vision.tuning={tuning} changes it: set "
             'model.vision.tuning=frozen, or data.features="" to read the films'
@@ -128,6 +129,16 @@ def _brief(value: Any) -> str:
     return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
 
+def encoder_of(run: Run) -> Vision:
+    """The configuration of the run's image encoder; ConfigError where features cannot stand in for films."""
+    encoder = run.inputs.encoder
+    if not isinstance(encoder, Vision):
+        raise ConfigError(
+            f'{run.model.system} has no image encoder whose features could stand in: set data.features=""'
+        )
+    return encoder
+
+
 def film_bytes(run: Run) -> int:
     """Size of one film's features in a row of the stream; 0 when films are streamed."""
     if not run.data.features:
@@ -139,12 +150,12 @@ def film_bytes(run: Run) -> int:
 def frozen_encoder(run: Run) -> VisionEncoder:
     """The encoder as the run's own model has it, on the CPU: built first and from the same seed."""
     torch.manual_seed(run.train.seed)
-    return VisionEncoder(run.model.vision)
+    return VisionEncoder(encoder_of(run))
 
 
 def describe(run: Run, vision: VisionEncoder) -> dict[str, Any]:
     """What decides the features, for side.json."""
-    config = run.model.vision
+    config = encoder_of(run)
     return {
         "encoder": encoder_fingerprint(vision.encoder, config.name, config.options),
         "name": config.name,
@@ -171,10 +182,10 @@ class FilmEncoder:
 
     def __init__(self, run: Run, fingerprint: str):
         """Build the encoder; ConfigError when its weights are not here what they are where `fingerprint` was taken."""
-        self.run = run
+        self.run, self.image_px = run, encoder_of(run).image_px
         self.device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         self.vision = frozen_encoder(run).eval()
-        vision = run.model.vision
+        vision = encoder_of(run)
         if (found := encoder_fingerprint(self.vision.encoder, vision.name, vision.options)) != fingerprint:
             raise ConfigError(
                 f"the weights of {vision.name} on this node have fingerprint {found[:12]}, the driver's "
@@ -189,7 +200,7 @@ class FilmEncoder:
 
         def read(part: np.ndarray) -> dict[str, np.ndarray]:
             block = Block(0, 0, part[None])
-            return read_block(index, block, self.run.model.vision.image_px, data.views, data.on_bad)
+            return read_block(index, block, self.image_px, data.views, data.on_bad)
 
         for films in ahead(read, parts):
             mask = films["view_mask"]

@@ -1,7 +1,5 @@
 """The driver's side of training: what comes before the workers, the Ray Train group, what ends a run."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,9 +11,9 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from r2kg.config import Run, load_run
-from r2kg.modules.tiny_lm import write_tiny_lm
+from r2kg.config.run import Run, load_run
 from r2kg.rundir import RunFiles
+from r2kg.training.artefacts import prepared
 from r2kg.training.checkpoint import newest_checkpoint, read_state
 from r2kg.training.features import film_bytes, refuse_tuned
 from r2kg.training.loop import train_worker
@@ -24,10 +22,8 @@ from r2kg.training.progress import progress
 from shards.errors import ConfigError, RetryableError
 from shards.session import connect_ray
 from shards.stream.blocks import rows_per_block, stream_blocks
-from shards.stream.index import read_targets
 from shards.stream.order import plan as plan_blocks
 from shards.stream.order import sequential_blocks
-from shards.tars.format import Manifest
 
 
 def train(run: Run) -> dict:
@@ -44,8 +40,8 @@ def train(run: Run) -> dict:
     manifest = checked_manifest(run)
     if run.data.features:
         refuse_tuned(run)  # before a language model is made
-    run = prepare_llm(run, manifest)
-    plan = preflight(run, manifest)
+    run, artefacts = prepared(run, manifest)
+    plan = preflight(run, manifest, artefacts)
     files = RunFiles(run.directory)
     if continued := files.run.exists():
         refuse_changed(load_run(files.run), run)
@@ -63,25 +59,6 @@ def train(run: Run) -> dict:
     check_cluster(run)
     with progress(files, plan.steps):
         return _fit(run, plan) | {"unread": files.unread()}
-
-
-def prepare_llm(run: Run, manifest: Manifest) -> Run:
-    """Where model.llm.source is "tiny": make that LM from the training reports, once per shards and settings.
-
-    Returns:
-        the run with the LM's directory as its source, which is what run.json then names.
-    """
-    if run.model.llm.source != "tiny":
-        return run
-    settings = [manifest.fingerprint, run.tiny_lm.model_dump(), run.train.seed, run.model.prompt]
-    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    folder = run.directory.parent / "lm" / f"tiny-{name}"
-    if not folder.is_dir():
-        print(f"Training a small language model on {manifest.splits['train'].studies:,} reports, into {folder}.")
-        unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
-        reports = read_targets(run.data.shards, "train", unread)
-        write_tiny_lm(reports, folder, run.tiny_lm, run.train.seed, run.model.prompt)
-    return run.change({"model.llm.source": str(folder)})
 
 
 def _fit(run: Run, plan: Plan) -> dict:
@@ -115,10 +92,9 @@ def _fit(run: Run, plan: Plan) -> dict:
 
 def film_streams(run: Run, plan: Plan) -> dict[str, Dataset | Callable[[], Dataset]]:
     """Makers of the streams, by split. Ray Train calls them whenever a worker group starts; nothing is read before."""
-    train, data, image_px = run.train, run.data, run.model.vision.image_px
+    train, data, inputs = run.train, run.data, run.inputs
     films = partial(
-        stream_blocks, data.shards, image_size=image_px, views=data.views, on_bad=data.on_bad,
-        sides={"features": data.features} if data.features else None,
+        stream_blocks, data.shards, image_size=inputs.image_px, views=inputs.views, on_bad=data.on_bad, sides=run.sides
     )  # fmt: skip
 
     def training() -> Dataset:
@@ -135,7 +111,7 @@ def film_streams(run: Run, plan: Plan) -> dict[str, Dataset | Callable[[], Datas
             steps=left,
             global_batch=train.global_batch,
             world=train.workers,
-            rows_per_block=rows_per_block(image_px, data.views, share, film_bytes(run)),
+            rows_per_block=rows_per_block(inputs.image_px, inputs.views, share, film_bytes(run)),
             chunk=data.chunk,
             window=data.window,
         )

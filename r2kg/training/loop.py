@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
-from typing import Any
 
 import ray.train
 import torch
 import torch.distributed as dist
 
-from r2kg.config import Run
+from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, UnreadStudies
-from r2kg.systems import build_model
+from r2kg.systems.contract import Model, build_model
 from r2kg.tracking import Tracker, tracking_note
+from r2kg.training.artefacts import fingerprints
 from r2kg.training.checkpoint import newest_checkpoint, prune, read_state, read_tensors, write_checkpoint
 from r2kg.training.engine import Engine
 from r2kg.training.plan import Plan
@@ -71,13 +71,17 @@ def _train(run: Run, plan: Plan) -> dict:
     """From the newest good checkpoint, if it belongs to these shards and weights, to the end of the plan."""
     torch.manual_seed(run.train.seed)
     start = newest_checkpoint(run.directory, warn=print)
-    model: Any = build_model(run.model)
+    model = build_model(run.model)
     if run.engine.gradient_checkpointing:
         model.gradient_checkpointing()
     frozen, restore = model.fingerprint(), None
     if start:
         state = read_state(start)
-        then_and_now = {"shards": (state["shards"], plan.shards), "frozen weights": (state["frozen"], frozen)}
+        then_and_now = {
+            "shards": (state["shards"], plan.shards),
+            "artefacts": (fingerprints(state["artefacts"]), fingerprints(plan.artefacts)),
+            "frozen weights": (state["frozen"], frozen),
+        }
         for what, (then, now) in then_and_now.items():
             if then != now and not run.train.accept_changes:
                 raise CheckpointError(
@@ -92,7 +96,7 @@ def _train(run: Run, plan: Plan) -> dict:
 class Worker:
     """What one worker holds while the loop runs."""
 
-    def __init__(self, run: Run, plan: Plan, model: Any, engine: Engine, frozen: dict):
+    def __init__(self, run: Run, plan: Plan, model: Model, engine: Engine, frozen: dict):
         """`frozen` names the weights that are not stored: source, revision, hash."""
         context = ray.train.get_context()
         self.run, self.plan, self.model, self.engine, self.frozen = run, plan, model, engine, frozen
@@ -143,10 +147,10 @@ class Worker:
         if not self.plan.validation_studies:
             return
         rows = read_batches(ray.train.get_dataset_shard("val"), self.run.train.micro_batch)
-        self.validation_loss = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
-        self.validated_at = step
+        terms = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
+        self.validation_loss, self.validated_at = terms["loss"], step
         if self.tracker:
-            self.tracker.log(step, **{"val.loss": self.validation_loss})
+            self.tracker.log(step, **{f"val.{name}": value for name, value in terms.items()})
         ray.train.report({"step": step, "validation_loss": self.validation_loss})
 
     def save(self, step: int) -> None:
@@ -159,7 +163,7 @@ class Worker:
             "seed": self.run.train.seed,
             "world": self.world,
             "shards": self.plan.shards,
-            "graph": None,
+            "artefacts": self.plan.artefacts,
             "frozen": self.frozen,
             "validation_loss": self.validation_loss,
             "run": self.run.model_dump(mode="json"),

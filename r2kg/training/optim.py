@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from r2kg.config import Optim
+from r2kg.config.parts import Optim
 from shards.errors import ConfigError
 
 

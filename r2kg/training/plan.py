@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from r2kg.config import Run
+from r2kg.config.run import Run
 from r2kg.protocol import PROTOCOLS
-from r2kg.systems import build_model
+from r2kg.systems.contract import build_model
 from r2kg.training.checkpoint import check_room
 from r2kg.training.features import check_features
 from shards.errors import ConfigError
@@ -18,8 +18,9 @@ from shards.tars.verify import faults_of, verify
 
 BYTES_PER_TRAINED = 12  # fp32 weight and two Adam moments
 MAY_CHANGE = (
-    "root", "data.shards", "data.features", "data.verify", "data.on_bad", "engine", "tracking", "privacy", "protocols",
-    "decoding", "train.epochs", "train.steps", "train.workers", "train.micro_batch", "train.gpus",
+    "root", "data.shards", "data.features", "data.sides", "data.verify", "data.on_bad", "engine", "tracking",
+    "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers",
+    "train.micro_batch", "train.gpus",
     "train.cpus_per_worker", "train.max_restarts", "train.checkpoint_every", "train.checkpoints_kept",
     "train.validate_every", "train.log_every", "train.record_studies", "train.accept_changes",
 )  # fmt: skip
@@ -45,6 +46,8 @@ class Plan:
     """Trained parameters by group."""
     parameters: int
     """All parameters."""
+    artefacts: dict[str, Any]
+    """What was made for the run, by name: path, settings, fingerprint."""
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -63,7 +66,7 @@ class Plan:
         )
 
 
-def preflight(run: Run, manifest: Manifest) -> Plan:
+def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
     """Check everything that can be checked without a worker, and return the numbers.
 
     Raises:
@@ -76,7 +79,7 @@ def preflight(run: Run, manifest: Manifest) -> Plan:
     if run.data.features:
         check_features(run, manifest)
     with torch.device("meta"):  # so that a 7B model costs no memory
-        model: Any = build_model(run.model)
+        model = build_model(run.model)
     trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
     studies = manifest.splits["train"].studies
     plan = Plan(
@@ -88,6 +91,7 @@ def preflight(run: Run, manifest: Manifest) -> Plan:
         licence=manifest.licence,
         trained={name: count for name, count in trained.items() if count},
         parameters=sum(p.numel() for p in model.parameters()),
+        artefacts=artefacts,
     )
     there = next(path for path in (run.directory, *run.directory.parents) if path.exists())
     check_room(there, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))

@@ -33,12 +33,12 @@ PREFETCH_BLOCKS = 2
 Rows = dict[str, np.ndarray]
 
 
-def rows_per_block(image_size: int, views: int, rows_per_rank: int, film_bytes: int = 0) -> int:
+def rows_per_block(image_size: int | None, views: int, rows_per_rank: int, film_bytes: int = 0) -> int:
     """Rows of a block: at most `BLOCK_BYTES` of pixels, and `BLOCKS_PER_RANK` blocks or more for a rank's share.
 
     `film_bytes`: size of one film's features where these are streamed in place of pixels.
     """
-    film_bytes = film_bytes or image_size**2
+    film_bytes = film_bytes or (image_size or 1) ** 2
     return max(1, min(BLOCK_BYTES // (views * film_bytes), -(-rows_per_rank // BLOCKS_PER_RANK)))
 
 
@@ -46,7 +46,7 @@ def stream_blocks(
     root: str | Place,
     split: str,
     blocks: Iterable[Block],
-    image_size: int,
+    image_size: int | None,
     views: int,
     on_bad: OnBad = "skip",
     index: Index | None = None,
@@ -77,14 +77,15 @@ def stream_blocks(
 def read_block(
     index: Index,
     block: Block,
-    image_size: int,
+    image_size: int | None,
     views: int,
     on_bad: OnBad = "skip",
     sides: Mapping[str, Side] | None = None,
 ) -> Rows:
     """The n rows of one block.
 
-    images uint8 [n, V, S, S] grey, zero where `view_mask` bool [n, V] is False; index, step int64 [n]; record: n JSON
+    images uint8 [n, V, S, S] grey (not there where `image_size` is None: no film is read), zero where
+    `view_mask` bool [n, V] is False; index, step int64 [n]; record: n JSON
     strings of `Study`; valid bool [n]: False for a row that fills a step and, under on_bad="skip", for a study that
     cannot be read, whose `bad` then says why (else ""). Under "fail" such a study raises DataError.
 
@@ -94,9 +95,10 @@ def read_block(
     sides, at = sides or {}, block.index.ravel()
     films = next((side for kind, side in sides.items() if KINDS[kind].per_film), None)
     pixels = "images" if films is None else KINDS[films.kind].column
-    shape, dtype = ((image_size, image_size), np.uint8) if films is None else (films.extent[1:], np.uint16)
+    shows, size = films is not None or image_size is not None, image_size or 0
+    shape, dtype = ((size, size), np.uint8) if films is None else (films.extent[1:], np.uint16)
     rows: Rows = {
-        pixels: np.zeros((len(at), views, *shape), dtype),
+        **({pixels: np.zeros((len(at), views, *shape), dtype)} if shows else {}),
         "view_mask": np.zeros((len(at), views), bool),
         "valid": at >= 0,
         "index": at,
@@ -107,14 +109,17 @@ def read_block(
     rows |= {KINDS[kind].column: np.full(len(at), b"", object) for kind, side in sides.items() if side is not films}
     wanted = np.flatnonzero(rows["valid"]).tolist()
     studies = rows["index"][wanted].tolist()
-    stored = index.fetch(studies) if films is None else index.fetch_records(studies)
+    stored = index.fetch(studies) if films is None and shows else index.fetch_records(studies)
     beside = {kind: side.fetch(studies) for kind, side in sides.items()}
+    shown: Any
     for row, study in zip(wanted, studies, strict=True):
         try:
-            if films is None:
+            if not shows:
+                record, shown = index.read_record(study, stored.get(study)), []
+            elif films is None:
                 encoded, record = index.read(study, stored.get(study))
                 name = index.tars[int(index.tar[study])]
-                shown: Any = [decode(film, image_size, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
+                shown = [decode(film, size, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
             else:
                 record = index.read_record(study, stored.get(study))
                 shown = films.read_films(study, index.films(study), beside[films.kind].get(study))[:views]
@@ -128,7 +133,9 @@ def read_block(
             if on_bad == "fail":
                 raise
             key = index.keys[study].decode()
-            rows[pixels][row], rows["view_mask"][row], rows["valid"][row], rows["record"][row] = 0, False, False, ""
+            if shows:
+                rows[pixels][row] = 0
+            rows["view_mask"][row], rows["valid"][row], rows["record"][row] = False, False, ""
             rows["bad"][row] = f"{key}: {str(error).removeprefix(f'study {key}: ')}"
     return rows
 

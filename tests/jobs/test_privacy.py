@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 TINY = [
     "r2gengpt.tiny", "root=runs", "data.shards=data/shards", "train.steps=4", "train.global_batch=4",
     "train.micro_batch=2", "train.workers=2", "train.cpus_per_worker=0.4", "train.validation_studies=2",
-    'model.vision={"name": "test_vit", "weights": "random", "image_px": 64}', "decoding.max_new_tokens=8",
+    'model.vision={"name": "test_vit", "weights": "random", "image_px": 64}', "model.decoding.max_new_tokens=8",
     'protocols=["full-text", "r2gen-2020-mimic"]',
-    'tiny_lm={"width": 32, "layers": 1, "heads": 2, "vocabulary": 320, "epochs": 1}',
+    'model.llm.tiny={"width": 32, "layers": 1, "heads": 2, "vocabulary": 320, "epochs": 1}',
 ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_nothing_of_a_patient_leaves_the_data(bench: Bench) -> None:
     assert leaks(tree, bench.temporary) == {} == leaks(tree, bench.session), "temporary files and Ray's own logs"
     for name in ("whole", "lenient"):
         shutil.rmtree(bench.folder / "runs" / name / "predictions", ignore_errors=True)  # these hold the reports
-    shutil.rmtree(bench.folder / "runs" / "lm")  # as does, word by word, a tokenizer trained on them
+    shutil.rmtree(bench.folder / "runs" / "artefacts")  # as does, word by word, a tokenizer trained on them
     assert (bench.folder / "runs" / "mlflow.db").stat().st_size > 10_000
     assert leaks(tree, bench.folder / "runs") == {}, "MLflow's store, metrics, logs, checkpoints, failure notes"
 

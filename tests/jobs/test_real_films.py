@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from r2kg.config import TinyLm
+from r2kg.modules.config import TinyLm
 from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import evaluate, read_predictions
@@ -43,12 +43,12 @@ def test_every_real_test_study_is_scored_exactly_once(part, tmp_path):
             "name": "real",
             "root": str(tmp_path / "runs"),
             "data.shards": str(tmp_path / "shards"),
-            "tiny_lm": TinyLm(width=64, layers=1, heads=2, vocabulary=600, epochs=1).model_dump(),
+            "model.llm.tiny": TinyLm(width=64, layers=1, heads=2, vocabulary=600, epochs=1).model_dump(),
             "train.steps": 6,
             "train.global_batch": 8,
             "train.micro_batch": 4,
             "train.cpus_per_worker": 0.4,
-            "decoding.max_new_tokens": 24,
+            "model.decoding.max_new_tokens": 24,
         }
     )
     assert train(run)["step"] == 6

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from r2kg.config import Run, load_run
-from r2kg.overrides import parse_overrides
+from r2kg.config.overrides import parse_overrides
+from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe, recipes
 from shards.errors import ConfigError
 
@@ -70,7 +70,11 @@ def test_paper_settings_of_r2gengpt():
         1e-4,
         "cosine_epoch",
     )
-    assert (run.decoding.beams, run.decoding.length_penalty, run.decoding.repetition_penalty) == (3, 2.0, 2.0)
+    assert (run.model.decoding.beams, run.model.decoding.length_penalty, run.model.decoding.repetition_penalty) == (
+        3,
+        2.0,
+        2.0,
+    )
     chexpert = find_recipe("r2gengpt.delta_chexpert_plus")
     assert (chexpert.train.epochs, chexpert.train.global_batch, chexpert.model.report_tokens) == (10, 6, 100)
     assert chexpert.model.vision.tuning == "lora"
@@ -99,7 +103,7 @@ def test_a_recipe_may_be_given_by_module_and_function():
 
 def test_recipes_and_overrides_need_no_heavy_library():
     code = (
-        "import sys, r2kg.recipes, r2kg.config, r2kg.overrides; r2kg.recipes.recipes(); "
+        "import sys, r2kg.recipes, r2kg.config.run, r2kg.config.overrides; r2kg.recipes.recipes(); "
         "print([name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r2kg.config import Run, load_run
+from r2kg.config.run import Run, load_run
 from r2kg.rundir import RunFiles, UnreadStudies, directory_of, saved_run
 from shards.errors import ConfigError, DataError
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from r2kg.config import Run
+from r2kg.config.run import Run
 from r2kg.tracking import Tracker, tracking_note, tracking_uri
 
 

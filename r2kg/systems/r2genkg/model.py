@@ -9,15 +9,17 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from r2kg.config import Decoding, Model
+from r2kg.config.parts import Decoding
 from r2kg.modules.beams import Generated
-from r2kg.modules.llm import ReportWriter
+from r2kg.modules.llm import IGNORED, ReportWriter
 from r2kg.modules.vision import VisionEncoder
+from r2kg.systems.contract import Term
+from r2kg.systems.r2genkg.config import R2GenKGConfig
 from shards.errors import ConfigError
 
 
 class Batch(TypedDict):
-    """What the model receives: tensors only, so that a training loop can move them without knowing them."""
+    """What the model receives."""
 
     images: NotRequired[Tensor]
     """uint8 [B, V, S, S], grey."""
@@ -34,14 +36,15 @@ class Batch(TypedDict):
 class R2GenKG(nn.Module):
     """Vision encoder → linear projection → LayerNorm → soft tokens in the prompt of a causal LM (R2GenKG §1.1, §1.5).
 
-    R2GenGPT's modes are choices of model.vision.tuning: shallow = frozen, delta = lora, deep = full. The image tokens
-    only are spliced in for now: model.graph and model.bank have no other value than None.
+    R2GenGPT's modes are choices of model.vision.tuning: shallow = frozen, delta = lora, deep = full.
 
     Raises:
         ConfigError: a part cannot be built from its configuration.
     """
 
-    def __init__(self, config: Model) -> None:
+    mutable = ()
+
+    def __init__(self, config: R2GenKGConfig) -> None:
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
@@ -49,16 +52,18 @@ class R2GenKG(nn.Module):
         self.projection = nn.Linear(self.vision.width, self.writer.width)
         self.norm = nn.LayerNorm(self.writer.width)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Term]:
         """`loss`, under the name that DeepSpeed calls."""
         return self.loss(batch)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": mean over this micro-batch's target tokens, fp32 scalar}; 0 when there are none.
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Target tokens."""
+        return {"report": float((batch["labels"] != IGNORED).sum())}
 
-        The engine rescales it to the mean over the global batch by (labels != -100).sum().
-        """
-        return {"loss": self.writer.loss(self.soft_tokens(batch), batch["input_ids"], batch["labels"])}
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """ "report": negative log-likelihood of the target tokens, in nats."""
+        nll = self.writer.loss(self.soft_tokens(batch), batch["input_ids"], batch["labels"])
+        return {"report": Term(nll, self.counts(batch)["report"])}
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: Decoding) -> list[Generated]:
@@ -90,7 +95,7 @@ class R2GenKG(nn.Module):
             ConfigError: films or features are of another size than the encoder's.
         """
         targets = [
-            json.loads(record)["target"] if valid else None
+            json.loads(record).get("target") if valid else None
             for record, valid in zip(rows["record"], rows["valid"], strict=True)
         ]
         input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)

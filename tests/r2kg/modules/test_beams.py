@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from r2kg.config import Decoding
+from r2kg.config.parts import Decoding
 from r2kg.modules.beams import decode, write_hf, write_r2gen
 
 WORDS = ["</s>", "the", "heart", "is", "not", "large"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r2kg.config import TinyLm
 from r2kg.modules import tiny_lm
+from r2kg.modules.config import TinyLm
 from r2kg.modules.llm import IGNORED, frame, weight_hashes
 from r2kg.modules.tiny_lm import CARD, write_tiny_lm
 from shards.errors import DataError

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from r2kg.config import Lora, Vision
+from r2kg.modules.config import Lora, Vision
 from r2kg.modules.vision import SplitQkv, VisionEncoder
 from shards.errors import ConfigError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from r2kg.config import TinyLm
+from r2kg.modules.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
 
 pytestmark = pytest.mark.slow

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from r2kg.config import Decoding, Run, TinyLm
+from r2kg.config.parts import Decoding
+from r2kg.config.run import Run
+from r2kg.modules.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import generate
-from r2kg.systems import build_model
+from r2kg.systems.contract import build_model
 from r2kg.training.features import (
     FilmEncoder,
     ahead,
@@ -56,7 +58,7 @@ def recipe(phantom_shards: Path, tmp_path_factory) -> Run:
             "data.shards": str(phantom_shards),
             "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64, "tuning": "frozen"},
             "model.llm": {"source": str(lm), "tuning": "frozen"},
-            "decoding": {"beams": 1, "max_new_tokens": 8},
+            "model.decoding": {"beams": 1, "max_new_tokens": 8},
             "train.steps": 2,
             "train.global_batch": 8,
             "train.micro_batch": 4,
@@ -113,7 +115,7 @@ def test_loss_and_reports_from_features_are_those_from_films(recipe: Run, side: 
     model = build_model(recipe.model).eval()
     films, features = (model.collate(rows_of(recipe, where)) for where in (None, side))
     assert features["features"].dtype == torch.bfloat16 and "images" not in features
-    one, two = model.loss(films)["loss"], model.loss(features)["loss"]
+    one, two = model.loss(films)["report"].sum, model.loss(features)["report"].sum
     assert two.item() == pytest.approx(one.item(), rel=1e-3)
     two.backward()
     assert model.projection.weight.grad.abs().sum() > 0
@@ -185,12 +187,12 @@ def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, si
 def test_features_of_another_encoder_or_transform_are_refused(run: Run, changes: dict, message: str) -> None:
     manifest = read_manifest(run.data.shards)
     with pytest.raises(ConfigError, match=message):
-        preflight(run.change(changes), manifest)
+        preflight(run.change(changes), manifest, {})
 
 
 def test_fitting_features_pass_and_fewer_views_are_fine(run: Run) -> None:
     manifest = read_manifest(run.data.shards)
-    assert preflight(run, manifest).studies == manifest.splits["train"].studies
+    assert preflight(run, manifest, {}).studies == manifest.splits["train"].studies
     assert check_features(run.change({"data.views": 1}), manifest).kind == "features"
     assert features_or_films(run, manifest) == run
     with pytest.raises(ConfigError, match="encoder: "):
@@ -204,7 +206,7 @@ def test_features_of_other_shards_are_refused_and_reports_read_films(
 ) -> None:
     other = write_shards(Phantom(studies=12, size=64, seed=5), tmp_path, size=64)
     with pytest.raises(DataError, match=rf"the shards given have {other.fingerprint[:12]}"):
-        preflight(run, other)
+        preflight(run, other, {})
     assert features_or_films(run, other).data.features == ""
     assert "Films are read instead." in capsys.readouterr().out
 
@@ -214,7 +216,7 @@ def test_damaged_features_stop_or_are_told(run: Run, tmp_path: Path, capsys) -> 
     (copied / "test-00000.tar").unlink()
     damaged, manifest = run.change({"data.features": str(copied)}), read_manifest(run.data.shards)
     with pytest.raises(DataError, match="test-00000.tar is missing. Way out: write them again"):
-        preflight(damaged.change({"data.on_bad": "fail"}), manifest)
+        preflight(damaged.change({"data.on_bad": "fail"}), manifest, {})
     check_features(damaged.change({"data.on_bad": "skip"}), manifest)
     assert "test-00000.tar is missing. Studies that cannot be read are skipped" in capsys.readouterr().out
     rows = rows_of(run, copied, on_bad="skip")

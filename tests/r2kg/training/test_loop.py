@@ -16,7 +16,8 @@ import psutil
 import pytest
 import torch
 
-from r2kg.config import Run, TinyLm
+from r2kg.config.run import Run
+from r2kg.modules.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
 from r2kg.training.checkpoint import checkpoints, newest_checkpoint, read_state, read_tensors
@@ -43,7 +44,7 @@ def recipe(phantom_shards, tmp_path_factory) -> Run:
             "data.shards": str(phantom_shards),
             "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
             "model.llm.source": str(lm),
-            "decoding.max_new_tokens": 8,
+            "model.decoding.max_new_tokens": 8,
             "train.steps": STEPS,
             "train.global_batch": 8,
             "train.micro_batch": 2,
@@ -235,7 +236,7 @@ def test_a_failure_that_cannot_be_noted_still_tells_no_text(tmp_path, monkeypatc
     run = find_recipe("r2gengpt.tiny").change({"root": str(tmp_path), "name": "fails"})
     plan = Plan(
         studies=1, validation_studies=0, steps=1, steps_per_epoch=1.0, shards="", trained={}, parameters=0,
-        licence="physionet-credentialed-1.5.0",
+        artefacts={}, licence="physionet-credentialed-1.5.0",
     )  # fmt: skip
 
     def fails(*_):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from r2kg.config import Optim
+from r2kg.config.parts import Optim
 from r2kg.training.optim import learning_rate, parameter_groups
 from shards.errors import ConfigError
 

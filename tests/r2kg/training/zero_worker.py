@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from r2kg.config import Run
-from r2kg.systems import build_model
+from r2kg.config.run import Run
+from r2kg.systems.contract import build_model
 from r2kg.training.engine import Engine
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5

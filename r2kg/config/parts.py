@@ -1,15 +1,12 @@
-"""`Run`: everything that decides what a run is. One frozen, printable, hashable object; every default lives here."""
+"""The parts that every run has, whichever system it trains."""
 
-import json
 import math
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from r2kg.overrides import assign
-from shards.errors import ConfigError
-from shards.tars.place import place, write_atomic
+Local = Annotated[str, Field(json_schema_extra={"local": True})]
+"""A name, or a path of this machine, which `Run.absolute` makes absolute where there is such a file or directory."""
 
 
 class Part(BaseModel):
@@ -26,6 +23,8 @@ class Data(Part):
     features: str = ""
     """Directory or URL of features that `r2kg features` made of these shards with this run's frozen encoder: they are
     streamed in place of the films. Empty: films."""
+    sides: dict[str, str] = Field(default_factory=dict)
+    """Kind of side → its directory or URL, for the kinds that the system reads; default: SHARDS/side/KIND."""
     views: int = Field(default=2, ge=1, le=8)
     """Films taken per study, frontal first; studies with fewer are padded and masked."""
     on_bad: Literal["skip", "fail"] = "fail"
@@ -39,85 +38,8 @@ class Data(Part):
     """Chunks whose studies are mixed with one another."""
 
 
-class Lora(Part):
-    """Low-rank adaptation (Hu et al. 2021) by peft."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank r of the update."""
-    alpha: int = Field(default=16, ge=1)
-    """Scale: the update is multiplied by alpha / rank."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-
-
-class Vision(Part):
-    """Image encoder, a timm model."""
-
-    name: str = "swin_base_patch4_window7_224"
-    """timm model name."""
-    weights: str = "timm"
-    """"timm": the pretrained weights timm names (needs the hub); "random"; or a local safetensors file."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Arguments for timm.create_model that change the architecture (embed_dim, depths, ...)."""
-    image_px: int = Field(default=224, ge=16)
-    """Side of the square film the encoder sees, in pixels."""
-    tuning: Literal["frozen", "lora", "full"] = "full"
-    """frozen: R2GenGPT shallow; lora on attention query and value: delta; full: deep."""
-    lora: Lora = Lora()
-    """Adapter settings for tuning="lora"."""
-
-
-class Llm(Part):
-    """Language model that writes the report, any Hugging Face causal LM."""
-
-    source: str = "meta-llama/Llama-2-7b-chat-hf"
-    """Hub id or local directory; "tiny": a small LM trained on the training reports of the shards before the run."""
-    revision: str | None = None
-    """Hub revision; None is the default branch."""
-    tuning: Literal["frozen", "lora", "full"] = "frozen"
-    """What of the language model is trained."""
-    lora: Lora = Lora()
-    """Adapter settings for tuning="lora"."""
-
-
-class TinyLm(Part):
-    """The small causal LM that stands in for a hub model when there is none: trained on the training reports."""
-
-    width: int = Field(default=128, ge=16)
-    """Hidden size."""
-    layers: int = Field(default=2, ge=1)
-    """Transformer layers."""
-    heads: int = Field(default=4, ge=1)
-    """Attention heads."""
-    vocabulary: int = Field(default=1000, ge=300)
-    """Size of the byte-level BPE tokenizer, at most."""
-    epochs: int = Field(default=5, ge=1)
-    """Passes over the training reports."""
-    lr: float = Field(default=2e-3, gt=0)
-    """Peak learning rate of AdamW."""
-
-
-class Model(Part):
-    """The generator. With `graph` and `bank` None it is R2GenGPT (Wang et al. 2023)."""
-
-    system: Literal["r2genkg"] = "r2genkg"
-    """Key of r2kg.systems.SYSTEMS."""
-    vision: Vision = Vision()
-    """Image encoder."""
-    llm: Llm = Llm()
-    """Report writer."""
-    graph: None = None
-    """M3KG graph levels; None: no graph."""
-    bank: None = None
-    """Vision-token bank; None: no bank."""
-    prompt: str = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
-    """Instruction after the film's tokens."""
-    report_tokens: int = Field(default=100, ge=4)
-    """Report tokens the model is trained on; longer reports are cut."""
-
-
 class Decoding(Part):
-    """How a report is read out of the language model."""
+    """How a text is read out of a decoder."""
 
     beams: int = Field(default=3, ge=1)
     """Beam width; 1 is greedy."""
@@ -260,94 +182,3 @@ class Tracking(Part):
     """MLflow experiment."""
     parent: str = ""
     """Name of the parent run (a table or sweep); empty: none."""
-
-
-class Run(Part):
-    """One run: recipe, data, model, optimiser, engine, length. Saved as run.json and restartable from it alone."""
-
-    name: str
-    """Directory and MLflow name. Submitting a name that exists continues it."""
-    recipe: str = ""
-    """The recipe it came from, for the record."""
-    root: str = "runs"
-    """Directory under which the run's own directory is made; on a cluster, shared storage."""
-    data: Data = Data()
-    """Shards."""
-    model: Model = Model()
-    """System and its parts."""
-    tiny_lm: TinyLm = TinyLm()
-    """Settings of the LM that is made when model.llm.source is "tiny"."""
-    decoding: Decoding = Decoding()
-    """Generation."""
-    optim: Optim = Optim()
-    """Optimiser."""
-    engine: Engine = Engine()
-    """DeepSpeed."""
-    train: Train = Train()
-    """Loop."""
-    protocols: tuple[str, ...] = ("r2gen-2020", "full-text")
-    """Scoring protocols, keys of r2kg.protocol.PROTOCOLS."""
-    tracking: Tracking = Tracking()
-    """MLflow."""
-    privacy: Privacy = Privacy()
-    """Text fence."""
-
-    @property
-    def directory(self) -> Path:
-        """Where everything of this run is written."""
-        return Path(self.root).expanduser().resolve() / self.name
-
-    @model_validator(mode="after")
-    def _name_is_a_directory(self) -> Self:
-        if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
-            raise ValueError(f"name {self.name!r} must be a plain directory name")
-        return self
-
-    def change(self, changes: dict[str, Any]) -> "Run":
-        """Return this run with dotted fields replaced, e.g. {"model.llm.tuning": "lora"}.
-
-        Raises:
-            ConfigError: no such field (the nearest are named) or values that cannot work together.
-        """
-        tree = self.model_dump()
-        for path, value in changes.items():
-            assign(tree, Run, path, value)
-        return _validated(tree)
-
-    def absolute(self) -> "Run":
-        """This run with absolute paths: workers do not start in the directory of the command line."""
-        places = {"data.shards": self.data.shards, "data.features": self.data.features}
-        paths = {"root": self.root}
-        if Path(self.model.llm.source).expanduser().is_dir():
-            paths["model.llm.source"] = self.model.llm.source
-        if Path(self.model.vision.weights).expanduser().is_file():
-            paths["model.vision.weights"] = self.model.vision.weights
-        local = {field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path}
-        return self.change(local | {field: str(place(where)) if where else "" for field, where in places.items()})
-
-    def save(self, path: Path) -> None:
-        """Write the run as JSON, whole or not at all; `load_run` reads it back."""
-        write_atomic(path, self.model_dump_json(indent=2).encode() + b"\n")
-
-
-def load_run(path: Path) -> Run:
-    """Read a saved run.json.
-
-    Raises:
-        ConfigError: it is torn, or a field of it cannot be.
-    """
-    try:
-        tree = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path} is torn or no saved run ({error}): put a whole one in its place") from None
-    return _validated(tree)
-
-
-def _validated(tree: dict) -> Run:
-    try:
-        return Run.model_validate(tree)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'run'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-        ]
-        raise ConfigError("; ".join(lines)) from None

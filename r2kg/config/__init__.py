@@ -1,0 +1,1 @@
+"""Everything that decides what a run is: its parts, the systems' own parts, key=value changes of them."""

@@ -1,0 +1,62 @@
+"""What a system says of itself without torch: what it reads of a study, and what has to be made for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from r2kg.config.parts import Part
+from shards.errors import ConfigError
+
+ANSWER = ("report", "findings", "impression")
+"""Texts that hold what a system of the task "report" has to write."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a system reads of a study. Stream, generation and features follow it; what is not named here is not shown.
+
+    Raises:
+        ConfigError: a system that writes reports asks for the report's own text as an input.
+    """
+
+    image_px: int | None = None
+    """Side of the square films, pixels; None: no film is read."""
+    views: int = 1
+    """Films of a study, frontal first; fewer are padded and masked."""
+    encoder: Part | None = None
+    """The image encoder (`r2kg.modules.config.Vision`) whose features may be streamed in place of the films; the
+    model has it as `vision` and builds it first. None: features cannot stand in."""
+    sides: tuple[str, ...] = ()
+    """Kinds of sides (`shards.tars.kinds`) that are read in training and in generation."""
+    training_sides: tuple[str, ...] = ()
+    """Kinds of sides that are targets: read in training and validation, not there in generation."""
+    text: tuple[str, ...] = ()
+    """Texts of the record that are read: names of sections, or "report". In generation a record holds no others."""
+    task: Literal["report", "triples"] = "report"
+    """As in `System.task`."""
+
+    def __post_init__(self) -> None:
+        if self.task == "report" and (told := [name for name in self.text if name in ANSWER]):
+            raise ConfigError(
+                f"a system that writes reports reads {', '.join(told)}: that is the answer itself. Give it other "
+                'sections (indication, comparison), or set task = "triples"'
+            )
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Something that a run needs and does not train, made once before its workers start (`r2kg.training.artefacts`)."""
+
+    name: str
+    """What it is, e.g. "tiny-lm": the beginning of its directory's name, its key in the checkpoint's state."""
+    settings: dict[str, Any]
+    """JSON values that decide its content, fingerprints of what it is made from included."""
+    make: Callable[[Path], None]
+    """Writes it into an empty directory."""
+    into: str
+    """Dotted field of the run that gets its directory, e.g. "model.llm.source"."""
+    sentence: str
+    """What is being made, for the log."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Where it is big: {"num_cpus": ..., "num_gpus": ...} of the Ray job that makes it. Empty: this process."""

@@ -1,0 +1,182 @@
+"""`Run`: everything that decides what a run is. One frozen, printable, hashable object; every default lives in it.
+
+Its system is named by `model.system`: a key of `SYSTEMS`, or "module:Class" of one's own. Changing the name puts the
+defaults of the new system in place of the whole part.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from r2kg.config.needs import Artefact, Inputs
+from r2kg.config.overrides import assign
+from r2kg.config.parts import Data, Decoding, Engine, Optim, Part, Privacy, Tracking, Train
+from shards.errors import ConfigError
+from shards.tars.format import Manifest
+from shards.tars.place import place, write_atomic
+
+SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig"}
+"""model.system → "module:Class" of its part, imported on use."""
+
+
+class System(Part):
+    """Base of the systems' parts. A subclass names its model and adds the parts the model is composed of."""
+
+    build: ClassVar[str]
+    """"module:Class" of the nn.Module, called with this part; its contract is `r2kg.systems.contract.Model`."""
+    task: ClassVar[Literal["report", "triples"]] = "report"
+    """What is written: decides the reference, the metrics and the controls."""
+
+    system: str
+    """Key of `SYSTEMS`, or "module:Class"."""
+    decoding: Decoding = Decoding()
+    """Generation."""
+
+    def inputs(self, data: Data) -> Inputs:
+        """What the system reads of a study."""
+        raise NotImplementedError
+
+    def prepare(self, run: "Run", manifest: Manifest) -> Iterable[Artefact]:
+        """What has to be made before workers start; nothing by default."""
+        return ()
+
+    @classmethod
+    def named(cls, system: str) -> "type[System]":
+        """The part's class of a system.
+
+        Raises:
+            ConfigError: no such system; the nearest are named.
+        """
+        where = SYSTEMS.get(system, system)
+        module, colon, name = where.partition(":")
+        if not colon:
+            near = difflib.get_close_matches(system, SYSTEMS, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SYSTEMS)}."
+            raise ConfigError(f"unknown system {system!r}; {hint} A system of your own is their.module:Class")
+        try:
+            part = getattr(import_module(module), name)
+        except (ImportError, AttributeError, SyntaxError) as error:
+            raise ConfigError(f"system {system!r} cannot be imported: {error}") from error
+        if not (isinstance(part, type) and issubclass(part, System)):
+            raise ConfigError(f"system {system!r} is no subclass of r2kg.config.run.System")
+        return part
+
+
+class Run(Part):
+    """One run: recipe, data, model, optimiser, engine, length. Saved as run.json and restartable from it alone."""
+
+    name: str
+    """Directory and MLflow name. Submitting a name that exists continues it."""
+    recipe: str = ""
+    """The recipe it came from, for the record."""
+    root: str = "runs"
+    """Directory under which the run's own directory is made; on a cluster, shared storage."""
+    data: Data = Data()
+    """Shards."""
+    model: SerializeAsAny[System] = Field(default={"system": "r2genkg"}, validate_default=True)
+    """The system and its parts; `model.system` says whose."""
+    optim: Optim = Optim()
+    """Optimiser."""
+    engine: Engine = Engine()
+    """DeepSpeed."""
+    train: Train = Train()
+    """Loop."""
+    protocols: tuple[str, ...] = ("r2gen-2020", "full-text")
+    """Scoring protocols, keys of r2kg.protocol.PROTOCOLS."""
+    tracking: Tracking = Tracking()
+    """MLflow."""
+    privacy: Privacy = Privacy()
+    """Text fence."""
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this run is written."""
+        return Path(self.root).expanduser().resolve() / self.name
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the system reads of a study."""
+        return self.model.inputs(self.data)
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """Kind → place of the sides that are streamed in training; features among them where they stand for films."""
+        inputs, data = self.inputs, self.data
+        beside = {kind: f"{data.shards}/side/{kind}" for kind in (*inputs.sides, *inputs.training_sides)} | data.sides
+        return beside | ({"features": data.features} if data.features else {})
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_is_what_its_system_says(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return System.named(str(value.get("system", ""))).model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _name_is_a_directory(self) -> Self:
+        if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
+            raise ValueError(f"name {self.name!r} must be a plain directory name")
+        return self
+
+    def change(self, changes: dict[str, Any]) -> "Run":
+        """Return this run with dotted fields replaced, e.g. {"model.llm.tuning": "lora"}.
+
+        Raises:
+            ConfigError: no such field (the nearest are named) or values that cannot work together.
+        """
+        tree = self.model_dump()
+        for path, value in sorted(changes.items(), key=lambda change: change[0].count(".")):  # a part before its fields
+            assign(tree, Run, path, value)
+        return _validated(tree)
+
+    def absolute(self) -> "Run":
+        """This run with absolute paths: workers do not start in the directory of the command line."""
+        places = {"data.shards": self.data.shards, "data.features": self.data.features}
+        places |= {f"data.sides.{kind}": where for kind, where in self.data.sides.items()}
+        paths = {"root": self.root} | {field: path for field, path in _local(self) if Path(path).expanduser().exists()}
+        local = {field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path}
+        return self.change(local | {field: str(place(where)) if where else "" for field, where in places.items()})
+
+    def save(self, path: Path) -> None:
+        """Write the run as JSON, whole or not at all; `load_run` reads it back."""
+        write_atomic(path, self.model_dump_json(indent=2).encode() + b"\n")
+
+
+def load_run(path: Path) -> Run:
+    """Read a saved run.json.
+
+    Raises:
+        ConfigError: it is torn, or a field of it cannot be.
+    """
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is torn or no saved run ({error}): put a whole one in its place") from None
+    return _validated(tree)
+
+
+def _validated(tree: dict) -> Run:
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'run'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
+        raise ConfigError("; ".join(lines)) from None
+
+
+def _local(part: Part, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Dotted fields that are `Local`, with their values."""
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, Part):
+            yield from _local(value, f"{prefix}{name}.")
+        elif (
+            isinstance(value, str) and isinstance(field.json_schema_extra, dict) and "local" in field.json_schema_extra
+        ):
+            yield prefix + name, value

@@ -1,0 +1,110 @@
+"""What training and generation know of a system's model, whichever it is."""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from r2kg.config.parts import Decoding
+from r2kg.config.run import System
+from r2kg.modules.beams import Generated
+from shards.errors import CheckpointError
+
+Batch = dict[str, Any]
+"""Nested tensors: dicts, lists and tuples of them, and whatever else has `to(device)` (PyG's batches)."""
+
+
+class Term(NamedTuple):
+    """One named term of the loss. Of the whole objective it is weight · Σ sum / Σ count over the global batch."""
+
+    sum: Tensor
+    """fp32 scalar over this micro-batch; 0, with gradients of 0, where nothing counts."""
+    count: float  # type: ignore[assignment]  # tuple.count is not missed
+    """What the term is a mean over, as `Model.counts` said of the batch: tokens, studies, ..."""
+    weight: float = 1.0
+    """Factor of the mean in the objective."""
+
+
+class Model(Protocol):
+    """The nn.Module that `System.build` names. Calling it is calling `loss`."""
+
+    mutable: tuple[str, ...]
+    """Names of buffers that training changes: checkpoints hold them, and after every step workers agree on their mean
+    (of integers and booleans, on the first worker's)."""
+
+    def collate(self, rows: Mapping[str, Any]) -> Batch:
+        """Rows of the stream as a batch on the CPU; an invalid row keeps its place and counts for nothing.
+
+        `record` of a row lacks what `Inputs` does not name when generating, the target too.
+        """
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """The count of every term that `loss` will return, from the batch alone, before it leaves the CPU."""
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """The terms of the objective over a micro-batch; the same names on every worker and for every batch."""
+
+    def generate(self, batch: Batch, decoding: Decoding) -> list[Generated]:
+        """What is written for every row, also for invalid ones."""
+
+    def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Groups of the optimiser → trained parameters by their names of `named_parameters()`."""
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Recompute activations in backward."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint leaves out and a run must find again: pretrained weights by source and hash."""
+
+    __call__: Callable[[Batch], dict[str, Term]]
+    named_parameters: Callable[[], Iterator[tuple[str, nn.Parameter]]]
+    parameters: Callable[[], Iterator[nn.Parameter]]
+    get_buffer: Callable[[str], Tensor]
+    to: Callable[..., Any]
+    eval: Callable[[], Any]
+
+
+def build_model(part: System) -> Model:
+    """The model of a system's part; ConfigError when one of its modules cannot be built."""
+    module, _, name = part.build.partition(":")
+    return getattr(import_module(module), name)(part)
+
+
+def stored(model: Model) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: trained parameters and mutable buffers, by name."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return trained | {name: model.get_buffer(name) for name in model.mutable}
+
+
+@torch.no_grad()
+def load_stored(model: Model, state: Mapping[str, Tensor]) -> None:
+    """Copy stored tensors into the model, keeping its own dtypes and device.
+
+    Raises:
+        CheckpointError: names or shapes differ from what the model stores.
+    """
+    own = stored(model)
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"stored weights are of another model: {len(missing)} missing (first {missing[:3]}), {len(extra)} unknown "
+            f"(first {extra[:3]}); build the model from the run.json they were saved with"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise CheckpointError(f"{name} is stored as {list(state[name].shape)}, the model has {list(tensor.shape)}")
+        tensor.copy_(state[name])
+
+
+def to_device(batch: Any, device: torch.device | str) -> Any:
+    """A batch on a device; what has no `to` stays as it is."""
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    if isinstance(batch, tuple):
+        moved = (to_device(value, device) for value in batch)
+        return type(batch)(*moved) if hasattr(batch, "_fields") else tuple(moved)
+    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch

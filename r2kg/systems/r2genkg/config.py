@@ -1,0 +1,40 @@
+"""R2GenKG's part of a Run."""
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from r2kg.config.needs import Artefact, Inputs
+from r2kg.config.parts import Data
+from r2kg.config.run import Run, System
+from r2kg.modules.config import PROMPT, Llm, Vision
+from shards.tars.format import Manifest
+
+
+class R2GenKGConfig(System):
+    """R2GenKG (arXiv 2508.03426), for now without graph and bank: that is R2GenGPT (Wang et al. 2023)."""
+
+    build: ClassVar[str] = "r2kg.systems.r2genkg.model:R2GenKG"
+
+    system: Literal["r2genkg"] = "r2genkg"
+    """Names this part."""
+    vision: Vision = Vision()
+    """Image encoder."""
+    llm: Llm = Llm()
+    """Report writer."""
+    prompt: str = PROMPT
+    """Instruction after the film's tokens."""
+    report_tokens: int = Field(default=100, ge=4)
+    """Report tokens the model is trained on; longer reports are cut."""
+
+    def inputs(self, data: Data) -> Inputs:
+        """Films, or the features of a frozen encoder."""
+        return Inputs(image_px=self.vision.image_px, views=data.views, encoder=self.vision)
+
+    def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
+        """The tiny LM, where it stands in for a hub model."""
+        if self.llm.source == "tiny":
+            from r2kg.modules.tiny_lm import artefact  # seconds of torch, for a run that needs it
+
+            yield artefact(self.llm.tiny, run, manifest, self.prompt, into="model.llm.source")
