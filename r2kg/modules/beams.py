@@ -1,9 +1,11 @@
-"""Reading a report out of a language model: transformers' generate, or the beam search the R2Gen family scores with.
+"""Reading a text out of a decoder: transformers' generate, the beam search the R2Gen family scores with, or sampling.
 
-Shapes: B batch, K beams, L prompt tokens, t tokens written so far, D width.
+Shapes: B batch, K beams, L prompt tokens, t tokens written so far, n rows of a cache, D width.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,31 +34,93 @@ class Generated(NamedTuple):
     """Tokens before EOS."""
     truncated: bool
     """No EOS within max_new_tokens."""
+    extra: Mapping[str, Any] = {}
+    """What a system adds, by name: `report._replace(extra={...})`."""
+
+
+class Decoder(Protocol):
+    """What writes one token after another; the search below knows no more of a model.
+
+    What a cache is, is the decoder's own affair. One that was handed to `step` or `reorder` is spent: the decoder may
+    have changed it in place. `tests/r2kg/modules/decoder_checks.py` tells whether an adapter keeps what is said here.
+    """
+
+    def first(self, batch: Any) -> tuple[Tensor, Any]:
+        """Read the batch: logits [B, words] of the first token of every row, and a cache of B rows."""
+
+    def step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Read one more token per row, int64 [n]: logits [n, words] of the next, and the longer cache."""
+
+    def reorder(self, cache: Any, parents: Tensor) -> Any:
+        """A cache whose row i goes on from row parents[i], int64 [n]: rows may be repeated, moved and left out."""
+
+
+class Prompt(NamedTuple):
+    """What a causal LM reads before it writes."""
+
+    embeds: Tensor
+    """[B, L, D], padded on the left if at all."""
+    mask: Tensor
+    """int64 [B, L], 0 on padding."""
+
+
+class CausalCache(NamedTuple):
+    """What a causal LM has read."""
+
+    past: Cache
+    """Keys and values, changed in place."""
+    mask: Tensor
+    """int64 [n, L + t], 0 on padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLmDecoder:
+    """Any Hugging Face causal LM, in eval mode, as a Decoder of `Prompt`s."""
+
+    llm: PreTrainedModel
+
+    def first(self, batch: Prompt) -> tuple[Tensor, CausalCache]:
+        """Read the prompts. The LM head sees their last position only."""
+        out = self.llm(
+            inputs_embeds=batch.embeds, attention_mask=batch.mask, position_ids=(batch.mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        return out.logits[:, -1], CausalCache(out.past_key_values, batch.mask)
+
+    def step(self, tokens: Tensor, cache: CausalCache) -> tuple[Tensor, CausalCache]:
+        """Read one token per row, at the position after the row's last; padding has none."""
+        mask = torch.cat((cache.mask, cache.mask.new_ones(len(tokens), 1)), dim=1)
+        out = self.llm(
+            input_ids=tokens[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache.past, use_cache=True,
+        )  # fmt: skip
+        return out.logits[:, -1], CausalCache(out.past_key_values, mask)
+
+    def reorder(self, cache: CausalCache, parents: Tensor) -> CausalCache:
+        """Row i goes on from row parents[i]."""
+        cache.past.reorder_cache(parents)  # type: ignore[arg-type]  # int64, which is what LongTensor stands for
+        return CausalCache(cache.past, cache.mask[parents])
 
 
 @torch.no_grad()
-def decode(
-    llm: PreTrainedModel,
-    inputs_embeds: Tensor,
-    attention_mask: Tensor,
-    decoding: Decoding,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Generated]:
-    """Write one report per row, by the rule that `decoding` names; nothing is sampled.
+def decode(decoder: Decoder, batch: Any, decoding: Decoding, tokenizer: PreTrainedTokenizerBase) -> list[Generated]:
+    """Write one text per row, by the rule that `decoding` names.
 
     Args:
-        llm: causal LM, in eval mode.
-        inputs_embeds: [B, L, D], prompts, padded on the left if at all.
-        attention_mask: int64 [B, L], 0 on padding.
+        decoder: its model in eval mode.
+        batch: what the decoder's `first` reads.
         decoding: beams, lengths, rule.
         tokenizer: names EOS and turns tokens into text.
+
+    Raises:
+        ConfigError: no such rule, or one that this decoder cannot follow.
     """
     rule = RULES.get(decoding.length_rule)
     if rule is None:
         raise ConfigError(f"decoding.length_rule={decoding.length_rule!r}: one of {', '.join(RULES)}")
     eos = tokenizer.eos_token_id
     reports = []
-    for ids in rule(llm, inputs_embeds, attention_mask, decoding, eos).tolist():
+    for ids in rule(decoder, batch, decoding, eos).tolist():
         tokens = ids.index(eos) if eos in ids else len(ids)
         # Blanks are left as written: reports are cleaned to ` .` and metrics split on blanks.
         text = tokenizer.decode(ids[:tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -64,13 +128,22 @@ def decode(
     return reports
 
 
-def write_hf(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: Decoding, eos: int) -> Tensor:
+def write_hf(decoder: Decoder, batch: Any, decoding: Decoding, eos: int) -> Tensor:
     """transformers' greedy or beam search: score / length**length_penalty. Returns int64 [B, t], EOS-padded.
 
     The model's own generation_config is set aside meanwhile: transformers would fill every value left open here from
     it, e.g. a chat model's temperature or top_p. The repetition penalty counts written tokens only; it is handed over
     as a processor because transformers, given the number itself, would skip as many tokens as a prompt has padding.
+
+    Raises:
+        ConfigError: the decoder is no causal LM of transformers, which alone has a generate to call.
     """
+    if not isinstance(decoder, CausalLmDecoder):
+        raise ConfigError(
+            f"decoding.length_rule='hf' is transformers' generate, which {type(decoder).__name__} does not have: "
+            "set model.decoding.length_rule=r2gen"
+        )
+    llm = decoder.llm
     config = GenerationConfig(
         do_sample=False,
         num_beams=decoding.beams,
@@ -86,36 +159,32 @@ def write_hf(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: Decod
     own, llm.generation_config = llm.generation_config, GenerationConfig(eos_token_id=eos, pad_token_id=eos)
     try:
         return llm.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
-            inputs_embeds=embeds, attention_mask=mask, generation_config=config, logits_processor=penalty
+            inputs_embeds=batch.embeds, attention_mask=batch.mask, generation_config=config, logits_processor=penalty
         )
     finally:
         llm.generation_config = own
 
 
-def write_r2gen(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: Decoding, eos: int) -> Tensor:
+def write_r2gen(decoder: Decoder, batch: Any, decoding: Decoding, eos: int) -> Tensor:
     """Beam search of the R2Gen family: summed log-probabilities, no length normalisation. Returns int64 [B, t].
 
     A beam that writes EOS, or reaches max_new_tokens, is set aside with its score and goes on at FINISHED; the best set
     aside wins. A row stops changing once no unfinished beam scores above its best, because scores only fall, so the
     search ends when that holds for every row. Rows are EOS-padded.
     """
-    batch, beams, device = len(embeds), decoding.beams, embeds.device
-    rows, last = torch.arange(batch, device=device), decoding.max_new_tokens - 1
-    scores = torch.full((batch, beams), -torch.inf, device=device)  # [B, K]
+    logits, cache = decoder.first(batch)
+    studies, beams, device = len(logits), decoding.beams, logits.device
+    rows, last = torch.arange(studies, device=device), decoding.max_new_tokens - 1
+    scores = torch.full((studies, beams), -torch.inf, device=device)  # [B, K]
     scores[:, 0] = 0.0  # one empty hypothesis
-    written = torch.empty(batch, beams, 0, dtype=torch.long, device=device)  # [B, K, t]
-    best = torch.full((batch, decoding.max_new_tokens), eos, device=device)
-    best_score = torch.full((batch,), -torch.inf, device=device)
+    written = torch.empty(studies, beams, 0, dtype=torch.long, device=device)  # [B, K, t]
+    best = torch.full((studies, decoding.max_new_tokens), eos, device=device)
+    best_score = torch.full((studies,), -torch.inf, device=device)
 
-    # The prompts are read once; logits, cache and mask are then repeated for every beam.
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache: Cache = out.past_key_values
-    cache.batch_repeat_interleave(beams)
-    mask = mask.repeat_interleave(beams, dim=0)
-    logits = out.logits[:, -1].repeat_interleave(beams, dim=0)  # [B*K, words]
+    repeated = rows.repeat_interleave(beams)
+    logits, cache = logits[repeated], decoder.reorder(cache, repeated)  # [B*K, words]
     for step in range(decoding.max_new_tokens):
-        logp = logits.float().log_softmax(-1).view(batch, beams, -1)  # [B, K, words]
+        logp = logits.float().log_softmax(-1).view(studies, beams, -1)  # [B, K, words]
         if step < decoding.min_new_tokens:
             logp[..., eos] = -torch.inf
         words = logp.shape[-1]
@@ -132,15 +201,10 @@ def write_r2gen(llm: PreTrainedModel, embeds: Tensor, mask: Tensor, decoding: De
         scores = torch.where(ended, scores + FINISHED, scores)
         if step == last or (best_score >= scores.amax(1)).all():
             break
-        cache.reorder_cache((rows[:, None] * beams + parents).flatten())
-        mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-        positions = mask.sum(1, keepdim=True) - 1
-        logits = llm(
-            input_ids=tokens.view(-1, 1), attention_mask=mask, position_ids=positions, past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]  # fmt: skip
+        cache = decoder.reorder(cache, (rows[:, None] * beams + parents).flatten())
+        logits, cache = decoder.step(tokens.flatten(), cache)
     return best
 
 
-RULES = {"hf": write_hf, "r2gen": write_r2gen}
+RULES: dict[str, Callable[[Decoder, Any, Decoding, int], Tensor]] = {"hf": write_hf, "r2gen": write_r2gen}
 """Decoding.length_rule → how it is done."""

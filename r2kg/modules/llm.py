@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from r2kg.config.parts import Decoding
-from r2kg.modules.beams import Generated, decode
+from r2kg.modules.beams import CausalLmDecoder, Generated, Prompt, decode
 from r2kg.modules.config import Llm
 from shards.errors import ConfigError
 from shards.tars.place import sha256_of
@@ -121,7 +121,7 @@ class ReportWriter(nn.Module):
         """Write one report per row of soft tokens [B, P, D]; dropout is the caller's to switch off."""
         embeds = self.prompt(soft)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        return decode(self.llm, embeds, mask, decoding, self.tokenizer)
+        return decode(CausalLmDecoder(self.llm), Prompt(embeds, mask), decoding, self.tokenizer)
 
     def train(self, mode: bool = True) -> "ReportWriter":
         """As nn.Module.train, but a frozen model stays in eval mode (still checkpointing its activations if asked)."""

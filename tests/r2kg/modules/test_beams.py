@@ -5,14 +5,77 @@ import itertools
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from r2kg.config.parts import Decoding
-from r2kg.modules.beams import decode, write_hf, write_r2gen
+from r2kg.modules.beams import CausalLmDecoder, Prompt, decode, write_hf, write_r2gen
+from shards.errors import ConfigError
+from tests.r2kg.modules.decoder_checks import check_cached_equals_uncached
 
 WORDS = ["</s>", "the", "heart", "is", "not", "large"]
 EOS = 0
 WIDTH = 16
+
+
+class Reader(nn.Module):
+    """A decoder that is no language model of transformers: each token attends to a film's memory and to those before.
+
+    A batch is a memory [B, M, D]; the cache is it and the tokens so far, keyed as nothing of transformers is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(len(WORDS) + 1, WIDTH), nn.Embedding(32, WIDTH)
+        self.query, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, len(WORDS))
+        for weight in (self.query.weight, self.out.weight):
+            nn.init.normal_(weight, std=0.4)
+        nn.init.zeros_(self.out.bias)
+        self.out.bias.data[EOS] = -2.0  # so that some rows end and some are cut
+
+    def read(self, token: torch.Tensor, memory: torch.Tensor, past: torch.Tensor):
+        x = self.embed(token) + self.place.weight[past.shape[1]]
+        past = torch.cat((past, x[:, None]), dim=1)
+        seen = torch.cat((memory, past), dim=1)
+        attended = F.scaled_dot_product_attention(self.query(x)[:, None], seen, seen)[:, 0]
+        return self.out(torch.tanh(attended + x)), {"memory": memory, "past": past}
+
+    def first(self, batch: torch.Tensor):
+        start = torch.full((len(batch),), len(WORDS))
+        return self.read(start, batch, batch[:, :0])
+
+    def step(self, tokens: torch.Tensor, cache: dict):
+        return self.read(tokens, **cache)
+
+    def reorder(self, cache: dict, parents: torch.Tensor):
+        return {name: kept[parents] for name, kept in cache.items()}
+
+    def uncached(self, batch: torch.Tensor, row: int, written: list[int]) -> torch.Tensor:
+        """All tokens at once under a causal mask, as in training."""
+        x = self.embed(torch.tensor([len(WORDS), *written])) + self.place.weight[: len(written) + 1]
+        seen = torch.cat((batch[row], x))
+        causal = torch.ones(len(x), len(seen), dtype=torch.bool).tril(len(batch[row]))
+        attended = F.scaled_dot_product_attention(self.query(x)[None], seen[None], seen[None], attn_mask=causal[None])
+        return self.out(torch.tanh(attended[0] + x))[-1]
+
+
+class Causal(CausalLmDecoder):
+    """The adapter under test, and a reading of the same rows without cache, padding and other rows."""
+
+    def uncached(self, batch: Prompt, row: int, written: list[int]) -> torch.Tensor:
+        tokens = self.llm.get_input_embeddings()(torch.tensor(written, dtype=torch.long))
+        embeds = torch.cat((batch.embeds[row][batch.mask[row] == 1], tokens))
+        return self.llm(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +86,31 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
+SIZES = {
+    "vocab_size": len(WORDS), "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "initializer_range": 0.6, "eos_token_id": EOS, "bos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def llm():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        initializer_range=0.6, eos_token_id=EOS, bos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 
-def prompts(batch: int, length: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+@pytest.fixture(scope="module", params=["causal LM", "own decoder"])
+def decoder(request, llm):
+    torch.manual_seed(1)
+    return Causal(llm) if request.param == "causal LM" else Reader().eval()
+
+
+def prompts(batch: int, length: int = 3) -> Prompt:
     embeds = torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(5))
-    return embeds, torch.ones(batch, length, dtype=torch.long)
+    return Prompt(embeds, torch.ones(batch, length, dtype=torch.long))
+
+
+def inputs(decoder, batch: int) -> Prompt | torch.Tensor:
+    return prompts(batch).embeds if isinstance(decoder, Reader) else prompts(batch)
 
 
 def r2gen(beams: int, longest: int = 8, shortest: int = 0) -> Decoding:
@@ -43,14 +118,13 @@ def r2gen(beams: int, longest: int = 8, shortest: int = 0) -> Decoding:
 
 
 @torch.no_grad()
-def logp_next(llm, prompt: torch.Tensor, written: list[int]) -> torch.Tensor:
-    """log p(word | prompt [L, D], written), computed from scratch without a cache."""
-    embeds = torch.cat((prompt, llm.get_input_embeddings()(torch.tensor(written, dtype=torch.long))))
-    return llm(inputs_embeds=embeds[None], use_cache=False).logits[0, -1].log_softmax(-1)
+def logp_next(decoder, batch, row: int, written: list[int]) -> torch.Tensor:
+    """log p(word | row of the batch, written), computed from scratch without a cache."""
+    return decoder.uncached(batch, row, written).log_softmax(-1)
 
 
-def summed(llm, prompt: torch.Tensor, written: list[int]) -> float:
-    return sum(logp_next(llm, prompt, written[:i])[word].item() for i, word in enumerate(written))
+def summed(decoder, batch, row: int, written: list[int]) -> float:
+    return sum(logp_next(decoder, batch, row, written[:i])[word].item() for i, word in enumerate(written))
 
 
 def until_eos(row: torch.Tensor) -> list[int]:
@@ -58,14 +132,14 @@ def until_eos(row: torch.Tensor) -> list[int]:
     return ids[: ids.index(EOS) + 1] if EOS in ids else ids
 
 
-def plain_beam_search(llm, prompt: torch.Tensor, beams: int, longest: int) -> list[int]:
+def plain_beam_search(decoder, batch, row: int, beams: int, longest: int) -> list[int]:
     """The search of the R2Gen family, one row, one list per hypothesis, no early end."""
     alive, aside = [([], 0.0)], []
     for step in range(longest):
         candidates = [
             ([*written, word], score + logp)
             for written, score in alive
-            for word, logp in enumerate(logp_next(llm, prompt, written).tolist())
+            for word, logp in enumerate(logp_next(decoder, batch, row, written).tolist())
         ]
         alive = sorted(candidates, key=lambda c: -c[1])[:beams]
         for i, (written, score) in enumerate(alive):
@@ -76,67 +150,127 @@ def plain_beam_search(llm, prompt: torch.Tensor, beams: int, longest: int) -> li
     return best[: best.index(EOS) + 1] if EOS in best else best
 
 
-def test_r2gen_rule_is_exact_when_the_beam_holds_everything(llm):
-    embeds, mask = prompts(4)
-    longest = 3
-    rows = write_r2gen(llm, embeds, mask, r2gen(beams=len(WORDS) ** longest, longest=longest), EOS)
+def test_r2gen_rule_is_exact_when_the_beam_holds_everything(decoder):
+    batch, longest = inputs(decoder, 4), 3
+    rows = write_r2gen(decoder, batch, r2gen(beams=len(WORDS) ** longest, longest=longest), EOS)
     words = [w for w in range(len(WORDS)) if w != EOS]
     ended = [[*body, EOS] for n in range(longest) for body in itertools.product(words, repeat=n)]
     cut = [list(body) for body in itertools.product(words, repeat=longest)]
-    for prompt, row in zip(embeds, rows, strict=True):
-        best = max(ended + cut, key=lambda ids: summed(llm, prompt, ids))
-        assert until_eos(row) == best
+    for row, found in enumerate(rows):
+        assert until_eos(found) == max(ended + cut, key=lambda ids, row=row: summed(decoder, batch, row, ids))
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3, 6])
-def test_r2gen_rule_equals_the_plain_search_without_cache(llm, beams):
-    embeds, mask = prompts(12)
-    rows = write_r2gen(llm, embeds, mask, r2gen(beams, longest=7), EOS)
+def test_r2gen_rule_equals_the_plain_search_without_cache(decoder, beams):
+    batch = inputs(decoder, 12)
+    rows = write_r2gen(decoder, batch, r2gen(beams, longest=7), EOS)
     found = [until_eos(row) for row in rows]
-    assert found == [plain_beam_search(llm, prompt, beams, 7) for prompt in embeds]
+    assert found == [plain_beam_search(decoder, batch, row, beams, 7) for row in range(12)]
     if beams == 3:
         assert any(ids[-1] == EOS for ids in found) and any(ids[-1] != EOS for ids in found)
+
+
+def left_padded(lengths: list[int]) -> Prompt:
+    """Prompts of several lengths behind padding that would show if it were read."""
+    embeds, longest = prompts(len(lengths), max(lengths)).embeds, max(lengths)
+    mask = torch.stack([(torch.arange(longest) >= longest - length).long() for length in lengths])
+    return Prompt(torch.where(mask[..., None] == 1, embeds, 9.0), mask)
+
+
+@pytest.mark.parametrize(
+    "causal",
+    [
+        LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1)),
+        MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=4)),
+        GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), n_embd=WIDTH, n_layer=2, n_head=2, initializer_range=0.6)),
+    ],
+    ids=["grouped queries", "sliding window", "learned positions"],
+)
+def test_cached_equals_uncached(causal):
+    decoder, batch = Causal(causal.eval()), left_padded([3, 6, 5])
+    check_cached_equals_uncached(decoder, batch, lambda row, written: decoder.uncached(batch, row, written))
+
+
+def test_cached_equals_uncached_for_a_decoder_of_ones_own_and_tells_when_it_does_not():
+    torch.manual_seed(1)
+    reader, memory = Reader().eval(), prompts(4).embeds
+
+    def check(decoder) -> None:
+        check_cached_equals_uncached(decoder, memory, lambda row, written: reader.uncached(memory, row, written))
+
+    class Unmoved(Reader):
+        def reorder(self, cache, parents):
+            return super().reorder(cache, parents.sort().values)
+
+    class FilmsUnmoved(Reader):
+        def reorder(self, cache, parents):
+            moved = super().reorder(cache, parents)
+            return moved if len(parents) != len(cache["memory"]) else moved | {"memory": cache["memory"]}
+
+    class Forgetful(Reader):
+        def step(self, tokens, cache):
+            logits, longer = super().step(tokens, cache)
+            longer["past"][:, -1] = 0
+            return logits, longer
+
+    class Spoiling(Reader):
+        def reorder(self, cache, parents):
+            moved = super().reorder(cache, parents)
+            memory.mul_(1.001)
+            return moved
+
+    check(reader)
+    for broken in (Unmoved(), FilmsUnmoved(), Forgetful(), Spoiling()):
+        broken.load_state_dict(reader.state_dict())
+        with pytest.raises(AssertionError):
+            check(broken.eval())
 
 
 @pytest.mark.parametrize("rule", ["hf", "r2gen"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_row_is_the_same_alone_in_a_batch_and_behind_padding(llm, tokenizer, rule, beams):
     decoding = Decoding(length_rule=rule, beams=beams, max_new_tokens=8)
-    embeds, mask = prompts(6)
-    together = decode(llm, embeds, mask, decoding, tokenizer)
-    alone = [decode(llm, embeds[[i]], mask[[i]], decoding, tokenizer)[0] for i in range(6)]
+    decoder, (embeds, mask) = CausalLmDecoder(llm), prompts(6)
+    together = decode(decoder, Prompt(embeds, mask), decoding, tokenizer)
+    alone = [decode(decoder, Prompt(embeds[[i]], mask[[i]]), decoding, tokenizer)[0] for i in range(6)]
     assert together == alone
     padded = torch.cat((torch.full((6, 4, WIDTH), 9.0), embeds), dim=1)
     padding = torch.cat((torch.zeros(6, 4, dtype=torch.long), mask), dim=1)
-    assert decode(llm, padded, padding, decoding, tokenizer) == together
+    assert decode(decoder, Prompt(padded, padding), decoding, tokenizer) == together
 
 
 def test_one_beam_is_greedy_under_both_rules(llm):
-    embeds, mask = prompts(8)
+    decoder, batch = Causal(llm), prompts(8)
     plain = Decoding(beams=1, max_new_tokens=6, repetition_penalty=1.0)
-    hf = write_hf(llm, embeds, mask, plain, EOS)
-    ours = write_r2gen(llm, embeds, mask, r2gen(1, longest=6), EOS)
-    for prompt, a, b in zip(embeds, hf, ours, strict=True):
+    hf = write_hf(decoder, batch, plain, EOS)
+    ours = write_r2gen(decoder, batch, r2gen(1, longest=6), EOS)
+    for row, (a, b) in enumerate(zip(hf, ours, strict=True)):
         written: list[int] = []
         while len(written) < 6 and EOS not in written:
-            written.append(logp_next(llm, prompt, written).argmax().item())
+            written.append(logp_next(decoder, batch, row, written).argmax().item())
         assert until_eos(a) == until_eos(b) == written
 
 
 def test_hf_rule_divides_by_the_length_of_what_was_written(llm):
     """With every hypothesis on the beam, the answer is that of the definition: score / length**length_penalty."""
-    embeds, mask = prompts(4)
+    decoder, batch = Causal(llm), prompts(4)
     wide = Decoding(beams=36, max_new_tokens=2, length_penalty=1.5, repetition_penalty=1.0)
     words = [w for w in range(len(WORDS)) if w != EOS]
     choices = [[EOS], *([w, EOS] for w in words), *([v, w] for v in words for w in words)]
-    for prompt, row in zip(embeds, write_hf(llm, embeds, mask, wide, EOS), strict=True):
-        assert until_eos(row) == max(choices, key=lambda ids: summed(llm, prompt, ids) / len(ids) ** 1.5)
+    for row, found in enumerate(write_hf(decoder, batch, wide, EOS)):
+        best = max(choices, key=lambda ids, row=row: summed(decoder, batch, row, ids) / len(ids) ** 1.5)
+        assert until_eos(found) == best
+
+
+def test_hf_rule_needs_a_decoder_with_transformers_generate(tokenizer):
+    with pytest.raises(ConfigError, match="generate, which Reader does not have: set model.decoding.length_rule=r2gen"):
+        decode(Reader(), prompts(2).embeds, Decoding(), tokenizer)
 
 
 def test_hf_rule_penalises_words_that_were_written(llm, tokenizer):
-    embeds, mask = prompts(8)
-    free = decode(llm, embeds, mask, Decoding(beams=1, max_new_tokens=12, repetition_penalty=1.0), tokenizer)
-    strict = decode(llm, embeds, mask, Decoding(beams=1, max_new_tokens=12, repetition_penalty=50.0), tokenizer)
+    decoder, batch = Causal(llm), prompts(8)
+    free = decode(decoder, batch, Decoding(beams=1, max_new_tokens=12, repetition_penalty=1.0), tokenizer)
+    strict = decode(decoder, batch, Decoding(beams=1, max_new_tokens=12, repetition_penalty=50.0), tokenizer)
 
     def repeats(reports):
         return sum(len(r.text.split()) - len(set(r.text.split())) for r in reports)
@@ -147,35 +281,35 @@ def test_hf_rule_penalises_words_that_were_written(llm, tokenizer):
 @pytest.mark.parametrize("rule", ["hf", "r2gen"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_lengths_are_kept_and_reported(llm, tokenizer, rule, beams):
-    embeds, mask = prompts(10)
+    decoder, batch = Causal(llm), prompts(10)
     decoding = Decoding(length_rule=rule, beams=beams, min_new_tokens=4, max_new_tokens=6)
-    for report in decode(llm, embeds, mask, decoding, tokenizer):
+    for report in decode(decoder, batch, decoding, tokenizer):
         assert 4 <= report.tokens <= 6
         assert report.tokens == len(report.text.split())
         assert report.truncated == (report.tokens == 6)
     exact = Decoding(length_rule=rule, beams=beams, min_new_tokens=5, max_new_tokens=5)
-    assert {(r.tokens, r.truncated) for r in decode(llm, embeds, mask, exact, tokenizer)} == {(5, True)}
+    assert {(r.tokens, r.truncated) for r in decode(decoder, batch, exact, tokenizer)} == {(5, True)}
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_models_own_generation_settings_have_no_say(llm, tokenizer, beams):
-    embeds, mask = prompts(6)
+    decoder, batch = Causal(llm), prompts(6)
     decoding = Decoding(beams=beams, max_new_tokens=8)
-    expected = decode(llm, embeds, mask, decoding, tokenizer)
+    expected = decode(decoder, batch, decoding, tokenizer)
     own = llm.generation_config
     llm.generation_config = GenerationConfig(
         do_sample=True, temperature=5.0, top_p=0.5, no_repeat_ngram_size=1, suppress_tokens=[1, 2], eos_token_id=3
     )
     try:
-        assert decode(llm, embeds, mask, decoding, tokenizer) == expected
+        assert decode(decoder, batch, decoding, tokenizer) == expected
         assert llm.generation_config.temperature == 5.0
     finally:
         llm.generation_config = own
 
 
 def test_an_empty_report_has_no_tokens_and_is_not_truncated(llm, tokenizer):
-    embeds, mask = prompts(64)
-    reports = decode(llm, embeds, mask, r2gen(1), tokenizer)
-    firsts = [logp_next(llm, prompt, []).argmax().item() for prompt in embeds]
+    decoder, batch = Causal(llm), prompts(64)
+    reports = decode(decoder, batch, r2gen(1), tokenizer)
+    firsts = [logp_next(decoder, batch, row, []).argmax().item() for row in range(64)]
     empty = [report for report, first in zip(reports, firsts, strict=True) if first == EOS]
-    assert empty and set(empty) == {("", 0, False)}
+    assert empty and all(report == ("", 0, False, {}) for report in empty)
