@@ -48,18 +48,41 @@ class Decoding(Part):
     length_penalty: float = 2.0
     """Exponent of the hf rule; above 0 favours longer reports."""
     repetition_penalty: float = Field(default=2.0, gt=0)
-    """Divides the logits of tokens already written; 1 is off (hf rule only)."""
+    """Divides the logits of tokens already written; 1 is off (hf rule and sampling)."""
     min_new_tokens: int = Field(default=0, ge=0)
     """EOS is forbidden before this many tokens."""
     max_new_tokens: int = Field(default=120, ge=1)
     """Longest report, tokens."""
 
+    sample: bool = False
+    """Draw every token from the decoder's probabilities in place of a search; needs beams=1, sets length_rule aside."""
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Divides the logits before a token is drawn: below 1 is bolder, above 1 more varied (sampling only)."""
+    top_k: int = Field(default=0, ge=0)
+    """Draw from so many most probable tokens; 0 is off (sampling only)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the most probable tokens that together reach this probability; 1 is off (sampling only)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of what is drawn: a study's text depends on it and on the study's place in its split (sampling only)."""
+
     @model_validator(mode="after")
-    def _lengths(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"decoding.min_new_tokens={self.min_new_tokens} exceeds decoding.max_new_tokens={self.max_new_tokens}: "
                 "raise the second or lower the first"
+            )
+        if self.sample and self.beams > 1:
+            raise ValueError(
+                f"decoding.sample=true draws one text, decoding.beams={self.beams} searches among several: set "
+                "decoding.beams=1 or decoding.sample=false"
+            )
+        idle = {"temperature": self.temperature != 1, "top_k": self.top_k > 0, "top_p": self.top_p < 1}
+        if any(idle.values()) and not self.sample:
+            given = ", ".join(f"decoding.{name}={getattr(self, name)}" for name, changed in idle.items() if changed)
+            raise ValueError(
+                f"{given} has no effect with decoding.sample=false: set decoding.sample=true and decoding.beams=1, or "
+                "leave it out"
             )
         return self
 

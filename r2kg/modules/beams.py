@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.cache_utils import Cache
 
@@ -103,24 +108,41 @@ class CausalLmDecoder:
 
 
 @torch.no_grad()
-def decode(decoder: Decoder, batch: Any, decoding: Decoding, tokenizer: PreTrainedTokenizerBase) -> list[Generated]:
+def decode(
+    decoder: Decoder,
+    batch: Any,
+    decoding: Decoding,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Tensor | None = None,
+) -> list[Generated]:
     """Write one text per row, by the rule that `decoding` names.
 
     Args:
         decoder: its model in eval mode.
         batch: what the decoder's `first` reads.
-        decoding: beams, lengths, rule.
+        decoding: beams, lengths, rule; or how tokens are drawn.
         tokenizer: names EOS and turns tokens into text.
+        rows: int64 [B], each study's place in its split (the stream's `index`), -1 on rows that only fill the batch;
+            asked for by sampling only.
 
     Raises:
-        ConfigError: no such rule, or one that this decoder cannot follow.
+        ConfigError: no such rule, one that this decoder cannot follow, or sampling without `rows`.
     """
     rule = RULES.get(decoding.length_rule)
     if rule is None:
         raise ConfigError(f"decoding.length_rule={decoding.length_rule!r}: one of {', '.join(RULES)}")
     eos = tokenizer.eos_token_id
+    if not decoding.sample:
+        written = rule(decoder, batch, decoding, eos)
+    elif rows is not None:
+        written = write_sampled(decoder, batch, decoding, eos, rows)
+    else:
+        raise ConfigError(
+            "model.decoding.sample=true draws by a study's place in its split, which this batch does not hold: let the "
+            "system's collate hand `index` on, or set model.decoding.sample=false"
+        )
     reports = []
-    for ids in rule(decoder, batch, decoding, eos).tolist():
+    for ids in written.tolist():
         tokens = ids.index(eos) if eos in ids else len(ids)
         # Blanks are left as written: reports are cleaned to ` .` and metrics split on blanks.
         text = tokenizer.decode(ids[:tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -204,6 +226,50 @@ def write_r2gen(decoder: Decoder, batch: Any, decoding: Decoding, eos: int) -> T
         cache = decoder.reorder(cache, (rows[:, None] * beams + parents).flatten())
         logits, cache = decoder.step(tokens.flatten(), cache)
     return best
+
+
+def write_sampled(decoder: Decoder, batch: Any, decoding: Decoding, eos: int, rows: Tensor) -> Tensor:
+    """Draw every token from softmax(logits / temperature), cut to top_k, then top_p. Returns int64 [B, t], EOS-padded.
+
+    Token t of a row is the first whose cumulated probability exceeds u, which is word t of a Philox stream keyed by the
+    seed and the row: a study gets the same u whatever its batch and however many write. Raw words are taken because
+    NumPy keeps them fixed between versions; probabilities are cumulated in float64 on the CPU, in one order everywhere.
+    Logits alone differ in rounding between batch sizes and devices, and may tip a u that lies on a border.
+
+    Args:
+        rows: int64 [B], -1 or more.
+    """
+    logits, cache = decoder.first(batch)
+    chain = LogitsProcessorList()  # in transformers' order
+    if decoding.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+    if decoding.min_new_tokens:
+        chain.append(MinNewTokensLengthLogitsProcessor(0, decoding.min_new_tokens, eos, str(logits.device)))
+    if decoding.temperature != 1:
+        chain.append(TemperatureLogitsWarper(decoding.temperature))
+    if decoding.top_k:
+        chain.append(TopKLogitsWarper(decoding.top_k))
+    if decoding.top_p < 1:
+        chain.append(TopPLogitsWarper(decoding.top_p))
+
+    streams = [np.random.Philox(np.random.SeedSequence([decoding.seed, row + 1])) for row in rows.tolist()]
+    words = np.stack([stream.random_raw(decoding.max_new_tokens) for stream in streams])
+    # 52 bits: u * total then stays below total, so that no token of probability 0 is drawn at the end.
+    uniform = torch.from_numpy((words >> np.uint64(12)) * 2.0**-52)  # float64 [B, max_new_tokens], in [0, 1)
+
+    written = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)  # [B, t]
+    ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    for step in range(decoding.max_new_tokens):
+        kept = chain(written, logits.float())  # type: ignore[arg-type]  # int64, which is what LongTensor stands for
+        cumulated = kept.cpu().double().softmax(-1).cumsum(-1)  # [B, words]
+        drawn = torch.searchsorted(cumulated, uniform[:, [step]] * cumulated[:, -1:], right=True)[:, 0]
+        tokens = drawn.to(logits.device).masked_fill(ended, eos)
+        written = torch.cat((written, tokens[:, None]), dim=1)
+        ended |= tokens == eos
+        if ended.all() or step == decoding.max_new_tokens - 1:
+            break
+        logits, cache = decoder.step(tokens, cache)
+    return written
 
 
 RULES: dict[str, Callable[[Decoder, Any, Decoding, int], Tensor]] = {"hf": write_hf, "r2gen": write_r2gen}

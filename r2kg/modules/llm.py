@@ -117,11 +117,15 @@ class ReportWriter(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
-    def write(self, soft: Tensor, decoding: Decoding) -> list[Generated]:
-        """Write one report per row of soft tokens [B, P, D]; dropout is the caller's to switch off."""
+    def write(self, soft: Tensor, decoding: Decoding, rows: Tensor | None = None) -> list[Generated]:
+        """Write one report per row of soft tokens [B, P, D]; dropout is the caller's to switch off.
+
+        Args:
+            rows: int64 [B], the studies' places in their split; asked for by sampling only.
+        """
         embeds = self.prompt(soft)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        return decode(CausalLmDecoder(self.llm), Prompt(embeds, mask), decoding, self.tokenizer)
+        return decode(CausalLmDecoder(self.llm), Prompt(embeds, mask), decoding, self.tokenizer, rows)
 
     def train(self, mode: bool = True) -> "ReportWriter":
         """As nn.Module.train, but a frozen model stays in eval mode (still checkpointing its activations if asked)."""

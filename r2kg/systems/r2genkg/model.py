@@ -31,6 +31,8 @@ class Batch(TypedDict):
     """int64 [B, T], report and EOS, right-padded."""
     labels: Tensor
     """int64 [B, T], input_ids with -100 on padding and on every token of an invalid row."""
+    index: NotRequired[Tensor]
+    """int64 [B], the study's place in its split, -1 on an invalid row that only fills the batch."""
 
 
 class R2GenKG(nn.Module):
@@ -71,7 +73,7 @@ class R2GenKG(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.writer.write(self.soft_tokens(batch), decoding)
+            return self.writer.write(self.soft_tokens(batch), decoding, batch.get("index"))
         finally:
             self.train(was_training)
 
@@ -89,7 +91,7 @@ class R2GenKG(nn.Module):
 
         Args:
             rows: images uint8 [n, V, S, S] or features uint16 [n, V, P, D_v] (bits of bf16), view_mask bool [n, V],
-                valid bool [n], record: n JSON texts of a Study.
+                valid bool [n], record: n JSON texts of a Study, index int64 [n] where texts are to be sampled.
 
         Raises:
             ConfigError: films or features are of another size than the encoder's.
@@ -100,6 +102,8 @@ class R2GenKG(nn.Module):
         ]
         input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
         batch = Batch(view_mask=torch.tensor(rows["view_mask"]), input_ids=input_ids, labels=labels)
+        if "index" in rows:
+            batch["index"] = torch.tensor(rows["index"])
         if "features" in rows:
             shape, own_shape = rows["features"].shape[2:], (self.vision.patches, self.vision.width)
             if shape != own_shape:

@@ -1,7 +1,8 @@
-"""Beam search against exhaustive enumeration and a plain reference; transformers' rule against its own definition."""
+"""Beam search against exhaustive enumeration and a plain reference; the hf rule and sampling against definitions."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from r2kg.config.parts import Decoding
-from r2kg.modules.beams import CausalLmDecoder, Prompt, decode, write_hf, write_r2gen
+from r2kg.modules.beams import CausalLmDecoder, Prompt, decode, write_hf, write_r2gen, write_sampled
 from shards.errors import ConfigError
 from tests.r2kg.modules.decoder_checks import check_cached_equals_uncached
 
@@ -313,3 +314,107 @@ def test_an_empty_report_has_no_tokens_and_is_not_truncated(llm, tokenizer):
     firsts = [logp_next(decoder, batch, row, []).argmax().item() for row in range(64)]
     empty = [report for report, first in zip(reports, firsts, strict=True) if first == EOS]
     assert empty and all(report == ("", 0, False, {}) for report in empty)
+
+
+def sampled(longest: int = 8, **changes) -> Decoding:
+    return Decoding(**{"sample": True, "beams": 1, "repetition_penalty": 1.0, "max_new_tokens": longest} | changes)
+
+
+@pytest.mark.parametrize(
+    "cut", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.6}, {"temperature": 2.0, "top_k": 4, "top_p": 0.8}]
+)
+def test_first_tokens_are_drawn_as_their_probabilities_say(decoder, cut):
+    """Pearson's χ² of 4,000 draws stays under its 0.9999 quantile; a cut keeps what its definition keeps."""
+    draws, alone = 4000, inputs(decoder, 1)
+    repeated = [part.repeat_interleave(draws, dim=0) for part in (alone if isinstance(alone, Prompt) else [alone])]
+    batch = Prompt(*repeated) if isinstance(alone, Prompt) else repeated[0]
+    found = write_sampled(decoder, batch, sampled(1, **cut), EOS, torch.arange(draws))[:, 0].bincount(minlength=6)
+
+    p = (logp_next(decoder, alone, 0, []) / cut.get("temperature", 1.0)).double().softmax(-1)
+    order = p.argsort(descending=True)
+    keep = order[: cut.get("top_k", len(WORDS))]
+    p = torch.zeros_like(p).index_copy(0, keep, p[keep] / p[keep].sum())
+    before = p[order].cumsum(0) - p[order]
+    p = p.index_fill(0, order[before >= cut.get("top_p", 1.0)], 0.0)
+    p /= p.sum()
+    assert found[p == 0].sum() == 0
+    if "top_k" in cut or "top_p" in cut:
+        assert (p == 0).any()
+    expected = draws * p[p > 0]
+    assert ((found[p > 0] - expected) ** 2 / expected).sum() < 25.7  # 5 degrees of freedom at most
+
+
+def test_later_tokens_are_drawn_given_those_before(decoder):
+    """What is drawn with a cache is what the same numbers draw from logits read from scratch."""
+    batch, rows, decoding = inputs(decoder, 6), torch.tensor([3, 0, 9, 41, 5, 7]), sampled(6, seed=11)
+    found = write_sampled(decoder, batch, decoding, EOS, rows)
+    for at, row in enumerate(rows.tolist()):
+        raw = np.random.Philox(np.random.SeedSequence([11, row + 1])).random_raw(6)
+        written: list[int] = []
+        while len(written) < 6 and EOS not in written:
+            u = float(raw[len(written)]) / 2**64
+            written.append(int((logp_next(decoder, batch, at, written).exp().cumsum(0) <= u).sum()))
+        assert until_eos(found[at]) == written
+    assert len({tuple(row) for row in found.tolist()}) > 3
+
+
+def test_one_most_probable_token_to_draw_from_is_greedy(decoder, tokenizer):
+    batch, rows = inputs(decoder, 8), torch.arange(8)
+    greedy = decode(decoder, batch, r2gen(1), tokenizer)
+    for cut in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        assert decode(decoder, batch, sampled(**cut), tokenizer, rows) == greedy
+
+
+def test_a_sampled_text_depends_on_seed_and_study_only(decoder, tokenizer):
+    """Not on the batch, the row's place in it, rows that fill it, or on how long others write."""
+    batch, decoding = inputs(decoder, 12), sampled(12)
+
+    def write(places: list[int], decoding: Decoding = decoding, rows: list[int] | None = None):
+        part = Prompt(*(kept[places] for kept in batch)) if isinstance(batch, Prompt) else batch[places]
+        return decode(decoder, part, decoding, tokenizer, torch.tensor(places if rows is None else rows))
+
+    together = write(list(range(12)))
+    assert together == write(list(range(12)))
+    assert together == [write([row])[0] for row in range(12)]
+    assert together[::-1] == write(list(range(12))[::-1])
+    assert together[:5] == write([0, 1, 2, 3, 4, 0, 0], rows=[0, 1, 2, 3, 4, -1, -1])[:5]
+    assert together != write(list(range(12)), sampled(12, seed=1))
+    assert len({report.text for report in write([0] * 30, rows=list(range(30)))}) > 10
+    shorter = write(list(range(12)), sampled(6))
+    assert [r.text.split()[:6] for r in together] == [r.text.split() for r in shorter]
+
+
+def test_sampling_keeps_lengths(decoder, tokenizer):
+    batch, rows = inputs(decoder, 12), torch.arange(12)
+    for report in decode(decoder, batch, sampled(6, min_new_tokens=4), tokenizer, rows):
+        assert 4 <= report.tokens <= 6 and report.truncated == (report.tokens == 6)
+
+
+def test_sampling_penalises_words_that_were_written(decoder):
+    """As the hf rule does: positive logits are divided, negative ones multiplied, before anything else."""
+    batch, penalised = inputs(decoder, 8), {"repetition_penalty": 3.0}
+    found = write_sampled(decoder, batch, sampled(6, top_k=1, **penalised), EOS, torch.arange(8))
+    for row, ids in enumerate(found):
+        written: list[int] = []
+        while len(written) < 6 and EOS not in written:
+            with torch.no_grad():
+                logits = decoder.uncached(batch, row, written)
+            divided = torch.where(logits > 0, logits / 3, logits * 3)
+            seen = torch.isin(torch.arange(len(WORDS)), torch.tensor(written, dtype=torch.long))
+            written.append(torch.where(seen, divided, logits).argmax().item())
+        assert until_eos(ids) == written
+    assert not torch.equal(found, write_sampled(decoder, batch, sampled(6, top_k=1), EOS, torch.arange(8)))
+    if isinstance(decoder, Causal):
+        hf = write_hf(decoder, batch, Decoding(beams=1, max_new_tokens=6, **penalised), EOS)
+        assert torch.equal(found[:, : hf.shape[1]], hf)
+
+
+def test_sampling_asks_for_the_studies_and_for_one_beam(decoder, tokenizer):
+    with pytest.raises(ConfigError, match="sample=true draws by a study's place.*hand `index` on"):
+        decode(decoder, inputs(decoder, 2), sampled(), tokenizer)
+    with pytest.raises(ValueError, match="decoding.sample=true draws one text, decoding.beams=3 .* decoding.beams=1"):
+        Decoding(sample=True)
+    with pytest.raises(
+        ValueError, match="decoding.top_k=5, decoding.top_p=0.9 has no effect with decoding.sample=false"
+    ):
+        Decoding(top_p=0.9, top_k=5)

@@ -157,6 +157,11 @@ def test_training_learns_three_reports_from_their_films(source):
     for rule in ("hf", "r2gen"):
         decoding = Decoding(length_rule=rule, repetition_penalty=1.0, length_penalty=0.0, max_new_tokens=60)
         assert [report.text for report in model.generate(batch, decoding)] == REPORTS
+    drawn = Decoding(sample=True, beams=1, repetition_penalty=1.0, temperature=3.0, max_new_tokens=20)
+    texts = [report.text for report in model.generate(batch, drawn)]
+    turned = {key: value[[2, 0, 1]] for key, value in stream_rows().items()}
+    assert texts != REPORTS
+    assert [report.text for report in model.generate(model.collate(turned), drawn)] == [texts[i] for i in (2, 0, 1)]
     assert model.training
 
 
