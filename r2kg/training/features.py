@@ -199,7 +199,7 @@ class FilmEncoder:
         parts = [np.arange(at, min(at + size, rows.stop)) for at in range(rows.start, rows.stop, size)]
 
         def read(part: np.ndarray) -> dict[str, np.ndarray]:
-            block = Block(0, 0, part[None])
+            block = Block(0, 0, part[None], part[None])
             return read_block(index, block, self.image_px, data.views, data.on_bad)
 
         for films in ahead(read, parts):

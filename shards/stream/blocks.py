@@ -13,14 +13,14 @@ import ray
 import ray.data
 from ray.data import DataIterator, Dataset
 
-from shards.errors import DataError, OnBad
+from shards.errors import ConfigError, DataError, OnBad
+from shards.films.augment import OFF, Augment
 from shards.films.stored import decode
 from shards.session import in_our_words, quiet
 from shards.stream.index import Index
 from shards.stream.order import Block
 from shards.stream.side import Side
 from shards.tars.format import read_manifest
-from shards.tars.kinds import KINDS
 from shards.tars.place import Place
 
 BLOCK_BYTES = 32 << 20
@@ -29,6 +29,8 @@ BLOCKS_PER_RANK = 4
 TASK_CPUS = 0.5
 """Two tasks per core: the executor sees a finished task up to 0.1 s late; with one task the core would idle."""
 PREFETCH_BLOCKS = 2
+RECORD_BYTES = 8 << 10
+"""What a row takes, generously, where it has no films: its record and what lies beside it."""
 
 Rows = dict[str, np.ndarray]
 
@@ -36,10 +38,11 @@ Rows = dict[str, np.ndarray]
 def rows_per_block(image_size: int | None, views: int, rows_per_rank: int, film_bytes: int = 0) -> int:
     """Rows of a block: at most `BLOCK_BYTES` of pixels, and `BLOCKS_PER_RANK` blocks or more for a rank's share.
 
-    `film_bytes`: size of one film's features where these are streamed in place of pixels.
+    `film_bytes`: size of one film's features where these are streamed in place of pixels. Where no film is read
+    (`image_size` None), a row is taken for `RECORD_BYTES`.
     """
-    film_bytes = film_bytes or (image_size or 1) ** 2
-    return max(1, min(BLOCK_BYTES // (views * film_bytes), -(-rows_per_rank // BLOCKS_PER_RANK)))
+    row_bytes = views * (film_bytes or (image_size or 0) ** 2) or RECORD_BYTES
+    return max(1, min(BLOCK_BYTES // row_bytes, -(-rows_per_rank // BLOCKS_PER_RANK)))
 
 
 def stream_blocks(
@@ -51,22 +54,29 @@ def stream_blocks(
     on_bad: OnBad = "skip",
     index: Index | None = None,
     sides: Mapping[str, str | Place] | None = None,
+    augment: Augment = OFF,
+    seed: int = 0,
 ) -> Dataset:
     """Dataset of the blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it.
 
-    `sides`: kind → place of a side of these shards.
+    `sides`: kind → place of a side of these shards. ConfigError where one stands for films that are to be augmented.
     """
     index = index or Index.open(root, split, on_bad)
     parent = read_manifest(root) if sides else None
     opened = {kind: Side.open(at, index, parent, kind, on_bad) for kind, at in (sides or {}).items() if parent}
+    if augment != OFF and (stored := [kind for kind, side in opened.items() if side.entry.per_film]):
+        raise ConfigError(f"{stored[0]} were made of films as they are, so films cannot be augmented: drop one of both")
     ref = ray.put((index, opened))
 
     def read(batch: Rows) -> Rows:
-        block = Block(int(batch["rank"][0]), int(batch["step"][0]), np.asarray(batch["index"][0]))
+        indices, positions = (np.asarray(batch[name][0]) for name in ("index", "position"))
+        block = Block(int(batch["rank"][0]), int(batch["step"][0]), indices, positions)
         pointers, beside = ray.get(ref)
-        return read_block(pointers, block, image_size, views, on_bad, beside)
+        return read_block(pointers, block, image_size, views, on_bad, beside, augment, seed)
 
-    items = [{"rank": block.rank, "step": block.step, "index": block.index} for block in blocks]
+    items = [
+        {"rank": block.rank, "step": block.step, "index": block.index, "position": block.position} for block in blocks
+    ]
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
         read, batch_size=None, num_cpus=TASK_CPUS
     )
@@ -81,6 +91,8 @@ def read_block(
     views: int,
     on_bad: OnBad = "skip",
     sides: Mapping[str, Side] | None = None,
+    augment: Augment = OFF,
+    seed: int = 0,
 ) -> Rows:
     """The n rows of one block.
 
@@ -91,10 +103,12 @@ def read_block(
 
     A side adds its column (`Kind.column`): n bytes, b"" for a study without. One that is stored per film stands in
     place of the images, which are not read: features uint16 [n, V, P, D], the bit patterns of bf16.
+
+    `augment` changes images by what `seed`, the row's position in the run and the view decide.
     """
-    sides, at = sides or {}, block.index.ravel()
-    films = next((side for kind, side in sides.items() if KINDS[kind].per_film), None)
-    pixels = "images" if films is None else KINDS[films.kind].column
+    sides, at, position = sides or {}, block.index.ravel(), block.position.ravel().tolist()
+    films = next((side for side in sides.values() if side.entry.per_film), None)
+    pixels = "images" if films is None else films.entry.column
     shows, size = films is not None or image_size is not None, image_size or 0
     shape, dtype = ((size, size), np.uint8) if films is None else (films.extent[1:], np.uint16)
     rows: Rows = {
@@ -106,7 +120,7 @@ def read_block(
         "record": np.full(len(at), "", object),
         "bad": np.full(len(at), "", object),
     }
-    rows |= {KINDS[kind].column: np.full(len(at), b"", object) for kind, side in sides.items() if side is not films}
+    rows |= {side.entry.column: np.full(len(at), b"", object) for side in sides.values() if side is not films}
     wanted = np.flatnonzero(rows["valid"]).tolist()
     studies = rows["index"][wanted].tolist()
     stored = index.fetch(studies) if films is None and shows else index.fetch_records(studies)
@@ -119,7 +133,10 @@ def read_block(
             elif films is None:
                 encoded, record = index.read(study, stored.get(study))
                 name = index.tars[int(index.tar[study])]
-                shown = [decode(film, size, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
+                side_px = max(size, augment.resize_px or 0)
+                shown = [decode(film, side_px, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
+                if augment != OFF:
+                    shown = [augment.apply(film, size, seed, position[row], v) for v, film in enumerate(shown)]
             else:
                 record = index.read_record(study, stored.get(study))
                 shown = films.read_films(study, index.films(study), beside[films.kind].get(study))[:views]
@@ -128,7 +145,7 @@ def read_block(
                 rows[pixels][row, view], rows["view_mask"][row, view] = film, True
             for kind, side in sides.items():
                 if side is not films:
-                    rows[KINDS[kind].column][row] = bytes(side.read(study, beside[kind].get(study)) or b"")
+                    rows[side.entry.column][row] = bytes(side.read(study, beside[kind].get(study)) or b"")
         except DataError as error:
             if on_bad == "fail":
                 raise

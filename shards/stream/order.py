@@ -33,6 +33,8 @@ class Block:
     """First global step of the block."""
     index: Indices
     """[K, rows per step and rank], in consumption order; -1 is a row that only fills the step."""
+    position: Indices
+    """[K, rows per step and rank] of each row in the infinite sequence: what is drawn for a row is drawn from it."""
 
     @property
     def steps(self) -> int:
@@ -131,9 +133,10 @@ def sequential_blocks(n: int, world: int, micro_batch: int, rows_per_block: int 
 def _deal(index: Indices, first_step: int, global_batch: int, world: int, rows_per_block: int) -> list[Block]:
     rows = rank_rows(global_batch, world)
     by_step = index.reshape(-1, world, rows)
+    position = (first_step * global_batch + np.arange(len(index), dtype=np.int64)).reshape(by_step.shape)
     k = max(1, rows_per_block // rows)
     return [
-        Block(rank, first_step + at, np.ascontiguousarray(by_step[at : at + k, rank]))
+        Block(rank, first_step + at, *(np.ascontiguousarray(of[at : at + k, rank]) for of in (by_step, position)))
         for at in range(0, len(by_step), k)
         for rank in range(world)
     ]

@@ -11,7 +11,7 @@ from shards.errors import DataError, OnBad
 from shards.stream.index import Index
 from shards.stream.members import ABSENT, Members
 from shards.tars.format import Manifest, read_index
-from shards.tars.kinds import KINDS, read_side, refuse_other
+from shards.tars.kinds import KINDS, Kind, read_side, refuse_other
 from shards.tars.place import Place, place
 
 
@@ -19,9 +19,11 @@ from shards.tars.place import Place, place
 class Side(Members):
     """Pointers to the one streamed member (M = 1) of an `Index`'s n studies, row by row."""
 
-    kind: str = ""
+    kind: str
     """Key of `shards.tars.kinds.KINDS`."""
-    extent: tuple[int, ...] = ()
+    entry: Kind
+    """The kind itself, which travels along: a worker does not know a kind that was added in the driver."""
+    extent: tuple[int, ...]
     """See `SideManifest.extent`."""
 
     @classmethod
@@ -64,6 +66,7 @@ class Side(Members):
             tar=index.tar,
             span=span,
             kind=kind,
+            entry=KINDS[kind],
             extent=side.extent,
         )
 
@@ -74,7 +77,7 @@ class Side(Members):
             DataError: naming tar and study, when it cannot be read, is not what was written, or not of the side's kind.
         """
         data = next(iter(self.members(row, 0, fetched)), None)
-        if data is None or not (unpack := KINDS[self.kind].unpack):
+        if data is None or not (unpack := self.entry.unpack):
             return data
         module, _, name = unpack.partition(":")
         try:

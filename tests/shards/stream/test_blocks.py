@@ -10,13 +10,28 @@ import numpy as np
 import pytest
 from ray.data import Dataset
 
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
+from shards.films.augment import Augment
 from shards.films.stored import decode
-from shards.stream.blocks import BLOCK_BYTES, Rows, read_batches, read_block, rows_per_block, split, stream_blocks
-from shards.stream.index import Index, read_studies, read_targets
+from shards.stream import members
+from shards.stream.blocks import (
+    BLOCK_BYTES,
+    RECORD_BYTES,
+    Rows,
+    read_batches,
+    read_block,
+    rows_per_block,
+    split,
+    stream_blocks,
+)
+from shards.stream.index import Index, open_splits, read_studies, read_targets
 from shards.stream.order import plan, sequential_blocks
+from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import read_manifest
+from shards.tars.kinds import KINDS, Kind
+from shards.tars.sides import write_side
+from shards.tars.write import Made
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SIZE, VIEWS, BATCH = 32, 3, 6
@@ -217,6 +232,9 @@ def test_blocks_are_bounded_and_small_runs_still_get_several() -> None:
     assert rows_per_block(224, 2, 10**6) == BLOCK_BYTES // (2 * 224 * 224)
     assert rows_per_block(64, 1, 100) == 25
     assert rows_per_block(4096, 2, 100) == 1
+    assert rows_per_block(None, 1, 10**6) == rows_per_block(None, 4, 10**6) == BLOCK_BYTES // RECORD_BYTES
+    assert rows_per_block(None, 2, 100) == 25
+    assert rows_per_block(None, 2, 10**6, 1000) == BLOCK_BYTES // 2000  # what is stored per film stands for films
 
 
 def test_manifest_and_index_agree(phantom_shards: Path) -> None:
@@ -224,3 +242,90 @@ def test_manifest_and_index_agree(phantom_shards: Path) -> None:
     assert {name: len(Index.open(phantom_shards, name)) for name in manifest.splits} == {
         name: count.studies for name, count in manifest.splits.items()
     }
+
+
+CUT = Augment(resize_px=SIZE + 8, flip=0.5, rotate=5, brightness=0.2)
+
+
+def test_augmented_films_are_the_same_in_another_world_block_size_and_after_a_restart(phantom_shards: Path) -> None:
+    def seen(first: int, steps: int, world: int, micro: int, rows: int) -> dict[tuple[int, int], bytes]:
+        blocks = plan(45, 3, first * BATCH, steps, BATCH, world, rows)
+        films = stream_blocks(phantom_shards, "train", blocks, SIZE, 2, augment=CUT, seed=3)
+        own = [[at for block in blocks if block.rank == rank for at in block.position.flat] for rank in range(world)]
+        ranks = consume(films, world, micro)
+        images = [np.concatenate([rows["images"] for rows in batches]) for batches in ranks]
+        pairs = [pair for places, shown in zip(own, images, strict=True) for pair in zip(places, shown, strict=True)]
+        return {(int(at), view): shown[view].tobytes() for at, shown in pairs for view in (0, 1)}
+
+    whole = seen(0, 10, 1, 6, 24)
+    assert {at for at, _ in whole} == set(range(60)) and seen(0, 10, 2, 3, 7) == whole
+    assert seen(6, 4, 2, 1, 50) == {place: film for place, film in whole.items() if place[0] >= 36}
+
+
+def test_augmented_films_are_cut_from_films_decoded_large_enough(phantom_shards: Path) -> None:
+    """64 px films are decoded at 16 px for 16, but at 32 for the 20 of which 16 are cut."""
+    index, augment = Index.open(phantom_shards, "train"), Augment(resize_px=20)
+    block = plan(45, 0, 0, 2, 45, 1, 90)[0]
+    rows = read_block(index, block, 16, 2, "fail", augment=augment, seed=9)
+    assert rows["images"].shape == (90, 2, 16, 16)
+    places = {study: set[tuple[int, int]]() for study in range(45)}
+    for study, image in zip(rows["index"], rows["images"][:, 1], strict=True):
+        film = decode(index.read(study)[0][1], 20)
+        found = [(y, x) for y in range(5) for x in range(5) if (film[y : y + 16, x : x + 16] == image).all()]
+        assert len(found) == 1
+        places[study].add(found[0])
+    assert sum(len(own) == 2 for own in places.values()) > 35  # another epoch, another cut
+    assert (read_block(index, block, 16, 2)["images"][0] == read_block(index, block, 16, 2, seed=9)["images"][0]).all()
+
+
+def test_records_alone_are_read_without_a_byte_of_a_film(
+    damaged: Path, phantom_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, block, read_bytes, real = Index.open(damaged, "train"), sequential_blocks(45, 1, 45)[0], [], members.read_at
+    monkeypatch.setattr(members, "read_at", lambda *where: read_bytes.append(where[3]) or real(*where))
+    rows = read_block(index, block, None, 1)
+    assert sum(read_bytes) == index.span[:, -1, 1].sum() and len(read_bytes) == 45
+    assert "images" not in rows and rows["view_mask"].shape == (45, 1) and not rows["view_mask"].any()
+    assert np.flatnonzero(~rows["valid"]).tolist() == [7]  # study 3 has lost a film, which nobody reads
+    assert rows["record"][7] == "" and "not those that were written" in rows["bad"][7]
+    with pytest.raises(DataError, match="not those that were written"):
+        read_block(index, block, None, 1, "fail")
+    whole = read_block(Index.open(phantom_shards, "train"), block, SIZE, 1)
+    assert (np.delete(rows["record"], 7) == np.delete(whole["record"], 7)).all()
+
+
+def test_a_kind_that_only_this_process_knows_is_streamed_also_without_films(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = Kind(suffix="note", extent=("longest",), column="note", how="`r2kg notes`", unpack="zlib:crc32")
+    monkeypatch.setitem(KINDS, "notes", note)
+    manifest = read_manifest(damaged)
+
+    def build():
+        return lambda index, rows, given: (Made({"note": b"row %d" % row}) for row in rows)
+
+    write_side(damaged, tmp_path / "notes", "notes", manifest, open_splits(damaged, manifest), {"longest": 7}, build)
+    sides, blocks = {"notes": tmp_path / "notes"}, sequential_blocks(45, 1, 9, rows_per_block=9)
+    for size, unread in ((None, [7]), (SIZE, [3, 7])):
+        films = stream_blocks(damaged, "train", blocks, size, 1, sides=sides)
+        batches = consume(films, 1, 9)[0]
+        assert np.flatnonzero(~np.array(joined(batches, "valid"))).tolist() == unread
+        assert [text for row, text in enumerate(joined(batches, "note")) if row not in unread] == [
+            b"row %d" % row for row in range(45) if row not in unread
+        ]
+        assert ("images" in batches[0]) is (size is not None)
+
+
+def test_films_that_something_stored_stands_for_are_not_augmented(phantom_shards: Path, tmp_path: Path) -> None:
+    manifest, description = read_manifest(phantom_shards), {"views": 1, "patches": 1, "width": 1}
+
+    def build():
+        return lambda index, rows, given: (Made({"features": b"ab"}) for _ in rows)
+
+    index, out = Index.open(phantom_shards, "val"), tmp_path / "features"
+    write_side(phantom_shards, out, "features", manifest, open_splits(phantom_shards, manifest), description, build)
+    with pytest.raises(ConfigError, match="features were made of films as they are"):
+        stream_blocks(phantom_shards, "val", [], SIZE, 1, sides={"features": out}, augment=CUT)
+    opened = Side.open(out, index, manifest, "features")
+    rows = read_block(index, sequential_blocks(6, 1, 6)[0], None, 1, "fail", {"features": opened})
+    assert rows["features"].shape == (6, 1, 1, 1) and rows["view_mask"].all()

@@ -111,6 +111,17 @@ def test_sequential_blocks_visit_each_study_once_and_fill_all_ranks_alike(
     assert sum(i < 0 for i in visited) < world * micro
 
 
+@small
+@given(n=studies, seed=seeds, first=st.integers(0, 20), steps=st.integers(1, 8), world=st.sampled_from(WORLDS),
+       rows=st.integers(1, 60))  # fmt: skip
+def test_a_row_knows_its_position_in_the_sequence(n, seed, first, steps, world, rows) -> None:
+    for block in plan(n, seed, 6 * first, steps, 6, world, rows):
+        share = 6 // world
+        for at, (positions, indices) in enumerate(zip(block.position, block.index, strict=True)):
+            assert positions.tolist() == [(block.step + at) * 6 + block.rank * share + i for i in range(share)]
+            assert indices.tolist() == [int(step_indices(n, seed, int(at), 1)[0]) for at in positions]
+
+
 def test_sizes_that_cannot_be_are_refused_with_ones_that_can() -> None:
     with pytest.raises(ConfigError, match=r"global batch 96 cannot be split over 5 workers.*95 or 100.*1, 2, 3, 4, 6"):
         plan(10, 0, 0, 1, 96, 5, 8)
