@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from r2kg.config.parts import Part
 from shards.errors import ConfigError
+from shards.films.augment import OFF, Augment
 
 ANSWER = ("report", "findings", "impression")
 """Texts that hold what a system of the task "report" has to write."""
@@ -24,6 +25,10 @@ class Inputs:
     """Side of the square films, pixels; None: no film is read."""
     views: int = 1
     """Films of a study, frontal first; fewer are padded and masked."""
+    merge: Literal["average", "concatenate", "separate"] = "average"
+    """How the films of a study become tokens, as `r2kg.modules.config.Vision.views` says."""
+    augment: Augment = OFF
+    """Seeded changes of the films in training; validation, generation and features see them as they are."""
     encoder: Part | None = None
     """The image encoder (`r2kg.modules.config.Vision`) whose features may be streamed in place of the films; the
     model has it as `vision` and builds it first. None: features cannot stand in."""

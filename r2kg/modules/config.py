@@ -1,10 +1,11 @@
 """Parts of a system's configuration that name the modules it is composed of; nothing heavy is imported here."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from r2kg.config.parts import Local, Part
+from shards.films.augment import Augment
 
 PROMPT = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 """The instruction of R2GenGPT, and of its kin."""
@@ -32,10 +33,24 @@ class Vision(Part):
     """Arguments for timm.create_model that change the architecture (embed_dim, depths, ...)."""
     image_px: int = Field(default=224, ge=16)
     """Side of the square film the encoder sees, in pixels."""
+    augment: Augment = Augment()
+    """Seeded changes of the films in training, all off by default."""
+    views: Literal["average", "concatenate", "separate"] = "average"
+    """How the films of a study become tokens. average: the mean of their token grids; concatenate: their grids one
+    after the other, as R2Gen reads IU X-Ray; separate: a grid per film, for systems that treat films alone."""
     tuning: Literal["frozen", "lora", "full"] = "full"
     """frozen: R2GenGPT shallow; lora on attention query and value: delta; full: deep."""
     lora: Lora = Lora()
     """Adapter settings for tuning="lora"."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if (side := self.augment.resize_px) is not None and side < self.image_px:
+            raise ValueError(
+                f"augment.resize_px={side} is below image_px={self.image_px}: a film of the encoder's side cannot be "
+                f"cut from it. Use {self.image_px} or more, such as {round(self.image_px * 8 / 7)}, or null for no crop"
+            )
+        return self
 
 
 class TinyLm(Part):

@@ -102,30 +102,41 @@ class ReportWriter(nn.Module):
         before, after = (embed(ids).expand(len(soft), -1, -1) for ids in (self.before, self.after))
         return torch.cat((before, soft.to(before.dtype), after), dim=1)
 
-    def loss(self, soft: Tensor, input_ids: Tensor, labels: Tensor) -> Tensor:
+    def prompt_mask(self, soft: Tensor, present: Tensor | None = None) -> Tensor:
+        """Attention over `prompt(soft)`: int64 [B, L], 0 at soft tokens that are absent by `present`, bool [B, P]."""
+        if present is None:
+            present = torch.ones(soft.shape[:2], dtype=torch.bool, device=soft.device)
+        before, after = (present.new_ones(len(soft), len(ids)) for ids in (self.before, self.after))
+        return torch.cat((before, present, after), dim=1).long()
+
+    def loss(self, soft: Tensor, input_ids: Tensor, labels: Tensor, present: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the target tokens, summed: -Σ_t log p(y_t | prompt, y_<t).
 
         Args:
             soft: [B, P, D], a study's tokens.
             input_ids: int64 [B, T], reports with EOS, right-padded.
             labels: int64 [B, T], -100 where input_ids is no target.
+            present: bool [B, P], False at soft tokens that are not there; None: all are. The report is read as if the
+                absent ones had never been in the prompt.
 
         Returns:
             fp32 scalar; 0, with gradients of 0, when no row has a target.
         """
-        logits = self._report_logits(soft, input_ids, labels != IGNORED).float()
+        logits = self._report_logits(soft, input_ids, labels != IGNORED, present).float()
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
-    def write(self, soft: Tensor, decoding: Decoding, rows: Tensor | None = None) -> list[Generated]:
+    def write(
+        self, soft: Tensor, decoding: Decoding, present: Tensor | None = None, rows: Tensor | None = None
+    ) -> list[Generated]:
         """Write one report per row of soft tokens [B, P, D]; dropout is the caller's to switch off.
 
         Args:
+            present: as in `loss`.
             rows: int64 [B], the studies' places in their split; asked for by sampling only.
         """
-        embeds = self.prompt(soft)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        return decode(CausalLmDecoder(self.llm), Prompt(embeds, mask), decoding, self.tokenizer, rows)
+        prompt = Prompt(self.prompt(soft), self.prompt_mask(soft, present))
+        return decode(CausalLmDecoder(self.llm), prompt, decoding, self.tokenizer, rows)
 
     def train(self, mode: bool = True) -> "ReportWriter":
         """As nn.Module.train, but a frozen model stays in eval mode (still checkpointing its activations if asked)."""
@@ -159,13 +170,17 @@ class ReportWriter(nn.Module):
             self._sha256 = weight_hashes(folder)
         return {"source": self.config.source, "revision": self.config.revision, "sha256": self._sha256}
 
-    def _report_logits(self, soft: Tensor, input_ids: Tensor, is_report: Tensor) -> Tensor:
+    def _report_logits(
+        self, soft: Tensor, input_ids: Tensor, is_report: Tensor, present: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, T, words] of every report token. The LM head never sees the prompt, its last position excepted."""
         prompt = self.prompt(soft)
         report = self.llm.get_input_embeddings()(input_ids)
         embeds = torch.cat((prompt, report), dim=1)  # [B, L+T, D]
-        mask = torch.cat((is_report.new_ones(prompt.shape[:2]), is_report), dim=1).long()
-        positions = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
+        prompted = self.prompt_mask(soft, present)
+        mask = torch.cat((prompted, is_report.long()), dim=1)
+        # Absent tokens take no position; padding after a report does, as it always did.
+        positions = torch.cat((prompted, torch.ones_like(input_ids)), dim=1).cumsum(1) - 1
         out = self.llm(
             inputs_embeds=embeds,
             attention_mask=mask,

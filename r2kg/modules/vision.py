@@ -1,4 +1,4 @@
-"""Image encoder: any timm model as a grid of tokens, several films of a study averaged.
+"""Image encoder: any timm model as a grid of tokens; the films of a study averaged, in a row or each alone.
 
 Shapes: B batch, V views, S side in pixels, P patches, D width, N films that are present.
 """
@@ -49,7 +49,7 @@ class SplitQkv(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Films → one token grid per study: each film is encoded alone, then the films are averaged (R2GenKG §1.1).
+    """Films → the tokens of a study: each film is encoded alone, then they are merged as config.views says.
 
     BatchNorm layers, where a model has them, always use their stored statistics and never update them: batch statistics
     would depend on the micro-batch and differ between workers, and a run would no longer be the same at another world
@@ -71,7 +71,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: Vision) -> None:
         super().__init__()
-        self.tuning = config.tuning
+        self.tuning, self.views = config.tuning, config.views
         self.encoder = _build_encoder(config)
         mean_and_std = (self.encoder.pretrained_cfg[key] for key in ("mean", "std"))
         self.scale = list(zip(*mean_and_std, strict=True))[: config.options.get("in_chans", 3)]
@@ -90,15 +90,15 @@ class VisionEncoder(nn.Module):
             _add_lora(self.encoder, config)
         self.train()
 
-    def forward(self, images: Tensor, view_mask: Tensor) -> Tensor:
-        """Encode the films that exist and average them; a study without any film gets zeros.
+    def forward(self, images: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode the films that exist and `merge` them; where there is no film, tokens are zeros.
 
         Args:
             images: uint8 [B, V, S, S], grey.
             view_mask: bool [B, V], True where there is a film.
 
         Returns:
-            [B, P, D] in the encoder's dtype.
+            tokens in the encoder's dtype, and which of them are there.
         """
         batch, views = view_mask.shape
         present = view_mask.flatten().nonzero().squeeze(1)
@@ -109,7 +109,7 @@ class VisionEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning != "frozen"):
             tokens = self.encode(films)  # [N, P, D]
         grid = tokens.new_zeros(batch * views, self.patches, self.width).index_copy(0, present, tokens)
-        return self.average(grid.view(batch, views, self.patches, self.width), view_mask)
+        return self.merge(grid.view(batch, views, self.patches, self.width), view_mask)
 
     def encode(self, films: Tensor) -> Tensor:
         """Every film alone: uint8 [N, S, S] → [N, P, D] in the encoder's dtype.
@@ -125,10 +125,23 @@ class VisionEncoder(nn.Module):
             return features.flatten(1, 2)
         return features.flatten(2).transpose(1, 2)
 
-    def average(self, features: Tensor, view_mask: Tensor) -> Tensor:
-        """Mean over the films that are there: [B, V, P, D] and bool [B, V] → [B, P, D]; zeros without any film."""
+    def merge(self, features: Tensor, view_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens of a study from those of its films, and which of them are there (None: all).
+
+        - average: the mean over the films that are there, [B, P, D] (R2GenKG §1.1); zeros without any film
+        - concatenate: the films' tokens one after the other, [B, V·P, D], and bool [B, V·P]
+        - separate: as they are, [B, V, P, D], and bool [B, V]
+
+        Args:
+            features: [B, V, P, D], zeros where there is no film.
+            view_mask: bool [B, V], True where there is a film.
+        """
+        if self.views == "concatenate":
+            return features.flatten(1, 2), view_mask.repeat_interleave(features.shape[2], dim=1)
+        if self.views == "separate":
+            return features, view_mask
         weight = view_mask / view_mask.sum(1, keepdim=True).clamp(min=1)  # [B, V], 0 where there is no film
-        return (features * weight.to(features.dtype)[..., None, None]).sum(1)
+        return (features * weight.to(features.dtype)[..., None, None]).sum(1), None
 
     def train(self, mode: bool = True) -> "VisionEncoder":
         """As nn.Module.train, but a frozen encoder and every BatchNorm stay in eval mode."""

@@ -7,6 +7,7 @@ rounded, a run in bf16 sees what it would have computed.
 
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from r2kg.config.run import Run
 from r2kg.modules.config import Vision
 from r2kg.modules.vision import VisionEncoder
 from shards.errors import ConfigError, DataError
+from shards.films.augment import OFF
 from shards.stream.blocks import read_block
 from shards.stream.index import Index, open_splits
 from shards.stream.order import Block
@@ -64,11 +66,16 @@ def write_features(run: Run, manifest: Manifest, out: str | Place, actors: int =
 
 
 def refuse_tuned(run: Run) -> None:
-    """ConfigError when training would change the encoder."""
+    """ConfigError when training would change the encoder, or the films before it sees them."""
     if (tuning := encoder_of(run).tuning) != "frozen":
         raise ConfigError(
             f"features are what an encoder makes that never changes, and model.vision.tuning={tuning} changes it: set "
             'model.vision.tuning=frozen, or data.features="" to read the films'
+        )
+    if run.inputs.augment != OFF:
+        raise ConfigError(
+            "features are of films as they are, and model.vision.augment changes films anew every time: set "
+            'model.vision.augment={}, or data.features="" to read the films'
         )
 
 
@@ -140,11 +147,9 @@ def encoder_of(run: Run) -> Vision:
 
 
 def film_bytes(run: Run) -> int:
-    """Size of one film's features in a row of the stream; 0 when films are streamed."""
-    if not run.data.features:
-        return 0
-    _, patches, width = read_side(run.data.features).extent
-    return 2 * patches * width
+    """Size of what a row of the stream holds of one film in place of it; 0 when films are streamed, or none is."""
+    stored = [read_side(where).extent for kind, where in run.sides.items() if kind in KINDS and KINDS[kind].per_film]
+    return 2 * math.prod(stored[0][1:]) if stored else 0
 
 
 def frozen_encoder(run: Run) -> VisionEncoder:

@@ -115,7 +115,7 @@ def film_streams(run: Run, plan: Plan) -> dict[str, Dataset | Callable[[], Datas
             chunk=data.chunk,
             window=data.window,
         )
-        return films("train", blocks)
+        return films("train", blocks, augment=inputs.augment, seed=train.seed)
 
     def validation() -> Dataset:
         """The first studies of the split, in order, filled with rows that count for nothing; always the same."""

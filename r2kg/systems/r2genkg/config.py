@@ -1,9 +1,9 @@
 """R2GenKG's part of a Run."""
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from r2kg.config.needs import Artefact, Inputs
 from r2kg.config.parts import Data
@@ -28,9 +28,21 @@ class R2GenKGConfig(System):
     report_tokens: int = Field(default=100, ge=4)
     """Report tokens the model is trained on; longer reports are cut."""
 
+    @model_validator(mode="after")
+    def _films_are_one_sequence(self) -> Self:
+        if self.vision.views == "separate":
+            raise ValueError(
+                "vision.views=separate is for systems that treat films alone; r2genkg puts a study's tokens into one "
+                "prompt: choose average or concatenate"
+            )
+        return self
+
     def inputs(self, data: Data) -> Inputs:
         """Films, or the features of a frozen encoder."""
-        return Inputs(image_px=self.vision.image_px, views=data.views, encoder=self.vision)
+        vision = self.vision
+        return Inputs(
+            image_px=vision.image_px, views=data.views, merge=vision.views, augment=vision.augment, encoder=vision
+        )
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
         """The tiny LM, where it stands in for a hub model."""

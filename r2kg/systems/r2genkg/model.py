@@ -64,7 +64,8 @@ class R2GenKG(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """ "report": negative log-likelihood of the target tokens, in nats."""
-        nll = self.writer.loss(self.soft_tokens(batch), batch["input_ids"], batch["labels"])
+        soft, present = self.soft_tokens(batch)
+        nll = self.writer.loss(soft, batch["input_ids"], batch["labels"], present)
         return {"report": Term(nll, self.counts(batch)["report"])}
 
     @torch.no_grad()
@@ -73,18 +74,24 @@ class R2GenKG(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.writer.write(self.soft_tokens(batch), decoding, batch.get("index"))
+            soft, present = self.soft_tokens(batch)
+            return self.writer.write(soft, decoding, present, batch.get("index"))
         finally:
             self.train(was_training)
 
-    def soft_tokens(self, batch: Batch) -> Tensor:
-        """What the language model sees of the films, given as images or as their features: [B, P, D_l]."""
+    def soft_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What the language model sees of the films, given as images or as their features.
+
+        Returns:
+            [B, P, D_l] and None, or with model.vision.views=concatenate [B, V·P, D_l] and bool [B, V·P], False at the
+            tokens of films that are not there.
+        """
         dtype = self.projection.weight.dtype
         if "images" in batch:
-            tokens = self.vision(batch["images"], batch["view_mask"])  # [B, P, D_v]
+            tokens, present = self.vision(batch["images"], batch["view_mask"])  # [B, P, D_v]
         else:
-            tokens = self.vision.average(batch["features"].to(dtype), batch["view_mask"])
-        return self.norm(self.projection(tokens.to(dtype)))
+            tokens, present = self.vision.merge(batch["features"].to(dtype), batch["view_mask"])
+        return self.norm(self.projection(tokens.to(dtype))), present
 
     def collate(self, rows: dict[str, Any]) -> Batch:
         """Turn rows of the stream into a batch; an invalid row keeps its place and has no target.

@@ -97,6 +97,38 @@ def test_a_batch_without_targets_has_zero_loss_and_zero_gradients(source):
     assert loss == 0 and (soft.grad == 0).all()
 
 
+@pytest.mark.parametrize("present", [[True, True, False, False, False], [False, True, False, True, True], [False] * P])
+def test_absent_soft_tokens_are_as_if_they_had_never_been_there(source, present):
+    """Beside a row that has all, in loss, gradients and both ways of decoding."""
+    model, there = writer(source), torch.tensor([present, [True] * P])
+    input_ids, labels = model.tokenize(REPORTS[:2], 100)
+    soft, kept = soft_tokens(model, 2), there[0]
+    loss = model.loss(soft, input_ids, labels, there)
+    loss.backward()
+    alone = model.loss(soft[:1, kept], *model.tokenize(REPORTS[:1], 100))
+    other = model.loss(soft[1:], *model.tokenize(REPORTS[1:2], 100))
+    torch.testing.assert_close(loss, alone + other)
+    assert (soft.grad[0, ~kept] == 0).all() and (soft.grad[1].abs().sum(1) > 0).all()
+    for rule in ("hf", "r2gen"):
+        decoding = Decoding(length_rule=rule, beams=2, max_new_tokens=12, repetition_penalty=1.0)
+        both = model.write(soft, decoding, there)
+        assert both == model.write(soft[:1, kept], decoding) + model.write(soft[1:], decoding)
+
+
+def test_where_every_soft_token_is_there_a_mask_changes_no_bit(source):
+    model = writer(source)
+    soft, (input_ids, labels) = soft_tokens(model, 3), model.tokenize(REPORTS, 100)
+    everything = torch.ones(3, P, dtype=torch.bool)
+    embeds = torch.cat((model.prompt(soft), model.llm.get_input_embeddings()(input_ids)), dim=1)
+    mask = torch.cat((torch.ones(embeds.shape[0], embeds.shape[1] - input_ids.shape[1]), labels != IGNORED), dim=1)
+    plain = model.llm(
+        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=torch.arange(embeds.shape[1]).expand(3, -1),
+        use_cache=False, logits_to_keep=input_ids.shape[1] + 1,
+    ).logits[:, :-1]  # fmt: skip
+    for present in (None, everything):
+        assert torch.equal(model._report_logits(soft, input_ids, labels != IGNORED, present), plain)
+
+
 def test_the_lm_head_never_sees_the_soft_tokens(source):
     model = writer(source)
     seen = []

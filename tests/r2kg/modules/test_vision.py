@@ -52,7 +52,7 @@ def everything(images: torch.Tensor) -> torch.Tensor:
 def test_tokens_are_the_grid_row_by_row_in_every_layout(kind):
     model = encoder(kind).eval()
     images = films(model, kind, batch=1, views=1)
-    tokens = model(images, everything(images))
+    tokens, _ = model(images, everything(images))
     assert tokens.shape == (1, model.patches, model.width)
     # timm's own uniform view of the last feature map, channels first and without class token
     grid = model.encoder.forward_intermediates(normalised(model, images[0]), indices=1, norm=kind is not CNN)[1][0]
@@ -69,26 +69,51 @@ def test_grey_bytes_get_the_models_own_mean_and_deviation():
 def test_one_channel_models_get_one_channel():
     model = encoder(CNN, options={"in_chans": 1}).eval()
     images = films(model, CNN)
-    assert model(images, everything(images)).isfinite().all()
+    assert model(images, everything(images))[0].isfinite().all()
 
 
 def test_views_are_averaged_and_absent_films_do_not_count():
     model = encoder(SWIN).eval()
     images = films(model, SWIN)
-    both = model(images, everything(images))
-    alone = [model(images[:, [v]], everything(images[:, [v]])) for v in (0, 1)]
+    both, present = model(images, everything(images))
+    assert present is None
+    alone = [model(images[:, [v]], everything(images[:, [v]]))[0] for v in (0, 1)]
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
     mask = torch.tensor([[True, False], [True, True]])
-    partly = model(images, mask)
+    partly, _ = model(images, mask)
     torch.testing.assert_close(partly[0], alone[0][0])
     torch.testing.assert_close(partly[1], both[1])
+
+
+@pytest.mark.parametrize("kind", [SWIN, CNN, VIT], ids=["NHWC", "NCHW", "class token"])
+def test_films_stand_in_a_row_or_each_alone_and_absent_ones_are_masked(kind):
+    alone, row, average = (encoder(kind, views=way).eval() for way in ("separate", "concatenate", "average"))
+    images, mask = films(alone, kind), torch.tensor([[True, False], [True, True]])
+    grids, films_there = alone(images, mask)
+    assert grids.shape == (2, 2, alone.patches, alone.width) and torch.equal(films_there, mask)
+    for study, view in ((0, 0), (1, 0), (1, 1)):
+        torch.testing.assert_close(grids[study, view], alone.encode(images[study, [view]])[0])
+    assert (grids[0, 1] == 0).all()
+    tokens, present = row(images, mask)
+    assert torch.equal(tokens, torch.cat((grids[:, 0], grids[:, 1]), dim=1))
+    patches = row.patches
+    assert present.tolist() == [[True] * patches + [False] * patches, [True] * 2 * patches]
+    torch.testing.assert_close(average(images, mask)[0], torch.stack((grids[0, 0], grids[1].mean(0))))
+    for model in (alone, row, average):  # from features it is the same as from films
+        assert torch.equal(model.merge(grids, mask)[0], model(images, mask)[0])
+
+
+def test_a_crop_smaller_than_what_the_encoder_sees_is_refused():
+    with pytest.raises(ValueError, match=r"augment.resize_px=224 is below image_px=256.*Use 256 or more, such as 293"):
+        Vision(image_px=256, augment={"resize_px": 224})
+    assert Vision(augment={"resize_px": 256}).augment.resize_px == 256
 
 
 @pytest.mark.parametrize("mask", [[[False, False], [True, True]], [[False, False], [False, False]]])
 def test_a_study_without_films_is_finite_zeros_with_finite_gradients(mask):
     model = encoder(SWIN)
     images = films(model, SWIN)
-    tokens = model(images, torch.tensor(mask))
+    tokens, _ = model(images, torch.tensor(mask))
     assert (tokens[0] == 0).all()
     tokens.sum().backward()
     gradients = [p.grad for p in model.parameters()]
@@ -100,7 +125,7 @@ def test_frozen_stays_in_eval_mode_without_gradients():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     images = films(model, CNN)
-    tokens = model(images, everything(images))
+    tokens, _ = model(images, everything(images))
     assert not tokens.requires_grad and not model.encoder.training
     assert not [name for name, p in model.named_parameters() if p.requires_grad]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -111,8 +136,8 @@ def test_batch_norm_uses_and_keeps_its_stored_statistics_when_tuned():
     images = films(model, CNN, batch=3)
     before = {name: value.clone() for name, value in model.named_buffers()}
     assert before
-    together = model(images, everything(images))
-    one = model(images[:1], everything(images[:1]))
+    together, _ = model(images, everything(images))
+    one, _ = model(images[:1], everything(images[:1]))
     torch.testing.assert_close(together[:1], one)  # a row does not depend on its micro-batch
     assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
     together.sum().backward()
@@ -129,10 +154,10 @@ def test_lora_changes_nothing_at_first_and_trains_query_and_value_only():
     full = encoder(SWIN).eval()
     model = encoder(SWIN, tuning="lora", lora=Lora(rank=2, alpha=4, dropout=0.0))
     images = films(model, SWIN)
-    torch.testing.assert_close(model.eval()(images, everything(images)), full(images, everything(images)))
+    torch.testing.assert_close(model.eval()(images, everything(images))[0], full(images, everything(images))[0])
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     assert names and all(".lora_" in name and (".query." in name or ".value." in name) for name in names)
-    model.train()(images, everything(images)).square().sum().backward()
+    model.train()(images, everything(images))[0].square().sum().backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if name in names)
 
 
@@ -210,7 +235,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         model = encoder(SWIN)
         model.gradient_checkpointing(on)
         images = films(model, SWIN)
-        model(images, everything(images)).square().sum().backward()
+        model(images, everything(images))[0].square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
     assert model.encoder.layers[0].grad_checkpointing
     torch.testing.assert_close(*gradients)
@@ -219,5 +244,5 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_bf16_gives_bf16_tokens():
     model = encoder(SWIN).to(torch.bfloat16).eval()
     images = films(model, SWIN)
-    tokens = model(images, everything(images))
+    tokens, _ = model(images, everything(images))
     assert tokens.dtype == torch.bfloat16 and tokens.isfinite().all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
-from r2kg.config.parts import Decoding
+from r2kg.config.parts import Data, Decoding
 from r2kg.config.run import SYSTEMS
 from r2kg.modules.config import Llm, TinyLm, Vision
 from r2kg.modules.tiny_lm import write_tiny_lm
@@ -38,9 +38,11 @@ def llama_2_7b(source, tmp_path_factory):
     return folder
 
 
-def tiny(source, tuning: str = "full", llm: str = "frozen", **changes) -> R2GenKG:
+def tiny(source, tuning: str = "full", llm: str = "frozen", views: str = "average", **changes) -> R2GenKG:
     torch.manual_seed(0)
-    vision = Vision(name="swin_tiny_patch4_window7_224", weights="random", options=SWIN, image_px=SIDE, tuning=tuning)
+    vision = Vision(
+        name="swin_tiny_patch4_window7_224", weights="random", options=SWIN, image_px=SIDE, tuning=tuning, views=views
+    )
     return build_model(R2GenKGConfig(vision=vision, llm=Llm(source=str(source), tuning=llm), **changes))
 
 
@@ -99,10 +101,30 @@ def test_groups_name_every_trained_parameter_once(source):
 def test_soft_tokens_are_the_projected_and_normalised_film_tokens(source):
     model = tiny(source).eval()
     batch = model.collate(stream_rows())
-    soft = model.soft_tokens(batch)
-    tokens = model.vision(batch["images"], batch["view_mask"])
+    soft, present = model.soft_tokens(batch)
+    tokens, _ = model.vision(batch["images"], batch["view_mask"])
+    assert present is None
     assert soft.shape == (3, model.vision.patches, 32)
     torch.testing.assert_close(soft, model.norm(model.projection(tokens)))
+
+
+def test_concatenated_films_double_the_prompt_and_absent_ones_change_nothing(source):
+    model = tiny(source, views="concatenate").eval()
+    batch = model.collate(stream_rows())
+    soft, present = model.soft_tokens(batch)
+    patches = model.vision.patches
+    assert soft.shape == (3, 2 * patches, 32) and present.sum(1).tolist() == [2 * patches, patches, 2 * patches]
+    other = {**batch, "images": batch["images"].clone()}
+    other["images"][1, 1] = 255 - other["images"][1, 1]  # where there is no film
+    assert torch.equal(loss_of(model, batch), loss_of(model, other))
+    other["images"][0, 1] = 255 - other["images"][0, 1]
+    assert not torch.allclose(loss_of(model, batch), loss_of(model, other), rtol=1e-6)
+    features = model.vision.encode(batch["images"].flatten(0, 1)).view(3, 2, patches, -1)
+    given = {key: value for key, value in batch.items() if key != "images"} | {"features": features}
+    torch.testing.assert_close(loss_of(model, given), loss_of(model, batch))
+    assert R2GenKGConfig(vision=Vision(views="concatenate")).inputs(Data(views=2)).merge == "concatenate"
+    with pytest.raises(ValueError, match="vision.views=separate is for .* choose average or concatenate"):
+        R2GenKGConfig(vision=Vision(views="separate"))
 
 
 def test_collate_takes_the_cleaned_target_and_keeps_invalid_rows_without_one(source):

@@ -177,6 +177,10 @@ def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, si
             {"model.vision.tuning": "full"},
             "model.vision.tuning=full changes it: set model.vision.tuning=frozen, or data.f",
         ),
+        (
+            {"model.vision.augment.flip": 0.5},
+            r"films as they are, and model.vision.augment .* set model.vision.augment=",
+        ),
         ({"train.seed": 7}, r"encoder: [0-9a-f]{12} there, [0-9a-f]{12} here\)"),
         ({"model.vision.options": {"init_values": 0.1}}, "encoder: "),
         ({"model.vision.name": "test_vit2"}, 'name: "test_vit" there, "test_vit2" here'),

@@ -1,0 +1,79 @@
+"""The streams of a run read what its system says it reads, and change films in training only."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from r2kg.config.needs import Inputs
+from r2kg.config.parts import Data, Train
+from r2kg.config.run import Run, System
+from r2kg.modules.config import Vision
+from r2kg.systems.r2genkg.config import R2GenKGConfig
+from r2kg.training.features import check_features, film_bytes, write_features
+from r2kg.training.launch import film_streams
+from r2kg.training.plan import Plan
+from shards.errors import ConfigError
+from shards.stream.blocks import Rows, read_batches, split
+from shards.stream.index import Index
+from shards.tars.format import read_manifest
+
+TRAIN = Train(global_batch=6, micro_batch=3, workers=2, gpus=False, seed=11)
+
+
+class Reader(System):
+    """A system that reads the words of a study and none of its films."""
+
+    system: Literal["reader"] = "reader"
+
+    def inputs(self, data: Data) -> Inputs:
+        return Inputs(text=("indication",))
+
+
+def plan_of(steps: int) -> Plan:
+    return Plan(
+        studies=45, validation_studies=6, steps=steps, steps_per_epoch=7.5, shards="", licence="", trained={},
+        parameters=0, artefacts={},
+    )  # fmt: skip
+
+
+def streamed(run: Run, name: str, steps: int) -> Rows:
+    """All rows of a stream, by (step, rank)."""
+    iterators = split(film_streams(run, plan_of(steps))[name](), 1)
+    batches = list(read_batches(iterators[0], 3))
+    return {column: np.concatenate([rows[column] for rows in batches]) for column in batches[0]}
+
+
+def test_a_system_that_reads_no_films_gets_records_alone(phantom_shards: Path, tmp_path: Path) -> None:
+    run = Run(name="words", root=str(tmp_path), data=Data(shards=str(phantom_shards)), model=Reader(), train=TRAIN)
+    assert film_bytes(run) == 0
+    for name, rows in (("train", 36), ("val", 6)):
+        got = streamed(run, name, 6)
+        assert "images" not in got and got["valid"].sum() == rows and all(got["record"][got["valid"]])
+    featured = Run(**{**dict(run), "data": Data(shards=str(phantom_shards), features=str(tmp_path))})
+    for refuse in (check_features, lambda run, manifest: write_features(run, manifest, tmp_path / "side")):
+        with pytest.raises(ConfigError, match='reader has no image encoder.*set data.features=""'):
+            refuse(featured, read_manifest(phantom_shards))
+
+
+def test_training_films_are_augmented_as_the_run_says_and_validation_films_are_not(
+    phantom_shards: Path, tmp_path: Path
+) -> None:
+    def run(seed: int = 11, **augment: float) -> Run:
+        model = R2GenKGConfig(vision=Vision(image_px=32, augment=augment))
+        train = TRAIN.model_copy(update={"seed": seed})
+        return Run(name="films", root=str(tmp_path), data=Data(shards=str(phantom_shards)), model=model, train=train)
+
+    plain, changed, again = (streamed(each, "train", 8) for each in (run(), run(flip=1), run(flip=1)))
+    assert (changed["index"] == plain["index"]).all()
+    assert (changed["images"] == plain["images"][..., ::-1]).all() and (changed["images"] == again["images"]).all()
+    assert (streamed(run(flip=1), "val", 8)["images"] == streamed(run(), "val", 8)["images"]).all()
+    cut = {"resize_px": 40, "flip": 0.5, "rotate": 5, "brightness": 0.2}
+    one, two = (streamed(run(seed, **cut), "train", 15) for seed in (11, 12))
+    studies = {
+        seed: dict(zip(rows["index"].tolist(), rows["images"], strict=True)) for seed, rows in ((1, one), (2, two))
+    }
+    assert len(studies[1]) == len(Index.open(phantom_shards, "train"))
+    assert sum((studies[1][at] != studies[2][at]).any() for at in studies[1]) > 40
+    assert Run(name="x").inputs.augment == Vision().augment
