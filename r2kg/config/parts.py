@@ -1,9 +1,9 @@
 """The parts that every run has, whichever system it trains."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Local = Annotated[str, Field(json_schema_extra={"local": True})]
 """A name, or a path of this machine, which `Run.absolute` makes absolute where there is such a file or directory."""
@@ -88,16 +88,25 @@ class Decoding(Part):
 
 
 class Optim(Part):
-    """AdamW and its schedule."""
+    """Adam and its schedule."""
 
+    kind: Literal["adamw", "adam"] = "adamw"
+    """How weight decay acts. adamw: on the weight itself (decoupled); adam: added to the gradient (coupled; R2Gen)."""
+    amsgrad: bool = False
+    """Divide by the largest second moment so far: a third tensor is kept per weight (R2Gen)."""
     lr: float = Field(default=1e-4, ge=0)
     """Peak learning rate."""
     lr_of: dict[str, float] = Field(default_factory=dict)
     """Peak learning rate of a parameter group (vision, projection, llm) where it differs from `lr`."""
     min_lr: float = Field(default=1e-6, ge=0)
-    """Learning rate at the end of the cosine."""
-    schedule: Literal["cosine", "cosine_epoch", "constant"] = "cosine_epoch"
-    """cosine: per step; cosine_epoch: per epoch, as R2GenGPT was released; constant."""
+    """Learning rate at the end of the cosine, and of linear."""
+    schedule: Literal["cosine", "cosine_epoch", "constant", "linear", "step"] = "cosine_epoch"
+    """cosine: per step; cosine_epoch: per epoch, as R2GenGPT was released; constant; linear: per step to `min_lr`;
+    step: × `gamma` every `step_epochs` epochs (R2Gen)."""
+    step_epochs: int = Field(default=50, ge=1)
+    """Epochs between two drops of the step schedule."""
+    gamma: float = Field(default=0.1, gt=0)
+    """Factor of a drop of the step schedule."""
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up from 0, in steps."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -105,9 +114,48 @@ class Optim(Part):
     eps: float = 1e-8
     """Adam's denominator term."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay, applied to every trained tensor as PyTorch does by default."""
+    """Weight decay, applied to every trained tensor as PyTorch does by default."""
+    weight_decay_of: dict[str, float] = Field(default_factory=dict)
+    """Weight decay of a parameter group (vision, projection, llm) where it differs from `weight_decay`."""
+    no_decay: bool = False
+    """Spare norms and biases (tensors of one dimension, and those called bias) from weight decay."""
     clip: float = Field(default=0.0, ge=0)
     """Largest gradient norm; 0 is off."""
+    clip_value: float = Field(default=0.0, ge=0)
+    """Largest absolute value of a gradient's element (R2Gen: 0.1); 0 is off."""
+
+    @model_validator(mode="after")
+    def _one_clip(self) -> Self:
+        if self.clip and self.clip_value:
+            raise ValueError(
+                f"optim.clip={self.clip} and optim.clip_value={self.clip_value} both bound the gradient: set one to 0"
+            )
+        return self
+
+
+OURS_IN_DEEPSPEED = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch, train.micro_batch and train.workers",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim.kind",
+    "zero_allow_untested_optimizer": "optim.kind",
+    "zero_force_ds_cpu_optimizer": "engine.offload_optimizer",
+    "scheduler": "optim.schedule",
+    "bf16": "engine.precision",
+    "bfloat16": "engine.precision",
+    "fp16": "engine.precision",
+    "amp": "engine.precision",
+    "torch_autocast": "engine.precision",
+    "data_types.grad_accum_dtype": "engine.precision",
+    "compile": "engine.compile",
+    "zero_optimization.stage": "engine.zero",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
+    "zero_optimization.cpu_offload": "engine.offload_optimizer",
+    "zero_optimization.offload_param": "engine.offload_parameters",
+    "zero_optimization.cpu_offload_params": "engine.offload_parameters",
+}
+"""Key of DeepSpeed's configuration → the field that sets it here."""
 
 
 class Engine(Part):
@@ -123,6 +171,22 @@ class Engine(Part):
     """Arithmetic of forward and backward; master weights are fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile of the model in training."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """What else DeepSpeed's own configuration shall hold, merged into ours key by key, e.g.
+    {"zero_optimization": {"reduce_bucket_size": 50000000}}; what has a field here is refused."""
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _what_has_a_field_is_set_there(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for path, field in OURS_IN_DEEPSPEED.items():
+            node: Any = extra
+            for key in path.split("."):
+                node = node.get(key) if isinstance(node, dict) else None
+            if node is not None:
+                raise ValueError(f"engine.deepspeed sets {path}, which is {field} here: set that instead")
+        return extra
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> Self:
@@ -160,6 +224,9 @@ class Train(Part):
     """Steps between validation losses beside those of every checkpoint; 0: none beside them."""
     validation_studies: int = Field(default=512, ge=0)
     """Studies of the validation split that are used for the validation loss; 0 is off."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many validations in a row without a lower validation loss; 0: never. A run that stopped goes on
+    when it is submitted again with more, or with 0."""
     log_every: int = Field(default=10, ge=1)
     """Steps between records of the loss."""
     max_restarts: int = Field(default=3, ge=-1)
@@ -173,6 +240,14 @@ class Train(Part):
     def accumulation(self) -> int:
         """Micro-batches per worker and step."""
         return self.global_batch // (self.workers * self.micro_batch)
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> Self:
+        if self.patience and not self.validation_studies:
+            raise ValueError(
+                f"train.patience={self.patience} needs a validation loss: set train.validation_studies above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -17,8 +17,9 @@ from shards.errors import CheckpointError
 from shards.tars.place import sha256_of
 
 MANIFEST = "manifest.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's state of the tensor NAME is stored as NAME.exp_avg and NAME.exp_avg_sq."""
+MOMENT = "@"
+"""What the optimiser keeps of the parameter NAME is stored as NAME@exp_avg, NAME@exp_avg_sq, ...: no parameter's and no
+buffer's name holds this sign."""
 
 
 def write_checkpoint(
@@ -67,7 +68,7 @@ def read_state(checkpoint: Path) -> dict:
 
 
 def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """All parts as one dict on host: weights and Adam's moments."""
+    """All parts as one dict on host: weights, mutable buffers and the optimiser's moments."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(checkpoint.glob("part-*.safetensors")):
         tensors |= load_file(file)
@@ -75,8 +76,8 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights among `read_tensors`' tensors."""
-    return {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in MOMENTS}
+    """The model's tensors among `read_tensors`': weights and mutable buffers, as `load_stored` takes them."""
+    return {name: value for name, value in tensors.items() if MOMENT not in name}
 
 
 def complaints(checkpoint: Path) -> list[str]:

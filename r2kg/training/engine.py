@@ -24,9 +24,10 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from r2kg.config.run import Run
-from r2kg.systems.contract import Batch, Model, load_stored, to_device
-from r2kg.training.checkpoint import MOMENTS, weights_of
+from r2kg.systems.contract import Batch, Model, load_stored, stored, to_device
+from r2kg.training.checkpoint import MOMENT, weights_of
 from r2kg.training.optim import build_optimizer, learning_rate
+from shards.errors import CheckpointError
 
 
 def put_ninja_on_path() -> None:
@@ -45,6 +46,7 @@ def build_extension() -> None:
 def deepspeed_config(run: Run) -> dict:
     """DeepSpeed's JSON for this run. The optimiser is ours; the learning rate is set before every step.
 
+    What `run.engine.deepspeed` adds goes in last, key by key, so that a part of it keeps the rest of ours.
     bf16 at stage 0 is autocast over fp32 weights: DeepSpeed's own wrapper there gives no access to Adam's moments.
     """
     engine, train = run.engine, run.train
@@ -58,7 +60,7 @@ def deepspeed_config(run: Run) -> dict:
         precision = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
     elif engine.precision == "bf16":
         precision["data_types"] = {"grad_accum_dtype": "fp32"}
-    return {
+    config: dict[str, Any] = {
         **precision,
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -69,6 +71,15 @@ def deepspeed_config(run: Run) -> dict:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+    merging = [(config, engine.deepspeed)]
+    while merging:
+        into, extra = merging.pop()
+        for key, value in extra.items():
+            if isinstance(value, dict) and isinstance(into.get(key), dict):
+                merging.append((into[key], value))
+            else:
+                into[key] = value
+    return config
 
 
 class Engine:
@@ -84,9 +95,12 @@ class Engine:
         put_ninja_on_path()
         self.run, self.steps, self.steps_per_epoch, self.step_number = run, steps, steps_per_epoch, 0
         self._names = [(name, p) for pairs in model.trainable().values() for name, p in pairs]
+        if odd := sorted({name for name, _ in self._names} ^ (stored(model).keys() - set(model.mutable))):
+            raise TypeError(f"trainable() and requires_grad must name the same parameters; they differ in {odd[:3]}")
         self.model, self.weights, self._restore = model, dict[str, float](), state
         if state:
             load_stored(model, weights_of(state["tensors"]))
+        buffers = {name: model.get_buffer(name).clone() for name in model.mutable}
         if run.engine.precision == "bf16" and run.engine.zero == 0:
             # Stage 0 trains fp32 weights under autocast (the papers' bf16-mixed); what is frozen needs no fp32 copy.
             for parameter in model.parameters():
@@ -97,8 +111,12 @@ class Engine:
             model=model, optimizer=optimizer, config=deepspeed_config(run), dist_init_required=not dist.is_initialized()
         )
         self.device, self.world = self.deepspeed.device, self.deepspeed.world_size
+        for name, value in buffers.items():  # with the precision they had, whatever DeepSpeed casts
+            model.get_buffer(name).data = value.to(self.device)
         self._base = getattr(self.optimizer, "optimizer", self.optimizer)
         self._plain = self._base is self.optimizer  # stage 0 has no DeepSpeed wrapper around the optimiser
+        if run.engine.compile:
+            self.deepspeed.compile()
 
     def step(self, batches: list[Batch]) -> dict[str, float]:
         """One optimiser step over this worker's micro-batches of a global step.
@@ -120,6 +138,7 @@ class Engine:
         # Dropout depends on (seed, step, worker) alone, so a continued run repeats an undisturbed one.
         torch.manual_seed((self.run.train.seed * 1_000_003 + self.step_number) * 4096 + self.deepspeed.global_rank)
         means = self._sum(self._pass(batches, {name: 1 / max(1.0, count) for name, count in counts.items()}))
+        self._agree_on_buffers()
         self.step_number += 1
         return _terms(means, self.weights) | {
             **{f"count.{name}": count for name, count in counts.items()},
@@ -142,22 +161,23 @@ class Engine:
         return _terms({name: value / max(1.0, count[name]) for name, value in total.items()}, self.weights)
 
     def state(self) -> dict[str, Tensor]:
-        """This worker's part of the trainable state: fp32 weights and Adam moments of every `world`-th tensor, on host.
+        """This worker's part of what `stored` names and of what the optimiser keeps of it, on host.
 
-        Keys are NAME, NAME.exp_avg, NAME.exp_avg_sq. The parts of all workers together are the whole state.
+        Of every `world`-th trained tensor: the fp32 weight NAME and the moments NAME@exp_avg, NAME@exp_avg_sq, ...; on
+        the first worker the mutable buffers too, in their own dtype. The parts of all workers are the whole state.
         """
-        self._link_moments()
-        part: dict[str, Tensor] = {}
+        moments, part = self._moments(), dict[str, Tensor]()
         for number, (name, parameter) in enumerate(self._names):
             if self._plain:
-                weight, moments = parameter.data, [self.optimizer.state[parameter][moment] for moment in MOMENTS]
+                full = [parameter.data, *(self.optimizer.state[parameter][moment] for moment in moments)]
             else:  # collective: every worker takes part in every tensor, whoever keeps it
-                weight = safe_get_full_fp32_param(parameter)
-                moments = [safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
+                full = [safe_get_full_fp32_param(parameter)]
+                full += [safe_get_full_optimizer_state(parameter, moment) for moment in moments]
             if number % self.world == self.deepspeed.global_rank:
-                keys = name, *(f"{name}.{moment}" for moment in MOMENTS)
-                full = zip(keys, (weight, *moments), strict=True)
-                part |= {key: value.detach().float().cpu().clone() for key, value in full}
+                keys = name, *(f"{name}{MOMENT}{moment}" for moment in moments)
+                part |= {key: value.detach().float().cpu().clone() for key, value in zip(keys, full, strict=True)}
+        if self.deepspeed.global_rank == 0:
+            part |= {name: self.model.get_buffer(name).detach().cpu().clone() for name in self.model.mutable}
         return part
 
     def _pass(self, batches: list[Batch], shares: dict[str, float]) -> dict[str, float]:
@@ -173,20 +193,25 @@ class Engine:
                 raise TypeError(f"loss gave the terms {sorted(terms)}, counts {sorted(shares)}: they must be the same")
             self.weights = {name: term.weight for name, term in terms.items()}
             total = {name: total[name] + terms[name].sum.detach().float() * share for name, share in shares.items()}
-            loss = torch.stack([terms[name].sum * (terms[name].weight * share) for name, share in shares.items()]).sum()
+            parts = [terms[name].sum.float() * (terms[name].weight * share) for name, share in shares.items()]
+            loss = torch.stack(parts).sum()
             self.deepspeed.backward(loss * scale)
             self.deepspeed.step()
         return {name: float(value) for name, value in total.items()}
 
     def _load_moments(self, restore: dict[str, Any], batches: list[dict]) -> None:
-        """Adam's moments exist only after a step: make one that changes nothing, then fill them and the counter."""
+        """Moments exist only after a step: make one that changes nothing, then fill them, the counter, the buffers."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self._pass(batches, dict.fromkeys(self.model.counts(batches[0]), 0.0))
-        self._link_moments()
+        tensors, names = restore["tensors"], self._moments()
+        if lacking := [moment for moment in names if f"{self._names[0][0]}{MOMENT}{moment}" not in tensors]:
+            raise CheckpointError(
+                f"the checkpoint lacks the optimiser's {lacking}: it was written with another optim.kind"
+            )
         for name, parameter in self._names:
-            weight = restore["tensors"][name].to(self.device)
-            moments = {moment: restore["tensors"][f"{name}.{moment}"].to(self.device) for moment in MOMENTS}
+            weight = tensors[name].to(self.device)
+            moments = {moment: tensors[f"{name}{MOMENT}{moment}"].to(self.device) for moment in names}
             if self._plain:
                 parameter.data.copy_(weight)
                 for moment, value in moments.items():
@@ -200,13 +225,38 @@ class Engine:
                 state["step"].fill_(restore["step"])
             elif "step" in state:
                 state["step"] = restore["step"]
+        for name in self.model.mutable:  # that step's forward passes changed them
+            self.model.get_buffer(name).copy_(tensors[name])
         self.step_number, self._restore = restore["step"], None
 
-    def _link_moments(self) -> None:
-        """DeepSpeed 0.19.8 links moments after the first group's first step, when later groups have none yet."""
+    def _moments(self) -> list[str]:
+        """Names of what the optimiser keeps of every parameter: its state's tensors that are as large as their key."""
         if hasattr(self.optimizer, "_hp_optimizer_states_linked"):
+            # DeepSpeed 0.19.8 links moments after the first group's first step, when later groups have none yet.
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
+        return sorted(
+            {
+                key
+                for parameter, state in self._base.state.items()
+                for key, value in state.items()
+                if key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
+            }
+        )
+
+    @torch.no_grad()
+    def _agree_on_buffers(self) -> None:
+        """One value of every mutable buffer on all workers: the mean, or the first worker's of what is no float."""
+        for name in self.model.mutable if self.world > 1 else ():
+            buffer = self.model.get_buffer(name)
+            if buffer.is_floating_point():
+                wide = buffer.to(torch.promote_types(buffer.dtype, torch.float32), copy=True).contiguous()
+                dist.all_reduce(wide)
+                wide /= self.world
+            else:  # as int64, which every backend sends
+                wide = buffer.to(torch.int64, copy=True).contiguous()
+                dist.broadcast(wide, src=0)
+            buffer.copy_(wide)
 
     def _sum(self, values: dict[str, float]) -> dict[str, float]:
         """The sums over all workers; every worker names the same."""

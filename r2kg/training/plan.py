@@ -16,7 +16,6 @@ from shards.errors import ConfigError
 from shards.tars.format import Manifest, read_manifest
 from shards.tars.verify import faults_of, verify
 
-BYTES_PER_TRAINED = 12  # fp32 weight and two Adam moments
 MAY_CHANGE = (
     "root", "data.shards", "data.features", "data.sides", "data.verify", "data.on_bad", "engine", "tracking",
     "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers",
@@ -48,11 +47,8 @@ class Plan:
     """All parameters."""
     artefacts: dict[str, Any]
     """What was made for the run, by name: path, settings, fingerprint."""
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Size of one checkpoint on disk."""
-        return BYTES_PER_TRAINED * sum(self.trained.values())
+    checkpoint_bytes: int
+    """Size of one checkpoint on disk."""
 
     def sentence(self, run: Run) -> str:
         """One line for the log."""
@@ -81,6 +77,8 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
     trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
+    per_trained = 16 if run.optim.amsgrad else 12  # an fp32 weight and Adam's two moments, AMSGrad's third
+    buffers = sum(model.get_buffer(name).numel() * model.get_buffer(name).element_size() for name in model.mutable)
     studies = manifest.splits["train"].studies
     plan = Plan(
         studies=studies,
@@ -92,6 +90,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         trained={name: count for name, count in trained.items() if count},
         parameters=sum(p.numel() for p in model.parameters()),
         artefacts=artefacts,
+        checkpoint_bytes=per_trained * sum(trained.values()) + buffers,
     )
     there = next(path for path in (run.directory, *run.directory.parents) if path.exists())
     check_room(there, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))

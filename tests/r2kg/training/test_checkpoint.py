@@ -26,7 +26,7 @@ def write(directory, step, validation_loss=None, world=2):
     barrier = Barrier(world)
 
     def worker(rank):
-        part = {f"w{rank}": torch.full((3,), float(step)), f"w{rank}.exp_avg": torch.ones(3)}
+        part = {f"w{rank}": torch.full((3,), float(step)), f"w{rank}@exp_avg": torch.ones(3)}
         write_checkpoint(directory, part, {"step": step, "validation_loss": validation_loss}, rank, world, barrier.wait)
 
     threads = [Thread(target=worker, args=(rank,)) for rank in range(world)]
@@ -39,7 +39,7 @@ def write(directory, step, validation_loss=None, world=2):
 
 def test_parts_of_all_workers_come_back_together(tmp_path):
     path = write(tmp_path, 7, world=3)
-    assert sorted(read_tensors(path)) == ["w0", "w0.exp_avg", "w1", "w1.exp_avg", "w2", "w2.exp_avg"]
+    assert sorted(read_tensors(path)) == ["w0", "w0@exp_avg", "w1", "w1@exp_avg", "w2", "w2@exp_avg"]
     assert sorted(weights_of(read_tensors(path))) == ["w0", "w1", "w2"]
     assert read_state(path)["step"] == 7 and not complaints(path)
 

@@ -27,6 +27,14 @@ SETTINGS = [
     "3:fp32:4:offload_parameters",
 ]
 BF16 = ["0:bf16:4:none", "1:bf16:4:none", "2:bf16:4:none", "3:bf16:4:none"]
+SMALL = {
+    "0:fp32:8:memory+amsgrad": [f"{zero}:fp32:4:resume+memory+amsgrad" for zero in range(4)]
+    + ["2:fp32:4:memory+amsgrad+offload_optimizer"],
+    "0:fp32:8:memory+clip_value": [f"{zero}:fp32:4:memory+clip_value" for zero in range(4)],
+    "0:fp32:8:terms": ["0:fp32:2:terms", "3:fp32:4:resume+terms"],
+}
+"""Settings of the system of two terms and two mutable buffers, by the one process they equal."""
+SMALL_BF16 = {"0:fp32:8:memory+amsgrad": ["2:bf16:4:resume+memory+amsgrad"]}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,9 @@ def losses(tmp_path_factory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("zero")
     reports = ["the heart is large . there is no effusion .", "the lungs are clear . no nodule ."] * 8
     lm = write_tiny_lm(reports, folder / "lm", TinyLm(width=32, layers=2, heads=2, vocabulary=320, epochs=1), seed=0)
-    alone = torchrun(1, lm, folder / "one.json", [ONE])
-    return alone | torchrun(2, lm, folder / "two.json", SETTINGS + BF16)
+    alone = torchrun(1, lm, folder / "one.json", [ONE, *SMALL])
+    small = [setting for settings in (*SMALL.values(), *SMALL_BF16.values()) for setting in settings]
+    return alone | torchrun(2, lm, folder / "two.json", SETTINGS + BF16 + small)
 
 
 def torchrun(workers: int, lm: Path, out: Path, settings: list[str]) -> dict[str, list[float]]:
@@ -61,3 +70,19 @@ def test_first_ten_losses_equal_one_process(losses, setting):
 @pytest.mark.parametrize("setting", BF16)
 def test_bf16_stays_near_fp32(losses, setting):
     assert losses[setting] == pytest.approx(losses[ONE], abs=0.05)
+
+
+@pytest.mark.parametrize("one", SMALL)
+def test_terms_buffers_and_every_optimiser_are_the_same_over_stages_and_after_a_resume(losses, one):
+    """Ten losses, and what the two buffers hold at the end."""
+    others = [losses[other][:10] for other in SMALL if other != one]
+    assert all(max(abs(a - b) for a, b in zip(losses[one], other, strict=False)) > 0.02 for other in others)
+    for setting in SMALL[one]:
+        same = 10 if "terms" in setting else 12  # more micro-batches are more passes
+        assert losses[setting][:same] == pytest.approx(losses[one][:same], abs=1e-3), setting
+
+
+def test_mutable_buffers_keep_their_precision_under_bf16(losses):
+    for one, settings in SMALL_BF16.items():
+        for setting in settings:
+            assert losses[setting] == pytest.approx(losses[one], abs=0.05)

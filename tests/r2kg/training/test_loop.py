@@ -236,7 +236,7 @@ def test_a_failure_that_cannot_be_noted_still_tells_no_text(tmp_path, monkeypatc
     run = find_recipe("r2gengpt.tiny").change({"root": str(tmp_path), "name": "fails"})
     plan = Plan(
         studies=1, validation_studies=0, steps=1, steps_per_epoch=1.0, shards="", trained={}, parameters=0,
-        artefacts={}, licence="physionet-credentialed-1.5.0",
+        artefacts={}, checkpoint_bytes=0, licence="physionet-credentialed-1.5.0",
     )  # fmt: skip
 
     def fails(*_):

@@ -1,6 +1,8 @@
 """Run by test_engine under torchrun: the same ten steps at several settings. Writes {setting: losses} as JSON.
 
-Arguments: LM directory, output file, settings as zero:precision:micro_batch:option, ...
+Arguments: LM directory, output file, settings as zero:precision:micro_batch:word+word+...; words are none, resume,
+compile and offload_* (of the engine), amsgrad and clip_value (of the optimiser), memory and terms (the system `Memory`
+in place of R2GenGPT, with and without its memory).
 """
 
 import json
@@ -10,13 +12,58 @@ import sys
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from r2kg.config.run import Run
-from r2kg.systems.contract import build_model
+from r2kg.systems.contract import Term, build_model
 from r2kg.training.engine import Engine
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5
 WORDS = "the heart is large . there a small effusion on left right lungs are clear no nodule".split()  # noqa: SIM905
+
+
+class Memory(nn.Module):
+    """Two terms of different counts and dtypes, and two mutable buffers, one of which the next step's loss depends on.
+
+    `memory` moves towards the mean of what a worker saw; `passes` grows by its own number, so that ranks disagree.
+    """
+
+    mutable = ("memory", "passes")
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.encoder, self.norm, self.head = nn.Linear(64, 24), nn.LayerNorm(24), nn.Linear(24, 2)
+        self.register_buffer("memory", torch.zeros(24))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def collate(self, rows):
+        """Every film's first line; the length of the report; a label where the length divides by three."""
+        words = torch.tensor([len(json.loads(record)["target"].split()) for record in rows["record"]])
+        line = torch.from_numpy(rows["images"][:, 0, 0].astype(np.float32) / 255 - 0.5)
+        return {"line": line, "words": words, "valid": torch.from_numpy(rows["valid"])}
+
+    def counts(self, batch):
+        valid, words = batch["valid"], batch["words"]
+        return {"text": float((words * valid).sum()), "label": float((valid & (words % 3 == 0)).sum())}
+
+    def forward(self, batch):
+        encoder = self.encoder.weight.dtype
+        state = self.norm(self.encoder(batch["line"].to(encoder)))
+        written = self.head(state + self.memory.to(encoder)).float()
+        if self.training:
+            self.memory.lerp_(state.detach().mean(0).float(), self.rate)
+            self.passes += 1 + int(os.environ["RANK"])
+        words, valid = batch["words"], batch["valid"]
+        text = (written[:, 0] - batch["line"].sum(1)) ** 2 * words * valid
+        label = ((written[:, 1] - words % 2) ** 2 * (valid & (words % 3 == 0))).double()
+        return {"text": Term(text.sum(), 0, 0.2), "label": Term(label.sum(), 0, 3.0)}
+
+    def trainable(self):
+        groups = {"encoder": [], "head": []}
+        for name, parameter in self.named_parameters():
+            groups["head" if name.startswith("head") else "encoder"].append((name, parameter))
+        return groups
 
 
 def rows(step: int, rank: int, world: int, micro: int) -> list[dict]:
@@ -33,32 +80,56 @@ def rows(step: int, rank: int, world: int, micro: int) -> list[dict]:
 
 
 def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
-    """Ten losses; "resume" stops after five, takes the state through host memory and goes on with a new engine."""
+    """Ten losses; "resume" stops after five, takes the state through host memory and goes on with a new engine.
+
+    Of `Memory` also the whole of its memory and its count of passes, which all ranks must share.
+    """
     zero, precision, micro, option = setting.split(":")
+    words = option.split("+")
+    small = bool({"memory", "terms"} & set(words))
+    optim = {"lr": 3e-3, "clip": 1.0, "schedule": "cosine", "lr_of": {"encoder" if small else "vision": 1e-3}}
+    if "amsgrad" in words:  # a short memory, so that the largest second moment is not the newest
+        optim |= {"kind": "adam", "amsgrad": True, "weight_decay": 0.1, "betas": (0.9, 0.6), "no_decay": True}
+    if "clip_value" in words:
+        optim |= {"clip": 0.0, "clip_value": 0.1}
+    engine_words = {word: True for word in words if word.startswith("offload") or word == "compile"}
     run = Run(
         name="zero",
         model={
+            "system": "r2genkg",
             "vision": {"name": "test_vit", "weights": "random", "image_px": 64, "tuning": "full"},
             "llm": {"source": lm, "tuning": "lora", "lora": {"rank": 4, "dropout": 0.0}},
             "report_tokens": 40,
         },
-        engine={"zero": int(zero), "precision": precision, **({option: True} if option.startswith("offload") else {})},
-        optim={"lr": 3e-3, "clip": 1.0, "schedule": "cosine", "lr_of": {"vision": 1e-3}},
+        engine={"zero": int(zero), "precision": precision, **engine_words},
+        optim=optim,
         train={"global_batch": GLOBAL_BATCH, "micro_batch": int(micro), "workers": world, "gpus": False},
     )
-    engine, model = new_engine(run, None)
+
+    def build():
+        return Memory(0.3 if "memory" in words else 0.0) if small else build_model(run.model)
+
+    engine, model = new_engine(run, build, None)
     found = []
     for step in range(STEPS):
-        if option == "resume" and step == RESUME_AT:
-            engine, model = new_engine(run, {"tensors": whole(engine.state(), world), "step": step})
+        if "resume" in words and step == RESUME_AT:
+            state = whole(engine.state(), world)
+            assert ("head.weight@max_exp_avg_sq" in state) == (small and "amsgrad" in words)
+            engine, model = new_engine(run, build, {"tensors": state, "step": step})
         found.append(engine.step([model.collate(micro) for micro in rows(step, rank, world, int(micro))])["loss"])
+    if small:
+        assert model.memory.dtype == torch.float32
+        mine = [float(model.memory.double().norm()), float(model.passes)]
+        everywhere = whole({rank: mine}, world)
+        assert all(theirs == mine for theirs in everywhere.values()), everywhere
+        found += mine
     return found
 
 
-def new_engine(run: Run, state: dict | None):
+def new_engine(run: Run, build, state: dict | None):
     """A fresh model with the run's seed; restored weights must therefore come from `state`, not from luck."""
     torch.manual_seed(run.train.seed if state is None else 7)
-    model = build_model(run.model)
+    model = build()
     return Engine(model, run, STEPS, STEPS / 2, state), model
 
 
