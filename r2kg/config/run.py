@@ -45,6 +45,12 @@ class System(Part):
         """What has to be made before workers start; nothing by default."""
         return ()
 
+    def check(self, run: "Run") -> None:
+        """ConfigError for what the system cannot do under the run's engine; by default its parts are asked."""
+        for name in type(self).model_fields:
+            if ask := getattr(getattr(self, name), "check", None):
+                ask(run)
+
     @classmethod
     def named(cls, system: str) -> "type[System]":
         """The part's class of a system.
@@ -118,7 +124,8 @@ class Run(Part):
         return value
 
     @model_validator(mode="after")
-    def _name_is_a_directory(self) -> Self:
+    def _name_and_system_can_be(self) -> Self:
+        self.model.check(self)
         if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
             raise ValueError(f"name {self.name!r} must be a plain directory name")
         return self

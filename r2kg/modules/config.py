@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from r2kg.config.parts import Local, Part
+from shards.errors import ConfigError
 from shards.films.augment import Augment
 
 PROMPT = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
@@ -20,6 +21,12 @@ class Lora(Part):
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ()
+    """Modules that get adapters, by the end of their path (q_proj, layers.0.mlp.up_proj), or all-linear: every matrix
+    but the LM head. Empty: attention's query and value, as far as the architecture is known."""
+    save: tuple[str, ...] = ()
+    """Modules trained in full beside the adapters, by the end of their path (lm_head, embed_tokens, norm). Tied weights
+    stay tied: naming one of the two trains both."""
 
 
 class Vision(Part):
@@ -81,5 +88,62 @@ class Llm(Part):
     """What of the language model is trained."""
     lora: Lora = Lora()
     """Adapter settings for tuning="lora"."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Weights of the frozen matrices in memory, by bitsandbytes. nf4: 4 bits in blocks of 64, their scales quantised
+    too (QLoRA, Dettmers et al. 2023), arithmetic in the dtype that reaches the layer; int8: a scale for each row,
+    outlying activations apart (LLM.int8()). Embeddings, norms and the LM head stay as they are."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """What weights are loaded as; auto: as on disk. engine.precision=bf16 makes bf16 of them whatever this says."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Kernel. sdpa: PyTorch's fused ones where the architecture can use them, else eager; flash_attention_2: the
+    package flash-attn on a GPU; eager: plain matrix products."""
+    liger: bool = False
+    """Fused Triton kernels of the package liger-kernel for norms, rotary positions and MLPs; on a GPU. They replace
+    the architecture's own in the whole process."""
     tiny: TinyLm = TinyLm()
     """Settings of the LM that is made when `source` is "tiny"."""
+
+    @model_validator(mode="after")
+    def _what_is_trained_has_the_bits(self) -> Self:
+        if self.quantization != "none" and self.tuning == "full":
+            raise ValueError(
+                f"model.llm.quantization={self.quantization} cannot be trained in full: "
+                "set model.llm.tuning to lora or frozen, or quantization=none"
+            )
+        if self.dtype == "fp16" and (self.tuning == "full" or (self.tuning == "lora" and self.lora.save)):
+            raise ValueError(
+                "model.llm.dtype=fp16 under trained weights: Adam's small updates are lost or become NaN in fp16; "
+                "set model.llm.dtype to bf16 or fp32, or train adapters alone"
+            )
+        return self
+
+    def check(self, run: Any) -> None:
+        """ConfigError, before a worker starts, for what this language model cannot do under the run's engine.
+
+        nf4 keeps its scales on the parameter object; ZeRO-3, which frees and gathers parameters, loses them without an
+        error, and losses are wrong from the second step. int8 keeps a whole copy of its own, so that ZeRO-3 trains it
+        rightly and saves none of its memory.
+        """
+        engine, gpus = run.engine, run.train.gpus
+        on_gpu = [f"attention={self.attention}"] * (self.attention == "flash_attention_2") + ["liger=true"] * self.liger
+        if self.quantization == "nf4" and engine.zero == 3:
+            raise ConfigError(
+                "model.llm.quantization=nf4 with engine.zero=3 is silently wrong from the second step: "
+                "set engine.zero to 0, 1 or 2, or model.llm.quantization=int8"
+            )
+        if self.quantization == "int8" and engine.offload_parameters:
+            raise ConfigError(
+                "model.llm.quantization=int8 keeps its weights on the device, so engine.offload_parameters would move "
+                "none of them: set engine.offload_parameters=false"
+            )
+        if on_gpu and not gpus:
+            raise ConfigError(f"model.llm.{on_gpu[0]} needs GPUs, and train.gpus=false: set one of the two otherwise")
+        if self.attention == "flash_attention_2" and engine.precision == "fp32":
+            raise ConfigError(
+                "model.llm.attention=flash_attention_2 knows no fp32: set engine.precision=bf16 or attention=sdpa"
+            )
+        if self.tuning == "lora" and self.lora.save and engine.precision == "fp32" and self.dtype != "fp32":
+            raise ConfigError(
+                f"model.llm.lora.save={','.join(self.lora.save)} is trained in fp32 under engine.precision=fp32, and "
+                f"its neighbours are of dtype={self.dtype}: set model.llm.dtype=fp32 or engine.precision=bf16"
+            )

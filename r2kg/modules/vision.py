@@ -11,11 +11,11 @@ from typing import Any
 
 import timm
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from r2kg.modules.adapters import add_adapters
 from r2kg.modules.config import Vision
 from shards.errors import ConfigError
 
@@ -210,8 +210,8 @@ def _load_weights(encoder: Any, config: Vision) -> None:
 
 
 def _add_lora(encoder: nn.Module, config: Vision) -> None:
-    """Freeze the encoder and add trainable low-rank updates to every attention's query and value."""
-    name, lora = config.name, config.lora
+    """Freeze the encoder and add trainable low-rank updates, to every attention's query and value unless told."""
+    name = config.name
     fused = [path for path, m in encoder.named_modules() if path.endswith(".qkv") and isinstance(m, nn.Linear)]
     for path in fused:
         attention: Any = encoder.get_submodule(path.rpartition(".")[0])
@@ -220,7 +220,6 @@ def _add_lora(encoder: nn.Module, config: Vision) -> None:
         attention.qkv = SplitQkv(attention.qkv)
     targets = [f"{path}.{part}" for path in fused for part in ("query", "value")]
     targets = targets or [path for path, _ in encoder.named_modules() if path.endswith((".q_proj", ".v_proj"))]
-    if not targets:
+    if not targets and not config.lora.targets:
         raise ConfigError(f"model.vision.tuning=lora: {name} has no attention to adapt; choose full or frozen")
-    adapter = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-    inject_adapter_in_model(adapter, encoder)
+    add_adapters(encoder, config.lora, "model.vision.lora", targets)

@@ -98,14 +98,17 @@ class Engine:
         if odd := sorted({name for name, _ in self._names} ^ (stored(model).keys() - set(model.mutable))):
             raise TypeError(f"trainable() and requires_grad must name the same parameters; they differ in {odd[:3]}")
         self.model, self.weights, self._restore = model, dict[str, float](), state
+        if run.engine.precision == "fp32" or run.engine.zero == 0:
+            # DeepSpeed keeps no fp32 copy then: what is trained is fp32 itself, whatever its file was. Stage 0 in bf16
+            # is autocast over it (the papers' bf16-mixed); what is frozen needs no fp32 there.
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+                elif run.engine.precision == "bf16" and parameter.is_floating_point():  # quantised weights are not
+                    parameter.data = parameter.data.to(torch.bfloat16)
         if state:
             load_stored(model, weights_of(state["tensors"]))
         buffers = {name: model.get_buffer(name).clone() for name in model.mutable}
-        if run.engine.precision == "bf16" and run.engine.zero == 0:
-            # Stage 0 trains fp32 weights under autocast (the papers' bf16-mixed); what is frozen needs no fp32 copy.
-            for parameter in model.parameters():
-                if not parameter.requires_grad and parameter.is_floating_point():
-                    parameter.data = parameter.data.to(torch.bfloat16)
         optimizer = build_optimizer(model, run.optim, run.engine.offload_optimizer)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(run), dist_init_required=not dist.is_initialized()
