@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
+from r2kg.protocol import DEFAULT_PROTOCOLS
 from r2kg.tracking import track_scores
 from shards.tars.format import read_manifest
 
@@ -19,9 +20,9 @@ def main(
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
     # numpy and scipy take a second, for which help need not wait
     from r2kg.scoring.context import scoring_context
-    from r2kg.scoring.evaluate import DEFAULT_PROTOCOLS, evaluate, scores_table
+    from r2kg.scoring.evaluate import evaluate, scores_table, task_beside
 
-    names = tuple(protocol or DEFAULT_PROTOCOLS)
+    names = tuple(protocol or DEFAULT_PROTOCOLS[task_beside(predictions)])
     context = scoring_context(shards, read_manifest(shards), names) if shards else None
     scores = evaluate(predictions, names, context)
     Console(width=110).print(scores_table(scores))

@@ -4,17 +4,33 @@ Protocols are pure: a prediction line in, a text out. What they need from the sh
 name of the manifest's cleaning) is handed to them.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shards.clean import UNKNOWN, VERSIONS, clean, clean_again
 from shards.errors import ConfigError, DataError
+from shards.graphs.text import VERSION as TRIPLES_VERSION
+from shards.graphs.text import triples_in, triples_text
 
 AS_MANIFEST = "as-manifest"
+Task = Literal["report", "triples"]
+METRICS: dict[str, tuple[str, ...]] = {
+    "report": ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"),
+    "triples": (
+        *("triple_precision", "triple_recall", "triple_f1", "triple_f1_pooled"),
+        *("entity_precision", "entity_recall", "entity_f1", "entity_f1_pooled"),
+        *("relation_precision", "relation_recall", "relation_f1", "relation_f1_pooled"),
+        *("triple_precision_pooled", "triple_recall_pooled", "entity_precision_pooled", "entity_recall_pooled"),
+        *("relation_precision_pooled", "relation_recall_pooled", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"),
+    ),
+}
+"""Task → what it is scored by: `r2kg.scoring.metrics`."""
 
 
 class Protocol(BaseModel):
@@ -37,6 +53,11 @@ class Protocol(BaseModel):
     """raw: the prediction as generated; as-manifest: the cleaning the shards name; else that cleaning."""
     tokenisation: Literal["whitespace"] = "whitespace"
     """Words are what blanks divide: lone periods count, and no PTB tokenizer runs."""
+    task: Task = "report"
+    """What systems write. triples: reference and hypothesis are read as triples and written in one form
+    (`shards.graphs.text`); what is no triple is left out, and a triple counts once."""
+    order: Literal["written", "sorted"] = "written"
+    """Of triples: sorted, BLEU and ROUGE no longer measure the order in which they are listed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Protocol":
@@ -49,14 +70,24 @@ class Protocol(BaseModel):
         given = [value is not None for value in (self.threshold, self.max_length)]
         if given != [self.reference_cut == "r2gen"] * 2:
             raise ValueError("reference_cut=r2gen goes with threshold and max_length, reference_cut=none with neither")
+        of_reports = self.reference_cut, self.cleaning, self.hypothesis_cleaning
+        if self.task == "triples" and of_reports != ("none", AS_MANIFEST, "raw"):
+            raise ValueError("task=triples goes with no cut and no cleaning: these are rules for reports")
+        if self.task == "report" and self.order != "written":
+            raise ValueError("order=sorted goes with task=triples")
         return self
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits of the content and its cleanings' versions: equal hashes, comparable scores."""
+        if self.task == "triples":
+            rules = {"name": self.name, "order": self.order, "triples": TRIPLES_VERSION, "words": self.tokenisation}
+            return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
         named = {self.cleaning, self.hypothesis_cleaning}
         used = VERSIONS if AS_MANIFEST in named else {name: VERSIONS[name] for name in named}
-        content = json.dumps({"protocol": self.model_dump(), "cleanings": used}, sort_keys=True)
+        content = json.dumps(
+            {"protocol": self.model_dump(exclude={"task", "order"}), "cleanings": used}, sort_keys=True
+        )
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def cut(self, cleaned: str, vocabulary: Collection[str] | None) -> str:
@@ -79,6 +110,8 @@ class Protocol(BaseModel):
 
         Raises `DataError` when the line lacks the report as written, or a vocabulary is needed and missing.
         """
+        if self.task == "triples":
+            return self._one_form(line["reference"])
         if self.cleaning == AS_MANIFEST:
             return self.cut(line["reference"], vocabulary)
         if not isinstance(line.get("reference_raw"), str):
@@ -93,9 +126,15 @@ class Protocol(BaseModel):
 
         Where references are cut, they have single blanks between words, and so gets the hypothesis.
         """
+        if self.task == "triples":
+            return self._one_form(line["prediction"])
         name = manifest_cleaning if self.hypothesis_cleaning == AS_MANIFEST else self.hypothesis_cleaning
         text = clean_again(name, line["prediction"])
         return text if self.reference_cut == "none" else " ".join(text.split())
+
+    def _one_form(self, text: str) -> str:
+        triples = triples_in(text).triples
+        return triples_text(sorted(triples) if self.order == "sorted" else triples)
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -118,8 +157,15 @@ PROTOCOLS: dict[str, Protocol] = {
             max_length=100,
         ),
         Protocol(name="full-text", hypothesis_cleaning=AS_MANIFEST),
+        Protocol(name="triples", task="triples"),
+        Protocol(name="triples-sorted", task="triples", order="sorted"),
     )
 }
+DEFAULT_PROTOCOLS: dict[str, tuple[str, ...]] = {
+    "report": ("r2gen-2020", "full-text"),
+    "triples": ("triples", "triples-sorted"),
+}
+"""Task → the protocols of a run that names none, the first of which chooses checkpoints."""
 
 
 def protocol_named(name: str) -> Protocol:
@@ -127,3 +173,52 @@ def protocol_named(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise ConfigError(f"there is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def protocols_of(names: Sequence[str], task: str) -> tuple[str, ...]:
+    """The protocols that a system of `task` is scored under: those named, or the task's own where none is.
+
+    Raises:
+        ConfigError: unknown ones, or some of another task; those that fit are named.
+    """
+    fitting = [name for name, protocol in PROTOCOLS.items() if protocol.task == task]
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        raise ConfigError(f"unknown protocols {unknown}; known: {', '.join(fitting)}")
+    if other := [name for name in names if name not in fitting]:
+        raise ConfigError(
+            f"{', '.join(other)} cannot score the task {task!r}, but only {PROTOCOLS[other[0]].task!r}: give "
+            f"protocols among {', '.join(fitting)}, or protocols=[] for {' and '.join(DEFAULT_PROTOCOLS[task])}"
+        )
+    return tuple(names) or DEFAULT_PROTOCOLS[task]
+
+
+def parse_choice(text: str, task: str) -> dict[str, float]:
+    """`train.choose` as metric → weight: "BLEU-4", or "0.5*BLEU-4+0.5*CIDEr-D"; empty for "loss".
+
+    Case and hyphens in a metric's name do not count.
+
+    Raises:
+        ConfigError: another form, or no metric of the task; the nearest is named.
+    """
+    if text == "loss":
+        return {}
+    known = {name.replace("_", ""): name for name in METRICS[task]}
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        read = re.fullmatch(r"\s*(?:(\d+(?:\.\d+)?)\s*[*·]\s*)?([A-Za-z][\w-]*)\s*", term)
+        if not read or not (weight := float(read[1] or 1)):
+            raise ConfigError(
+                f"train.choose={text!r} cannot be read at {term!r}: give loss, one metric, or weights above 0 as in "
+                "0.5*BLEU-4+0.5*CIDEr-D"
+            )
+        key = re.sub(r"[-_]", "", read[2].lower())
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"train.choose names {read[2]!r}, which is no metric of the task {task!r}; did you mean "
+                f"{known[near[0]]}? Known: {', '.join(METRICS[task])}"
+            )
+        if known[key] in weights:
+            raise ConfigError(f"train.choose={text!r} names {known[key]} twice: add its weights up")
+        weights[known[key]] = weight
+    return weights

@@ -1,6 +1,6 @@
 """predictions.jsonl → scores.json: a pure function of files.
 
-Every score stands beside two floors: one constant training report given to everybody (on IU X-Ray it beats published
+Every score stands beside two floors: one constant training answer given to everybody (on IU X-Ray it beats published
 systems), and the system's own predictions made from another study's films (what it says without looking).
 """
 
@@ -15,14 +15,15 @@ from typing import Any
 
 from rich.table import Table
 
-from r2kg.protocol import AS_MANIFEST, Protocol, protocol_named
+from r2kg.protocol import AS_MANIFEST, METRICS, PROTOCOLS, Protocol, protocol_named, protocols_of
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.meteor import Meteor
-from r2kg.scoring.metrics.nlg import METRICS, ConstantBleu, score_nlg
+from r2kg.scoring.metrics.nlg import ConstantBleu, score_nlg
+from r2kg.scoring.metrics.triples import agreement, score_reading, score_triples, sets_of
 from shards.errors import DataError
+from shards.graphs.text import triples_in
 from shards.tars.place import write_atomic
 
-DEFAULT_PROTOCOLS = ("r2gen-2020", "full-text")
 _DECIMALS = 6
 _NAMED = 5
 
@@ -82,6 +83,8 @@ def choose_floor(
 ) -> str:
     """The training report that scores best when it is given to every validation study (BLEU-4, then 3, 2, 1).
 
+    Of triples: the training answer whose whole triples have the best mean F1, then its entities, then by BLEU.
+
     All texts are cleaned ones. Tried are `candidates` distinct reports: half the commonest, half a sample drawn by
     `seed` from the rest, so the choice depends on no test study and no order. Raises `DataError` without training or
     validation reports.
@@ -93,9 +96,17 @@ def choose_floor(
         )
     words = None if vocabulary is None else frozenset(vocabulary)
     constant = ConstantBleu([protocol.cut(reference, words) for reference in validation_references])
+    of_triples = protocol.task == "triples"
+    given = [sets_of(triples_in(reference).triples) for reference in validation_references] if of_triples else []
 
     def quality(report: str) -> tuple[float, ...]:
-        return tuple(reversed(constant.score(protocol.hypothesis({"prediction": report})).values()))
+        said = sets_of(triples_in(report).triples) if of_triples else {}
+        f1 = [
+            sum(agreement(len(said[kind] & study[kind]), len(said[kind]), len(study[kind]))[2] for study in given)
+            for kind in said
+            if kind != "relation"
+        ]
+        return *f1, *reversed(constant.score(protocol.hypothesis({"prediction": report})).values())
 
     ordered = sorted(counts, key=lambda report: (-counts[report], report))
     commonest, rest = ordered[: (candidates + 1) // 2], sorted(ordered[(candidates + 1) // 2 :])
@@ -105,23 +116,28 @@ def choose_floor(
 
 def evaluate(
     predictions_path: str | Path,
-    protocols: Sequence[str | Protocol] = DEFAULT_PROTOCOLS,
+    protocols: Sequence[str | Protocol] = (),
     context: Mapping[str, Any] | None = None,
     meteor: Meteor | None = None,
 ) -> dict[str, Any]:
     """Score a predictions file under each protocol, with both floors, and write scores.json beside it.
 
-    `context.json` beside the predictions gives the training vocabulary, the manifest's cleaning and the floor texts;
-    `context` fills in what it does not say. `shuffled.jsonl` beside it holds the predictions from other studies'
-    films. What could not be computed is null, with the reason under `unavailable`. The same files give the same
-    bytes. Raises `DataError` for faulty files, `ConfigError` for unknown protocols.
+    `context.json` beside the predictions gives the training vocabulary, the manifest's cleaning, the floor texts and
+    the task, which has protocols of its own where none is named; `context` fills in what it does not say.
+    `shuffled.jsonl` beside it holds the predictions from other studies' films. What could not be computed is null, with
+    the reason under `unavailable`. The same files give the same bytes. Raises `DataError` for faulty files,
+    `ConfigError` for protocols that are unknown or of another task.
     """
-    named = [protocol_named(item) if isinstance(item, str) else item for item in protocols]
     path = Path(predictions_path)
+    named = [protocol_named(item) if isinstance(item, str) else item for item in protocols]
+    merged = _read_context(path.with_name("context.json"), context or {})
+    task = merged.get("task") or (named[0].task if named else "report")
+    usual = protocols_of([each.name for each in named if each.name in PROTOCOLS], task)
+    named = named or [protocol_named(name) for name in usual]
     lines, sha256 = _read_lines(path)
-    merged, shuffled = _read_context(path.with_name("context.json"), context or {}), _read_shuffled(path, lines)
+    shuffled = _read_shuffled(path, lines)
     with nullcontext(meteor) if meteor else Meteor() as program:
-        by_protocol = {each.name: _score_protocol(each, lines, shuffled, merged, program) for each in named}
+        by_protocol = {each.name: score_protocol(each, lines, shuffled, merged, program) for each in named}
     used = json.dumps({key: merged.get(key) for key in ("vocabulary", "cleaning", "floor")}, sort_keys=True)
     other = None if shuffled is None else json.dumps([line["prediction"] for line in shuffled])
     scored = {  # by content: nothing of where or when
@@ -132,10 +148,16 @@ def evaluate(
         "context_sha256": hashlib.sha256(used.encode()).hexdigest(),
         "shuffled_sha256": None if other is None else hashlib.sha256(other.encode()).hexdigest(),
     }
-    scores = {"predictions": scored, "protocols": by_protocol, "health": _rounded(score_health(lines))}
+    health = score_health(lines) | (score_reading(lines) if task == "triples" else {})
+    scores = {"predictions": scored, "protocols": by_protocol, "health": _rounded(health)}
     content = json.dumps(scores, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(path.with_name("scores.json"), content.encode())
     return scores
+
+
+def task_beside(predictions: Path) -> str:
+    """The task that context.json beside a predictions file names; "report" where it names none."""
+    return _read_context(predictions.with_name("context.json"), {}).get("task") or "report"
 
 
 def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -169,7 +191,7 @@ def _read_shuffled(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[dict[
     return [{**line, "prediction": other[line["id"]]} for line in lines]
 
 
-def _score_protocol(
+def score_protocol(
     protocol: Protocol,
     lines: Sequence[Mapping[str, Any]],
     shuffled: Sequence[Mapping[str, Any]] | None,
@@ -197,7 +219,9 @@ def _score_protocol(
     if floor is None:
         unavailable["floor"] = f"context.json has no floor text for {protocol.name}: pass --shards to choose one"
     if shuffled is None:
-        unavailable["shuffled"] = "no shuffled.jsonl beside the predictions: generate it from other studies' films"
+        unavailable["shuffled"] = context.get("no_control") or (
+            "no shuffled.jsonl beside the predictions: generate it from other studies' films"
+        )
     if protocol.hypothesis_cleaning == AS_MANIFEST and not cleaning:
         unavailable["hypothesis_cleaning"] = "context.json names no cleaning: predictions were compared as generated"
     result: dict[str, Any] = {"hash": protocol.hash, "unavailable": unavailable}
@@ -206,7 +230,9 @@ def _score_protocol(
             result[name] = None
             continue
         hypotheses = [protocol.hypothesis(line, cleaning or "raw") for line in system]
-        values, reasons = score_nlg(references, hypotheses, meteor)
+        values, reasons = score_triples(references, hypotheses), dict[str, str]()
+        if protocol.task == "report":
+            values, reasons = score_nlg(references, hypotheses, meteor)
         result[name] = _rounded(values)
         unavailable.update(reasons)
     return result
@@ -223,10 +249,10 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
         title=f"{predictions['n']} studies, predictions {predictions['sha256'][:12]}",
         caption="\n".join([facts, *sorted(reasons)]),
     )
-    for column in ("protocol", "metric", "ours", "floor: one report for all", "shuffled: other films"):
+    for column in ("protocol", "metric", "ours", "floor: one answer for all", "shuffled: other films"):
         table.add_column(column, justify="left" if column in ("protocol", "metric") else "right")
     for name, result in by_protocol.items():
-        for metric in METRICS:
+        for metric in filter(result["score"].__contains__, dict.fromkeys(METRICS["triples"] + METRICS["report"])):
             values = [(result[system] or {}).get(metric) for system in ("score", "floor", "shuffled")]
             cells = ["–" if value is None else f"{value:.3f}" for value in values]
             table.add_row(f"{name} {result['hash'][:8]}", metric, *cells)

@@ -17,10 +17,11 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 from scipy import sparse
 
+from r2kg.protocol import METRICS as OF_TASK
 from r2kg.scoring.metrics import check_pairs
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
 
-METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor")
+METRICS = OF_TASK["report"]
 _ORDERS = 4
 _TINY, _SMALL = 1e-15, 1e-9
 _ROUGE_BETA = 1.2

@@ -1,0 +1,65 @@
+"""How many triples are right, whatever their order, beside BLEU and ROUGE-L on the string that lists them.
+
+A triple is what `shards.graphs.text` reads: lower case, punctuation apart. Compared are sets, of one study each:
+`triple` whole triples, `entity` the names of heads and tails, `relation` each name with a relation it has and its end
+of it, so that a pair that is joined wrongly counts by half. Scores are fractions.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from r2kg.scoring.metrics import check_pairs
+from r2kg.scoring.metrics.nlg import bleu, rouge_l
+from shards.graphs.subgraph import Triple
+from shards.graphs.text import triples_in
+
+
+def sets_of(triples: Sequence[Triple]) -> dict[str, set[Hashable]]:
+    """The three sets that are compared, by the beginning of their metrics' names."""
+    return {
+        "triple": set(triples),
+        "entity": {name for head, _, tail in triples for name in (head, tail)},
+        "relation": {
+            end for head, relation, tail in triples for end in ((head, relation, "head"), (tail, relation, "tail"))
+        },
+    }
+
+
+def score_triples(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float | None]:
+    """Scores by the names of `METRICS["triples"]`, over texts in the one form of a protocol.
+
+    precision, recall and f1 are means over studies; `_pooled` ones count over all studies together. Two empty sets
+    agree (1); of one empty set all three are 0. Raises `ValueError` for no pairs or unequal numbers.
+    """
+    check_pairs(references, hypotheses)
+    pairs = [
+        (sets_of(triples_in(reference).triples), sets_of(triples_in(hypothesis).triples))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+    scores: dict[str, float | None] = {}
+    for kind in ("triple", "entity", "relation"):
+        counts = [(len(given[kind] & said[kind]), len(said[kind]), len(given[kind])) for given, said in pairs]
+        by_study = [agreement(*count) for count in counts]
+        pooled = agreement(*(sum(column) for column in zip(*counts, strict=True)))
+        for at, name in enumerate(("precision", "recall", "f1")):
+            scores[f"{kind}_{name}"] = sum(study[at] for study in by_study) / len(pairs)
+            scores[f"{kind}_{name}_pooled"] = pooled[at]
+    return scores | bleu(references, hypotheses) | {"rouge_l": float(rouge_l(references, hypotheses).mean())}
+
+
+def agreement(both: int, said: int, given: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 of two sets, from the sizes of their intersection, of what is said and of what is so."""
+    if not said and not given:
+        return 1.0, 1.0, 1.0
+    return both / max(1, said), both / max(1, given), 2 * both / (said + given)
+
+
+def score_reading(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Facts of the predictions as texts: shares of the pieces that are no triple and that repeat one, 0..1."""
+    readings = [triples_in(line["prediction"]) for line in lines]
+    pieces = sum(reading.chunks for reading in readings)
+    return {
+        "rejected_share": sum(reading.rejected for reading in readings) / pieces if pieces else None,
+        "repeated_share": sum(reading.repeated for reading in readings) / pieces if pieces else None,
+        "mean_triples_prediction": sum(len(reading.triples) for reading in readings) / len(lines),
+    }
