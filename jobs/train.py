@@ -10,7 +10,6 @@ from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
-from shards.tars.format import read_manifest
 
 
 def main(
@@ -43,10 +42,8 @@ def resolve(recipe: str, changes: list[str]) -> Run:
 
 def with_shards(run: Run) -> Run:
     """The run with absolute paths; ConfigError when it names no shards, DataError when there are none where it says."""
-    if not run.data.shards:
-        raise ConfigError("data.shards is empty: give the directory that `r2kg shard` wrote, e.g. data.shards=films")
     run = run.absolute()
-    read_manifest(run.data.shards)
+    run.manifest()
     return run
 
 

@@ -12,7 +12,9 @@ Local = Annotated[str, Field(json_schema_extra={"local": True})]
 class Part(BaseModel):
     """Base of every part of a Run: frozen, unknown fields refused, field docstrings kept as descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Data(Part):
@@ -254,10 +256,9 @@ class Train(Part):
         per_pass = self.workers * self.micro_batch
         if self.global_batch % per_pass == 0:
             return self
-        per_worker = self.global_batch / self.workers
         way_out = f"use a multiple of {per_pass}"
-        if per_worker.is_integer():
-            way_out += f", or train.micro_batch={math.gcd(int(per_worker), self.micro_batch)}"
+        if self.global_batch % self.workers == 0:
+            way_out += f", or train.micro_batch={math.gcd(self.global_batch // self.workers, self.micro_batch)}"
         raise ValueError(
             f"global batch {self.global_batch} cannot be split over {self.workers} workers × "
             f"micro-batch {self.micro_batch}: {way_out}"

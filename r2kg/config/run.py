@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from r2kg.config.needs import Artefact, Inputs
-from r2kg.config.overrides import assign
+from r2kg.config.overrides import TAGS, assign, explain
 from r2kg.config.parts import Data, Decoding, Engine, Optim, Part, Privacy, Tracking, Train
 from shards.errors import ConfigError
-from shards.tars.format import Manifest
+from shards.tars.format import Manifest, read_manifest
 from shards.tars.place import place, write_atomic
 
 SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig"}
@@ -29,6 +29,8 @@ class System(Part):
 
     build: ClassVar[str]
     """"module:Class" of the nn.Module, called with this part; its contract is `r2kg.systems.contract.Model`."""
+    known: ClassVar[dict[str, str]] = SYSTEMS
+    """The systems that have a short name."""
     task: ClassVar[Literal["report", "triples"]] = "report"
     """What is written: decides the reference, the metrics and the controls."""
 
@@ -62,12 +64,16 @@ class System(Part):
         module, colon, name = where.partition(":")
         if not colon:
             near = difflib.get_close_matches(system, SYSTEMS, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SYSTEMS)}."
-            raise ConfigError(f"unknown system {system!r}; {hint} A system of your own is their.module:Class")
+            hint = f"did you mean model.system={near[0]}?" if near else f"known: {', '.join(SYSTEMS)};"
+            raise ConfigError(f"unknown system {system[:80]!r}; {hint} a system of your own is their.module:Class")
         try:
             part = getattr(import_module(module), name)
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise ConfigError(f"system {system!r} cannot be imported: {error}") from error
+        except Exception as error:  # a module of one's own may raise anything
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise ConfigError(
+                f"system {system[:80]!r} cannot be imported ({cause}): "
+                "put the directory that holds its module on PYTHONPATH, or work in it"
+            ) from error
         if not (isinstance(part, type) and issubclass(part, System)):
             raise ConfigError(f"system {system!r} is no subclass of r2kg.config.run.System")
         return part
@@ -116,18 +122,36 @@ class Run(Part):
         beside = {kind: f"{data.shards}/side/{kind}" for kind in (*inputs.sides, *inputs.training_sides)} | data.sides
         return beside | ({"features": data.features} if data.features else {})
 
+    def manifest(self) -> Manifest:
+        """The manifest of its shards.
+
+        Raises:
+            ConfigError: it names no shards.
+            DataError: there are none where it says.
+        """
+        if not self.data.shards:
+            raise ConfigError(
+                "data.shards is empty: give the directory that `r2kg shard` wrote, e.g. data.shards=films"
+            )
+        return read_manifest(self.data.shards)
+
     @field_validator("model", mode="before")
     @classmethod
-    def _model_is_what_its_system_says(cls, value: Any) -> Any:
+    def _model_is_what_its_system_says(cls, value: Any) -> Any:  # else its file could not be read back
         if isinstance(value, dict):
             return System.named(str(value.get("system", ""))).model_validate(value)
+        if isinstance(value, System) and (there := System.named(value.system)).__qualname__ != type(value).__qualname__:
+            raise ConfigError(
+                f"model.system={value.system!r} names {there.__qualname__}, not {type(value).__qualname__}"
+            )
         return value
 
     @model_validator(mode="after")
     def _name_and_system_can_be(self) -> Self:
         self.model.check(self)
-        if not self.name or self.name in {".", ".."} or "/" in self.name or "\\" in self.name:
-            raise ValueError(f"name {self.name!r} must be a plain directory name")
+        plain = self.name.isprintable() and len(self.name) <= 200 and not {"/", "\\"} & set(self.name)
+        if not plain or self.name in {"", ".", ".."}:
+            raise ValueError(f"name {self.name[:80]!r} must be a plain directory name")
         return self
 
     def change(self, changes: dict[str, Any]) -> "Run":
@@ -137,8 +161,9 @@ class Run(Part):
             ConfigError: no such field (the nearest are named) or values that cannot work together.
         """
         tree = self.model_dump()
-        for path, value in sorted(changes.items(), key=lambda change: change[0].count(".")):  # a part before its fields
-            assign(tree, Run, path, value)
+        # a part before its tag, its tag before its other fields
+        for path in sorted(changes, key=lambda path: path.count(".") - 0.5 * (path.rpartition(".")[2] in TAGS)):
+            assign(tree, Run, path, changes[path])
         return _validated(tree)
 
     def absolute(self) -> "Run":
@@ -162,19 +187,20 @@ def load_run(path: Path) -> Run:
     """
     try:
         tree = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is torn or no saved run ({error}): put a whole one in its place") from None
     return _validated(tree)
 
 
-def _validated(tree: dict) -> Run:
+def _validated(tree: Any) -> Run:
     try:
-        return Run.model_validate(tree)
+        run = Run.model_validate(tree)
+        run.model_dump_json()
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'run'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-        ]
-        raise ConfigError("; ".join(lines)) from None
+        raise ConfigError(explain(error, Run, tree)) from None
+    except ValueError as error:
+        raise ConfigError(f"the run cannot be saved as JSON: {' '.join(str(error).split())[:200]}") from None
+    return run
 
 
 def _local(part: Part, prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -13,7 +13,7 @@ from r2kg.systems.contract import build_model
 from r2kg.training.checkpoint import check_room
 from r2kg.training.features import check_features
 from shards.errors import ConfigError
-from shards.tars.format import Manifest, read_manifest
+from shards.tars.format import Manifest
 from shards.tars.verify import faults_of, verify
 
 MAY_CHANGE = (
@@ -103,9 +103,7 @@ def checked_manifest(run: Run) -> Manifest:
     Damage is printed under data.on_bad=skip: every study is checked again when it is read, and those that cannot be
     are skipped and named. Under fail it is a DataError.
     """
-    if not run.data.shards:
-        raise ConfigError("data.shards is empty: give the directory that `r2kg shard` wrote, e.g. data.shards=films")
-    manifest = read_manifest(run.data.shards)
+    manifest = run.manifest()
     if run.data.on_bad == "fail":
         verify(run.data.shards, manifest, run.data.verify)
     elif faults := faults_of(run.data.shards, manifest.shards, run.data.verify):
