@@ -74,7 +74,9 @@ def assign(tree: dict, whole: type[BaseModel], path: str, value: Any) -> None:
         if field and name not in node:
             node[name] = _default(field)
         if field and node[name] is None and _parts(field.annotation):
-            raise ConfigError(unknown(whole, tree, path))
+            if names[depth + 1 :] != [_members(field.annotation, None)[0]]:  # its tag alone switches a union on
+                raise ConfigError(unknown(whole, tree, path))
+            node[name] = {}
         if not isinstance(node.get(name), dict):
             now = f": write {here}={_brief(json.dumps(node[name]))}" if name in node else ""
             raise ConfigError(f"unknown key {_brief(path)!r}: {_brief(here)} has no parts{now}")
@@ -148,9 +150,11 @@ def explain(error: ValidationError, whole: type[BaseModel], tree: Any) -> str:
             message += f"; did you mean {near[0]}?" if near else ""
         if fault["type"] in ("tuple_type", "list_type"):
             message = f"Input should be a list, e.g. {_brief(json.dumps([fault['input']], default=str))}"
+        if fault["type"] == "string_type" and isinstance(fault["input"], int | float):
+            message = f"Input should be text: write {key}='\"{_brief(str(fault['input']))}\"'"
         if fault["type"].startswith("union_tag"):
             key += f".{context['discriminator'].strip(chr(39))}"
-            message = message if "tag" in context else "say which member of the union it is"
+            message = message if "tag" in context else "say which member of the union the part is"
         sentences.append(_brief(f"{_brief(key) or 'run'}: {message}", 280))
     more = [f"and {len(sentences) - 2} more"] if len(sentences) > 3 else sentences[2:]
     return " ".join("; ".join(sentences[:2] + more).split())[:600]
@@ -199,8 +203,7 @@ def _keys(part: type[BaseModel], node: dict, prefix: str = "", needs: tuple[str,
             elif needs:
                 continue
             else:
-                word = f".{tag}={value}" if isinstance(inside, dict) else f"={json.dumps({tag: value} if tag else {})}"
-                below = _keys(member, {}, f"{here}.", (here + word,))
+                below = _keys(member, {}, f"{here}.", (f"{here}.{tag}={value}" if tag else f"{here}={{}}",))
             for key, words in below.items():
                 keys[key] = [] if not words or keys.get(key) == [] else keys.get(key, []) + words
     return keys
