@@ -47,9 +47,16 @@ def train(run: Run) -> dict:
         refuse_changed(load_run(files.run), run)
     files.begin(run)
     print(plan.sentence(run))
-    start = newest_checkpoint(run.directory, warn=print)
-    if start and (state := read_state(start))["step"] >= plan.steps:
-        print(f"{run.name} has taken its {plan.steps} steps already: {start}.")
+    start, patience = newest_checkpoint(run.directory, warn=print), run.train.patience
+    state = read_state(start) if start else {"step": -1}
+    if (stopped := 0 < patience <= state.get("since_lowest", 0)) or state["step"] >= plan.steps:
+        if stopped and state["step"] < plan.steps:
+            print(
+                f"{run.name} stopped at step {state['step']} of {plan.steps}, train.patience={patience}: {start}. "
+                "Submit it with more patience, or train.patience=0, to go on."
+            )
+        else:
+            print(f"{run.name} has taken its {plan.steps} steps already: {start}.")
         summary = {"step": state["step"], "loss": None, "validation_loss": state["validation_loss"]}
         return summary | {"unread": files.unread()}
     if start:

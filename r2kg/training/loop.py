@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
+from typing import Any
 
 import ray.train
 import torch
@@ -74,7 +75,7 @@ def _train(run: Run, plan: Plan) -> dict:
     model = build_model(run.model)
     if run.engine.gradient_checkpointing:
         model.gradient_checkpointing()
-    frozen, restore = model.fingerprint(), None
+    frozen, restore, state = model.fingerprint(), None, dict[str, Any]()
     if start:
         state = read_state(start)
         then_and_now = {
@@ -90,7 +91,10 @@ def _train(run: Run, plan: Plan) -> dict:
                 )
         restore = {"tensors": read_tensors(start), "step": state["step"]}
     engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
-    return Worker(run, plan, model, engine, frozen).fit(restore["step"] if restore else 0)
+    worker = Worker(run, plan, model, engine, frozen)
+    if state.get("lowest_loss") is not None:
+        worker.lowest_loss, worker.since_lowest = state["lowest_loss"], state["since_lowest"]
+    return worker.fit(restore["step"] if restore else 0)
 
 
 class Worker:
@@ -104,19 +108,27 @@ class Worker:
         self.tracker = Tracker(run) if self.rank == 0 else None
         self.unread = UnreadStudies(run.directory, self.rank)
         self.validation_loss: float | None = None
-        self.validated_at = -1
+        self.validated_at = self.saved_at = -1
+        self.lowest_loss = float("inf")  # of all validations so far, those before a restart too
+        self.since_lowest = 0  # validations
 
     def fit(self, first: int) -> dict:
-        """Take the steps from `first` to the end of the plan."""
-        train = self.run.train
+        """Take the steps from `first` to the end of the plan, or until `train.patience` ends.
+
+        Every worker has the same validation losses, and so the same patience.
+        """
+        train, end = self.run.train, self.plan.steps
         metrics: dict[str, float] = {}
         self.clock = (first, time.monotonic())
         self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
         for step, rows in self._steps(first):
             if metrics and step % train.checkpoint_every == 0:
                 self.save(step)
-            if metrics and train.validate_every and step % train.validate_every == 0:
+            if metrics and train.validate_every and step % train.validate_every == 0 and self.validated_at != step:
                 self.validate(step)
+            if 0 < train.patience <= self.since_lowest:
+                end = step
+                break
             metrics = self.engine.step([self.model.collate(micro) for micro in rows])
             if not metrics["loss"] < float("inf"):
                 raise ConfigError(
@@ -125,9 +137,14 @@ class Worker:
                 )
             if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
                 self.log(step + 1, metrics)
-        if metrics:
-            self.save(self.plan.steps)
-        return self.finish(metrics)
+        if metrics and self.saved_at != end:
+            self.save(end)
+        if end < self.plan.steps:
+            self.say(
+                f"Stopped at step {end} of {self.plan.steps}: the validation loss has not fallen below "
+                f"{self.lowest_loss:.3f} in {self.since_lowest} validations (train.patience={train.patience})."
+            )
+        return self.finish(end, metrics)
 
     def log(self, step: int, metrics: dict) -> None:
         """Record the newest step's loss and the speed since the last record."""
@@ -149,6 +166,10 @@ class Worker:
         rows = read_batches(ray.train.get_dataset_shard("val"), self.run.train.micro_batch)
         terms = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
         self.validation_loss, self.validated_at = terms["loss"], step
+        if terms["loss"] < self.lowest_loss:
+            self.lowest_loss, self.since_lowest = terms["loss"], 0
+        else:
+            self.since_lowest += 1
         if self.tracker:
             self.tracker.log(step, **{f"val.{name}": value for name, value in terms.items()})
         ray.train.report({"step": step, "validation_loss": self.validation_loss})
@@ -166,21 +187,24 @@ class Worker:
             "artefacts": self.plan.artefacts,
             "frozen": self.frozen,
             "validation_loss": self.validation_loss,
+            "lowest_loss": self.lowest_loss if self.lowest_loss < float("inf") else None,
+            "since_lowest": self.since_lowest,
             "run": self.run.model_dump(mode="json"),
             "versions": {name: version(name) for name in LIBRARIES},
         }
         write_checkpoint(self.run.directory, self.engine.state(), state, self.rank, self.world, dist.barrier)
+        self.saved_at = step
         if self.rank == 0:
             prune(self.run.directory, self.run.train.checkpoints_kept)
         loss = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.3f}"
         self.say(f"Checkpoint at step {step} of {self.plan.steps}{loss}.")
 
-    def finish(self, metrics: dict) -> dict:
-        """Close tracking; say what was not seen."""
+    def finish(self, step: int, metrics: dict) -> dict:
+        """Close tracking at the last step; say what was not seen."""
         if self.tracker:
-            self.tracker.log(self.plan.steps, **{"train.unread": len(self.unread.named)})
+            self.tracker.log(step, **{"train.unread": len(self.unread.named)})
             self.say(tracking_note(self.tracker.close(), self.tracker))
-        return {"step": self.plan.steps, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
+        return {"step": step, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
 
     def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
         """(step, this worker's micro-batches of it) from step `first` on; DataError when the stream ends early."""
@@ -195,11 +219,11 @@ class Worker:
                 raise CheckpointError(f"the stream gave step {int(rows[0]['step'][0])}, the weights are at {step}")
             for micro in rows:
                 self.unread.add(micro["bad"])
-            if consumed:
+            yield step, rows
+            if consumed:  # not before: a run that stops early asks for a step it does not take
                 index = [int(i) for micro in rows for i in micro["index"]]
                 consumed.write(json.dumps({"step": step, "index": index}) + "\n")
                 consumed.flush()
-            yield step, rows
             step += 1
         if step < self.plan.steps:  # it must not pass for a whole run
             raise DataError(

@@ -21,7 +21,7 @@ MAY_CHANGE = (
     "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers",
     "train.micro_batch", "train.gpus",
     "train.cpus_per_worker", "train.max_restarts", "train.checkpoint_every", "train.checkpoints_kept",
-    "train.validate_every", "train.log_every", "train.record_studies", "train.accept_changes",
+    "train.validate_every", "train.patience", "train.log_every", "train.record_studies", "train.accept_changes",
 )  # fmt: skip
 
 
@@ -92,6 +92,10 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         artefacts=artefacts,
         checkpoint_bytes=per_trained * sum(trained.values()) + buffers,
     )
+    if run.train.patience and not plan.validation_studies:
+        raise ConfigError(
+            f"train.patience={run.train.patience} needs a validation loss, but the validation split is empty"
+        )
     there = next(path for path in (run.directory, *run.directory.parents) if path.exists())
     check_room(there, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))
     return plan

@@ -140,6 +140,23 @@ def test_a_run_submitted_again_goes_on_with_another_number_of_workers(recipe, un
 
 
 @slow
+def test_a_run_whose_validation_loss_stands_still_stops_and_stays_stopped(recipe, capsys):
+    """At a learning rate of 0 the first validation is the lowest; the second is counted before the restart."""
+    run = recipe.change({"name": "patient", "optim.lr": 0.0, "train.patience": 2, "train.checkpoint_every": 1})
+    assert train(run.change({"train.steps": 2}))["step"] == 2
+    assert train(run)["step"] == 3
+    assert (
+        "Stopped at step 3 of 12: the validation loss has not fallen below" in (run.directory / "log.txt").read_text()
+    )
+    state = read_state(newest_checkpoint(run.directory))
+    assert (state["step"], state["since_lowest"]) == (3, 2) and state["lowest_loss"] == state["validation_loss"]
+    assert sorted(consumed(run)) == [0, 1, 2], "nothing was trained on after the decision"
+    capsys.readouterr()
+    assert train(run)["step"] == 3
+    assert "patient stopped at step 3 of 12, train.patience=2" in capsys.readouterr().out
+
+
+@slow
 def test_unreadable_films_are_counted_and_named_or_stop_the_run(recipe, tmp_path):
     run = recipe.change({"name": "holes", "data.shards": str(damaged(recipe, tmp_path)), "data.verify": "size"})
     summary = train(run.change({"train.steps": 6, "data.on_bad": "skip"}))
