@@ -24,6 +24,7 @@ def main(
     changes = {"name": "demo", "root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps}
     resolved, source = find_recipe("r2gengpt.tiny").change(changes), open_source("phantom", studies=studies)
     # torch, Ray and DeepSpeed take seconds: help and what is refused without them come first
+    from r2kg.scoring.choose import choose_checkpoint
     from r2kg.scoring.evaluate import evaluate, scores_table
     from r2kg.scoring.generate import generate
     from r2kg.training.launch import train
@@ -34,6 +35,7 @@ def main(
     manifest = write_shards(source, shards, size=128, studies_per_shard=64)
     print(f"{manifest.given} drawn studies in {len(manifest.shards)} shards under {shards}.")
     train(resolved)
+    choose_checkpoint(resolved.directory)
     predictions = generate(saved_run(resolved.directory), shards)
     scores = evaluate(predictions, resolved.protocols)
     Console(width=110).print(scores_table(scores))

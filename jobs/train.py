@@ -20,9 +20,12 @@ def main(
 ) -> None:
     """Train a run; one whose name exists is continued from its newest good checkpoint."""
     resolved = with_shards(resolve(recipe, changes or []))
-    from r2kg.training.launch import train  # seconds of torch, Ray and DeepSpeed, after what is refused without them
+    # seconds of torch, Ray and DeepSpeed, after what is refused without them
+    from r2kg.scoring.choose import choose_checkpoint
+    from r2kg.training.launch import train
 
     summary = train(resolved)
+    choose_checkpoint(resolved.directory)
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."
     validation = "" if summary["validation_loss"] is None else f" Validation loss {summary['validation_loss']:.3f}."
     print(f"{resolved.name} is trained: {summary['step']} steps.{loss}{validation}")

@@ -27,6 +27,7 @@ class RunFiles:
         self.failure = directory / "failure.json"  # what stopped a worker and will stop it again
         self.consumed = directory / "consumed"  # RANK-of-WORLD.jsonl: the studies of every step
         self.checkpoints = directory / "checkpoints"  # step-STEP/, see r2kg.training.checkpoint
+        self.validation = directory / "validation"  # step-STEP.json: what a checkpoint scores on the validation split
         self.predictions = directory / "predictions"  # SPLIT/: predictions, control, context and scores
         self.ray = directory / "ray"  # what Ray Train keeps of its own
 

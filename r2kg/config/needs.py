@@ -1,5 +1,6 @@
 """What a system says of itself without torch: what it reads of a study, and what has to be made for it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any, Literal
 from r2kg.config.parts import Part
 from shards.errors import ConfigError
 from shards.films.augment import OFF, Augment
+from shards.tars.kinds import KINDS
 
+ALWAYS_SHOWN = ("key", "id", "split", "views", "provenance")
+"""Fields of a record that say nothing of what films show."""
 ANSWER = ("report", "findings", "impression")
 """Texts that hold what a system of the task "report" has to write."""
 
@@ -18,7 +22,7 @@ class Inputs:
     """What a system reads of a study. Stream, generation and features follow it; what is not named here is not shown.
 
     Raises:
-        ConfigError: a system that writes reports asks for the report's own text as an input.
+        ConfigError: a system that writes reports asks for the report's own text, or for a side made from it.
     """
 
     image_px: int | None = None
@@ -47,6 +51,22 @@ class Inputs:
                 f"a system that writes reports reads {', '.join(told)}: that is the answer itself. Give it other "
                 'sections (indication, comparison), or set task = "triples"'
             )
+        telling = [kind for kind in self.sides if kind in KINDS and KINDS[kind].tells_report]
+        if self.task == "report" and telling:
+            raise ConfigError(
+                f"a system that writes reports is shown {', '.join(telling)}, which are made from the report that it "
+                "has to write: name them in training_sides, as targets, or leave them out"
+            )
+
+    def shown(self, record: str) -> str:
+        """What a generating model is shown of a study's record (JSON; "" stays ""): no text that is not in `text`."""
+        if not record:
+            return record
+        study = json.loads(record)
+        told = ("report", "target") if "report" in self.text else ()
+        kept = {field: study[field] for field in (*ALWAYS_SHOWN, *told) if field in study}
+        sections = {name: text for name, text in study.get("sections", {}).items() if name in self.text}
+        return json.dumps(kept | {"sections": sections})
 
 
 @dataclass(frozen=True)

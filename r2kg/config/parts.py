@@ -225,7 +225,11 @@ class Train(Part):
     validate_every: int = Field(default=0, ge=0)
     """Steps between validation losses beside those of every checkpoint; 0: none beside them."""
     validation_studies: int = Field(default=512, ge=0)
-    """Studies of the validation split that are used for the validation loss; 0 is off."""
+    """Studies of the validation split that are used for the validation loss and for `choose`; 0 is off."""
+    choose: str = "loss"
+    """What makes a checkpoint the best one. loss: the lowest validation loss. Else a metric, the higher the better, or
+    a weighted sum, e.g. BLEU-4 or 0.5*BLEU-4+0.5*CIDEr-D, of what is generated on the validation studies when training
+    has ended, under the run's first protocol; until then all checkpoints are kept."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many validations in a row without a lower validation loss; 0: never. A run that stopped goes on
     when it is submitted again with more, or with 0."""

@@ -98,8 +98,9 @@ class Run(Part):
     """DeepSpeed."""
     train: Train = Train()
     """Loop."""
-    protocols: tuple[str, ...] = ("r2gen-2020", "full-text")
-    """Scoring protocols, keys of r2kg.protocol.PROTOCOLS."""
+    protocols: tuple[str, ...] = ()
+    """Scoring protocols, keys of r2kg.protocol.PROTOCOLS, of the system's task. Empty: those of
+    r2kg.protocol.DEFAULT_PROTOCOLS."""
     tracking: Tracking = Tracking()
     """MLflow."""
     privacy: Privacy = Privacy()
@@ -121,6 +122,11 @@ class Run(Part):
         inputs, data = self.inputs, self.data
         beside = {kind: f"{data.shards}/side/{kind}" for kind in (*inputs.sides, *inputs.training_sides)} | data.sides
         return beside | ({"features": data.features} if data.features else {})
+
+    @property
+    def shown_sides(self) -> dict[str, str]:
+        """Kind → place of the sides that are streamed in generation: no targets, and none that is not asked for."""
+        return {kind: where for kind, where in self.sides.items() if kind in (*self.inputs.sides, "features")}
 
     def manifest(self) -> Manifest:
         """The manifest of its shards.
@@ -152,6 +158,12 @@ class Run(Part):
         plain = self.name.isprintable() and len(self.name) <= 200 and not {"/", "\\"} & set(self.name)
         if not plain or self.name in {"", ".", ".."}:
             raise ValueError(f"name {self.name[:80]!r} must be a plain directory name")
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_tell_no_answer(self) -> Self:
+        if (task := self.inputs.task) != self.model.task:  # `Inputs` refuses what a task must not read
+            raise ValueError(f"system {self.model.system!r} has the task {self.model.task!r}, its inputs {task!r}")
         return self
 
     def change(self, changes: dict[str, Any]) -> "Run":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from rich.progress import track
 
 from r2kg.config.run import Run
+from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
-from r2kg.scoring.context import scoring_context
+from r2kg.scoring.context import answer_of, scoring_context
 from r2kg.systems.contract import build_model, load_stored, to_device
 from r2kg.training.checkpoint import find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
@@ -23,7 +25,7 @@ from shards.privacy import fence
 from shards.session import connect_ray
 from shards.stream.blocks import Rows, stream_blocks
 from shards.stream.index import Index, numbered_studies
-from shards.stream.order import sequential_blocks
+from shards.stream.order import Indices, sequential_blocks
 from shards.tars.place import Place, write_atomic
 
 
@@ -44,6 +46,8 @@ class Writer:
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
         """Rows of the stream → {index, bad, text, tokens, truncated} of the valid ones and of those that are bad."""
         with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
+            shown = self.run.inputs.shown
+            rows = rows | {"record": np.array([shown(record) for record in rows["record"]], object)}
             batch = to_device(self.model.collate(rows), self.device)
             written = self.model.generate(batch, self.run.model.decoding)
             keep = np.flatnonzero(rows["index"] >= 0)
@@ -64,14 +68,16 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         writers: actors that hold the model; one GPU each when the cluster has them.
 
     Returns:
-        RUN/predictions/SPLIT/predictions.jsonl; beside it shuffled.jsonl (each study with the reports written for
-        another study's films) and context.json (vocabulary, floors, fingerprints).
+        RUN/predictions/SPLIT/predictions.jsonl; beside it shuffled.jsonl (each study with what is written when the
+        films are another study's) and context.json (vocabulary, floors, fingerprints).
 
     Raises:
+        ConfigError: a protocol that is unknown or of another task than the system's.
         DataError: shards missing or changed, empty split, or a study that got no prediction.
         CheckpointError: no such checkpoint, or a damaged one.
     """
     run = run.change({"data.shards": str(shards)}).absolute()
+    protocols = protocols_of(run.protocols, run.model.task)
     manifest = checked_manifest(run)
     run = features_or_films(run, manifest)
     index = Index.open(run.data.shards, split, run.data.on_bad)
@@ -91,33 +97,62 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         "shards": manifest.fingerprint,
         "trained_on": state["shards"],
         "licence": manifest.licence,
-        "protocols": list(run.protocols),
+        "protocols": list(protocols),
     }
-    context |= scoring_context(run.data.shards, manifest, run.protocols, run.data.on_bad)
+    context |= scoring_context(run.data.shards, manifest, protocols, run.data.on_bad)
     context |= {"given": len(index), "unread": unread}
+    inputs, control = run.inputs, list[dict[str, Any]]()
+    donors = derangement(len(lines), run.train.seed)
+    if inputs.image_px is None and not run.data.features:
+        context["no_control"] = f"{run.model.system} reads no films, so none can be another study's"
+    elif not len(donors):
+        context["no_control"] = f"{len(lines)} study was written about: there are no films of another one"
+    elif inputs.text or inputs.sides:
+        print(f"{run.name}: writing them again with the films of other studies, for the control.")
+        row_of = {key.decode(): row for row, key in enumerate(index.keys)}
+        written, whose = [row_of[line["key"]] for line in lines], np.arange(len(index))
+        whose[written] = np.array(written)[donors]
+        control, _ = write_reports(run, index, manifest.licence, source, writers, whose)
+    else:
+        control = shuffled(lines, donors)
     out = RunFiles(run.directory).predictions / split
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
-    for name, written in {"shuffled.jsonl": shuffled(lines, run.train.seed), "predictions.jsonl": lines}.items():
-        write_atomic(out / name, "".join(json.dumps(line) + "\n" for line in written).encode())
+    (out / "shuffled.jsonl").unlink(missing_ok=True)  # an older control would be taken for this one's
+    for name, answers in {"shuffled.jsonl": control, "predictions.jsonl": lines}.items():
+        if answers:
+            write_atomic(out / name, "".join(json.dumps(line) + "\n" for line in answers).encode())
     return out / "predictions.jsonl"
 
 
 def write_reports(
-    run: Run, index: Index, licence: str, checkpoint: Path, writers: int
+    run: Run,
+    index: Index,
+    licence: str,
+    checkpoint: Path,
+    writers: int,
+    films: Indices | None = None,
+    first: int | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Prediction lines of a split in index order, and the keys of the studies that could not be read, with the cause.
+
+    Args:
+        films: [n], by row of the index the row whose films are shown in place of its own.
+        first: only so many studies, from the beginning of the split.
 
     Raises:
         DataError: a study got no prediction.
     """
     connect_ray(run.directory)
-    size = run.train.micro_batch
-    films = stream_blocks(
-        run.data.shards, index.split, sequential_blocks(len(index), 1, size), run.inputs.image_px,
-        run.inputs.views, run.data.on_bad, index, run.sides,
+    size, count = run.train.micro_batch, min(len(index), first or len(index))
+    blocks = sequential_blocks(count, 1, size)
+    if films is not None:
+        blocks = [replace(b, films=np.where(b.index < 0, b.index, films[b.index])) for b in blocks]
+    studies = stream_blocks(
+        run.data.shards, index.split, blocks, run.inputs.image_px, run.inputs.views, run.data.on_bad, index,
+        run.shown_sides,
     )  # fmt: skip
-    reports = films.map_batches(
+    reports = studies.map_batches(
         Writer,
         fn_constructor_args=(run, checkpoint, licence),
         batch_size=size,
@@ -125,9 +160,9 @@ def write_reports(
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= writers else 0,
         num_cpus=min(1.0, run.train.cpus_per_worker),
     )
-    rows = track(reports.iter_rows(), "writing", total=len(index), disable=not sys.stdout.isatty())
+    rows = track(reports.iter_rows(), "writing", total=count, disable=not sys.stdout.isatty())
     answers = {int(row["index"]): row for row in rows}
-    keys = [key.decode() for key in index.keys]
+    keys = [key.decode() for key in index.keys[:count]]
     if lost := [key for row, key in enumerate(keys) if row not in answers]:
         raise DataError(f"{len(lost)} studies of {index.split} got no prediction, first {lost[0]}: generate again")
     lines = [
@@ -136,29 +171,33 @@ def write_reports(
             "key": study.key,
             "split": study.split,
             "prediction": str(answers[row]["text"]),
-            "reference": study.target,
-            "reference_raw": study.report,
+            **answer_of(study, run.model.task),
             "labels": study.labels,
             "triples": study.triples,
             "tokens": int(answers[row]["tokens"]),
             "truncated": bool(answers[row]["truncated"]),
         }
-        for row, study in numbered_studies(index, unread={})
+        for row, study in numbered_studies(index, unread={}, first=count)
         if not answers[row]["bad"]
     ]
     return lines, {keys[row]: answer["bad"] for row, answer in answers.items() if answer["bad"]}
 
 
-def shuffled(lines: list[dict], seed: int) -> list[dict]:
+def derangement(n: int, seed: int) -> Indices:
+    """For each of n another one, each taken once: int64 [n]; of fewer than two empty."""
+    if n < 2:
+        return np.empty(0, np.int64)
+    order = np.random.default_rng(seed).permutation(n)
+    donor = np.empty(n, np.int64)
+    donor[order] = np.roll(order, 1)
+    return donor
+
+
+def shuffled(lines: list[dict], donors: Indices) -> list[dict]:
     """Every study with the report written for another study's films.
 
     A system that sees nothing but films writes the same report whichever study it is asked about, so its control is a
-    derangement of its own predictions. With one study there is no other, and the list is empty.
+    derangement of its own predictions.
     """
-    if len(lines) < 2:
-        return []
-    order = np.random.default_rng(seed).permutation(len(lines))
-    donor = np.empty(len(lines), int)
-    donor[order] = np.roll(order, 1)
     taken = ("prediction", "tokens", "truncated")
-    return [line | {field: lines[donor[i]][field] for field in taken} for i, line in enumerate(lines)]
+    return [line | {field: lines[donor][field] for field in taken} for line, donor in zip(lines, donors, strict=True)]

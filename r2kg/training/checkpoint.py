@@ -12,8 +12,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from r2kg.protocol import parse_choice
 from r2kg.rundir import RunFiles
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, ConfigError
 from shards.tars.place import sha256_of
 
 MANIFEST = "manifest.json"
@@ -114,10 +115,11 @@ def newest_checkpoint(run_directory: Path, warn: Callable[[str], None] = lambda 
 def find_checkpoint(run_directory: Path, which: str) -> Path:
     """The good checkpoint "best", "last" or of a step number.
 
-    Best is the lowest validation loss, the newest where none was measured; "best" passes over damaged ones.
+    Best is the lowest validation loss, the newest where none was measured, or what `train.choose` of the run.json
+    there says; "best" passes over damaged ones.
 
     Raises:
-        CheckpointError: no such checkpoint, or the one asked for is damaged.
+        CheckpointError: no such checkpoint, or the one asked for is damaged; the best is not chosen yet.
     """
     paths = checkpoints(run_directory)
     if which == "best":
@@ -126,7 +128,14 @@ def find_checkpoint(run_directory: Path, which: str) -> Path:
             raise CheckpointError(
                 f"{run_directory} holds no good checkpoint: train the run first, or copy its checkpoints"
             )
-        return _lowest_loss(good) or good[-1]
+        choice = choice_of(run_directory)
+        if unscored := [path.name for path in good if choice and scored(path, choice) is None]:
+            raise CheckpointError(
+                f"the best checkpoint of {run_directory} is not chosen yet: {len(unscored)} of {len(good)} have no "
+                f"score by train.choose={choice} ({', '.join(unscored)}). Submit the run again (`r2kg train "
+                f"{RunFiles(run_directory).run}`), which goes on with the choice, or name a step"
+            )
+        return _best(good, choice) or good[-1]
     named = paths[-1:] if which == "last" else [path for path in paths if path.name == f"step-{which:0>8}"]
     if not named:
         names = ", ".join(path.name for path in paths) or "none"
@@ -136,17 +145,45 @@ def find_checkpoint(run_directory: Path, which: str) -> Path:
     return named[0]
 
 
-def prune(run_directory: Path, kept: int) -> None:
-    """Delete all but the `kept` newest checkpoints and the best one."""
-    paths = checkpoints(run_directory)
-    for path in set(paths) - {*paths[-kept:], _lowest_loss(paths)}:
+def prune(run_directory: Path, kept: int, chosen: bool = False) -> None:
+    """Delete all but the `kept` newest checkpoints and the best one.
+
+    Where another choice than the loss decides which is best, none is deleted before all are scored (`chosen`).
+    """
+    paths, choice = checkpoints(run_directory), choice_of(run_directory)
+    if choice and not chosen:
+        return
+    for path in set(paths) - {*paths[-kept:], _best(paths, choice)}:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _lowest_loss(paths: list[Path]) -> Path | None:
-    """Of equal losses the oldest; None where no validation loss was measured."""
-    losses = [(read_state(path).get("validation_loss"), path) for path in paths]
-    return min(((loss, path) for loss, path in losses if loss is not None), default=(None, None))[1]
+def choice_of(run_directory: Path) -> str:
+    """`train.choose` of the run as it was submitted last; "" for the loss and where there is no run.json."""
+    saved = RunFiles(run_directory).run
+    choose = json.loads(saved.read_text())["train"].get("choose", "loss") if saved.is_file() else "loss"
+    return "" if choose == "loss" else choose
+
+
+def scored(checkpoint: Path, choice: str) -> float | None:
+    """What a checkpoint scores by a choice, the higher the better.
+
+    None where it was not scored, by another metric only, or where other weights stand there since.
+    """
+    try:
+        record = json.loads(RunFiles(checkpoint.parents[1]).validation.joinpath(f"{checkpoint.name}.json").read_text())
+        if record["checkpoint_sha256"] != sha256_of(checkpoint / MANIFEST):
+            return None
+        return sum(weight * record["values"][name] for name, weight in parse_choice(choice, record["task"]).items())
+    except (OSError, ValueError, LookupError, ConfigError):
+        return None
+
+
+def _best(paths: list[Path], choice: str) -> Path | None:
+    """Of equal ones the oldest; None where none was measured."""
+    values = [(read_state(path).get("validation_loss"), path) for path in paths]
+    if choice:
+        values = [(None if (value := scored(path, choice)) is None else -value, path) for path in paths]
+    return min(((value, path) for value, path in values if value is not None), default=(None, None))[1]
 
 
 def check_room(directory: Path, needed: int) -> None:
@@ -155,5 +192,6 @@ def check_room(directory: Path, needed: int) -> None:
     if free < needed:
         raise CheckpointError(
             f"a checkpoint needs {needed / 1e9:.2f} GB, {directory} has {free / 1e9:.2f} GB free: "
-            "make room, set root= to another disk, or lower train.checkpoints_kept"
+            "make room, set root= to another disk, or lower train.checkpoints_kept (under another train.choose than "
+            "loss: raise train.checkpoint_every)"
         )

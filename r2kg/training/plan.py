@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from r2kg.config.run import Run
-from r2kg.protocol import PROTOCOLS
+from r2kg.protocol import AS_MANIFEST, parse_choice, protocol_named, protocols_of
 from r2kg.systems.contract import build_model
-from r2kg.training.checkpoint import check_room
+from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features
 from shards.errors import ConfigError
 from shards.tars.format import Manifest
@@ -21,7 +21,8 @@ MAY_CHANGE = (
     "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers",
     "train.micro_batch", "train.gpus",
     "train.cpus_per_worker", "train.max_restarts", "train.checkpoint_every", "train.checkpoints_kept",
-    "train.validate_every", "train.patience", "train.log_every", "train.record_studies", "train.accept_changes",
+    "train.validate_every", "train.patience", "train.choose", "train.log_every", "train.record_studies",
+    "train.accept_changes",
 )  # fmt: skip
 
 
@@ -66,12 +67,23 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
     """Check everything that can be checked without a worker, and return the numbers.
 
     Raises:
-        ConfigError: unknown protocol, LM or system that cannot be built.
+        ConfigError: unknown protocol or one of another task, no such choice of checkpoints, LM or system that cannot
+            be built.
         CheckpointError: no room for the run's checkpoints.
     """
-    unknown = [name for name in run.protocols if name not in PROTOCOLS]
-    if unknown:
-        raise ConfigError(f"unknown protocols {unknown}; known: {', '.join(PROTOCOLS)}")
+    protocol = protocol_named(protocols_of(run.protocols, run.model.task)[0])
+    choice, validated = parse_choice(run.train.choose, run.model.task), manifest.splits["val"].studies
+    if choice and not min(run.train.validation_studies, validated):
+        raise ConfigError(
+            f"train.choose={run.train.choose} generates on validation studies, of which there are none "
+            f"(train.validation_studies={run.train.validation_studies}, {validated} in the shards): raise the first, "
+            "or set train.choose=loss"
+        )
+    if choice and protocol.reference_cut != "none" and protocol.cleaning not in (AS_MANIFEST, manifest.cleaning):
+        raise ConfigError(
+            f"train.choose={run.train.choose} is scored under the first protocol, {protocol.name}, which cleans with "
+            f"{protocol.cleaning}; the shards are cleaned with {manifest.cleaning}: put another protocol first"
+        )
     if run.data.features:
         check_features(run, manifest)
     with torch.device("meta"):  # so that a 7B model costs no memory
@@ -97,7 +109,10 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
             f"train.patience={run.train.patience} needs a validation loss, but the validation split is empty"
         )
     there = next(path for path in (run.directory, *run.directory.parents) if path.exists())
-    check_room(there, plan.checkpoint_bytes * (run.train.checkpoints_kept + 2))
+    kept = run.train.checkpoints_kept + 2
+    if choice:  # none is deleted before all are scored
+        kept = max(kept, math.ceil(plan.steps / run.train.checkpoint_every) + 1 - len(checkpoints(run.directory)))
+    check_room(there, plan.checkpoint_bytes * kept)
     return plan
 
 

@@ -6,6 +6,7 @@ j to rank j % world whatever the consumers' speed, so the plan alone decides wha
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,15 @@ def stream_blocks(
     ref = ray.put((index, opened))
 
     def read(batch: Rows) -> Rows:
-        indices, positions = (np.asarray(batch[name][0]) for name in ("index", "position"))
-        block = Block(int(batch["rank"][0]), int(batch["step"][0]), indices, positions)
+        arrays = {name: np.asarray(batch[name][0]) for name in ("index", "position", "films") if name in batch}
+        block = Block(int(batch["rank"][0]), int(batch["step"][0]), **arrays)
         pointers, beside = ray.get(ref)
         return read_block(pointers, block, image_size, views, on_bad, beside, augment, seed)
 
     items = [
-        {"rank": block.rank, "step": block.step, "index": block.index, "position": block.position} for block in blocks
+        {"rank": block.rank, "step": block.step, "index": block.index, "position": block.position}
+        | ({} if block.films is None else {"films": block.films})
+        for block in blocks
     ]
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
         read, batch_size=None, num_cpus=TASK_CPUS
@@ -104,7 +107,8 @@ def read_block(
     A side adds its column (`Kind.column`): n bytes, b"" for a study without. One that is stored per film stands in
     place of the images, which are not read: features uint16 [n, V, P, D], the bit patterns of bf16.
 
-    `augment` changes images by what `seed`, the row's position in the run and the view decide.
+    `augment` changes images by what `seed`, the row's position in the run and the view decide. Where `block.films`
+    names other studies, images (or features) and `view_mask` are theirs.
     """
     sides, at, position = sides or {}, block.index.ravel(), block.position.ravel().tolist()
     films = next((side for side in sides.values() if side.entry.per_film), None)
@@ -123,23 +127,25 @@ def read_block(
     rows |= {side.entry.column: np.full(len(at), b"", object) for side in sides.values() if side is not films}
     wanted = np.flatnonzero(rows["valid"]).tolist()
     studies = rows["index"][wanted].tolist()
-    stored = index.fetch(studies) if films is None and shows else index.fetch_records(studies)
-    beside = {kind: side.fetch(studies) for kind, side in sides.items()}
+    givers = studies if block.films is None else block.films.ravel()[wanted].tolist()
+    stored = index.fetch(givers) if films is None and shows else index.fetch_records(studies)
+    beside = {kind: side.fetch(givers if side is films else studies) for kind, side in sides.items()}
     shown: Any
-    for row, study in zip(wanted, studies, strict=True):
+    for row, study, giver in zip(wanted, studies, givers, strict=True):
         try:
             if not shows:
                 record, shown = index.read_record(study, stored.get(study)), []
             elif films is None:
-                encoded, record = index.read(study, stored.get(study))
-                name = index.tars[int(index.tar[study])]
+                encoded, record = index.read(giver, stored.get(giver))
+                record = record if giver == study else index.read_record(study)
+                name = index.tars[int(index.tar[giver])]
                 side_px = max(size, augment.resize_px or 0)
                 shown = [decode(film, side_px, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
                 if augment != OFF:
                     shown = [augment.apply(film, size, seed, position[row], v) for v, film in enumerate(shown)]
             else:
                 record = index.read_record(study, stored.get(study))
-                shown = films.read_films(study, index.films(study), beside[films.kind].get(study))[:views]
+                shown = films.read_films(giver, index.films(giver), beside[films.kind].get(giver))[:views]
             rows["record"][row] = index.record_of(study, record)
             for view, film in enumerate(shown):
                 rows[pixels][row, view], rows["view_mask"][row, view] = film, True

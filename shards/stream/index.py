@@ -131,15 +131,17 @@ def open_splits(root: str | Place, manifest: Manifest) -> dict[str, Index]:
     return {split: Index.open(root, split, manifest=manifest) for split in splits}
 
 
-def numbered_studies(index: Index, unread: dict[str, str] | None = None) -> Iterator[tuple[int, Study]]:
-    """(row of the index, study) of those that can be read, one at a time; the films are not touched.
+def numbered_studies(
+    index: Index, unread: dict[str, str] | None = None, first: int | None = None
+) -> Iterator[tuple[int, Study]]:
+    """(row of the index, study) of those that can be read, of the `first` ones or of all, one at a time; no film is.
 
     A record that cannot be read is left out and noted in `unread` (key → cause) if that is given.
 
     Raises:
         DataError: a record cannot be read and `unread` is None; the message names tar and study.
     """
-    for row in range(len(index)):
+    for row in range(len(index))[:first]:
         try:
             yield row, Study.model_validate_json(index.record_of(row, index.read_record(row)))
         except DataError as error:

@@ -35,6 +35,8 @@ class Block:
     """[K, rows per step and rank], in consumption order; -1 is a row that only fills the step."""
     position: Indices
     """[K, rows per step and rank] of each row in the infinite sequence: what is drawn for a row is drawn from it."""
+    films: Indices | None = None
+    """As `index`: whose films a row shows, all else being its own study's. None: its own."""
 
     @property
     def steps(self) -> int:

@@ -37,6 +37,8 @@ class Kind:
     per_film: bool = False
     """True: the bit patterns of bf16 [V, *extent[1:]], of as many of a study's films as extent[0] says, streamed in
     place of the films. False: bytes, b"" for a study without."""
+    tells_report: bool = False
+    """True: made from the study's report, so that a system that writes reports must not be shown it."""
     unpack: str = ""
     """"module:function" of (data, *extent) that raises DataError for bytes that are not of this kind."""
 
@@ -47,6 +49,7 @@ KINDS: dict[str, Kind] = {
         extent=("nodes", "relations"),
         column="subgraph",
         how="`r2kg subgraphs SHARDS`",
+        tells_report=True,
         unpack="shards.graphs.subgraph:unpack",
     ),
     "features": Kind(

@@ -103,6 +103,12 @@ def test_without_the_files_beside_it_the_reasons_are_given(tmp_path: Path) -> No
         evaluate(path, ["r2gen-2020"])
 
 
+def test_a_system_without_films_says_why_it_has_no_control(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "predictions.jsonl", TARGETS)
+    (tmp_path / "context.json").write_text(json.dumps({"no_control": "x reads no films, so none can be another's"}))
+    assert evaluate(path, ["full-text"])["protocols"]["full-text"]["unavailable"]["shuffled"].startswith("x reads no")
+
+
 def test_a_given_context_fills_what_the_file_lacks(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     complete = evaluate(path)

@@ -1,0 +1,87 @@
+"""Which checkpoint is the best one, by a metric of what each writes about validation studies."""
+
+import json
+from pathlib import Path
+
+from r2kg.protocol import parse_choice, protocol_named, protocols_of
+from r2kg.rundir import RunFiles, saved_run
+from r2kg.scoring.evaluate import score_protocol
+from r2kg.scoring.generate import write_reports
+from r2kg.scoring.metrics.meteor import Meteor
+from r2kg.tracking import Tracker, tracking_note
+from r2kg.training.checkpoint import MANIFEST, checkpoints, complaints, find_checkpoint, prune, scored
+from r2kg.training.features import features_or_films
+from r2kg.training.plan import checked_manifest
+from shards.clean import vocabulary
+from shards.errors import DataError
+from shards.stream.index import Index, read_targets
+from shards.tars.place import sha256_of, write_atomic
+
+
+def choose_checkpoint(run_directory: Path) -> Path | None:
+    """Score every checkpoint of a trained run as `train.choose` says, then delete those that are no longer wanted.
+
+    Each is generated with on the first `train.validation_studies` of the validation split and scored under the run's
+    first protocol; RUN/validation/step-STEP.json holds what came out, and a choice that was killed goes on behind the
+    last of them. The scores are recorded as val.METRIC at the checkpoint's step.
+
+    Returns:
+        the best checkpoint; None under train.choose=loss, where training itself has measured it.
+
+    Raises:
+        ConfigError: no such metric.
+        DataError: no study could be read, or a metric that is asked for cannot be computed here.
+    """
+    run = saved_run(run_directory)
+    train, task, files = run.train, run.model.task, RunFiles(run.directory)
+    if not (choice := parse_choice(train.choose, task)):
+        return None
+    protocol = protocol_named(protocols_of(run.protocols, task)[0])
+    manifest = checked_manifest(run)
+    of_data = {"split": "val", "shards": manifest.fingerprint, "studies": train.validation_studies}
+    of_data |= {"task": task, "protocol": protocol.name, "hash": protocol.hash}
+    waiting = []
+    for checkpoint in checkpoints(run.directory):
+        path = files.validation / f"{checkpoint.name}.json"
+        same = path.is_file() and json.loads(path.read_text()).items() >= of_data.items()
+        if (not same or scored(checkpoint, train.choose) is None) and not complaints(checkpoint):
+            path.unlink(missing_ok=True)  # of other weights, studies or rules
+            waiting.append(checkpoint)
+    if waiting:
+        run = features_or_films(run, manifest)
+        index = Index.open(run.data.shards, "val", run.data.on_bad)
+        context = {"cleaning": manifest.cleaning, "floor": {}}
+        if protocol.threshold:
+            unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
+            context["vocabulary"] = vocabulary(read_targets(run.data.shards, "train", unread), protocol.threshold)
+        files.validation.mkdir(exist_ok=True)
+        tracker = Tracker(run)
+        try:
+            with Meteor() as meteor:
+                for checkpoint in waiting:
+                    print(f"{run.name}: scoring {checkpoint.name} by {train.choose}, {len(waiting)} in all.")
+                    lines, _ = write_reports(
+                        run, index, manifest.licence, checkpoint, writers=1, first=train.validation_studies
+                    )
+                    if not lines:
+                        raise DataError(f"no validation study of {run.data.shards} can be read: nothing to choose by")
+                    result = score_protocol(protocol, lines, None, context, meteor)
+                    values = {name: value for name, value in result["score"].items() if value is not None}
+                    if missing := [name for name in choice if name not in values]:
+                        raise DataError(
+                            f"train.choose={train.choose} cannot be computed here: "
+                            f"{result['unavailable'].get(missing[0], missing[0])}; submit the run again where it can, "
+                            "or with another train.choose"
+                        )
+                    tracker.log(
+                        int(checkpoint.name.removeprefix("step-")), **{f"val.{k}": v for k, v in values.items()}
+                    )
+                    record = {"checkpoint_sha256": sha256_of(checkpoint / MANIFEST), "scored": len(lines)}
+                    content = json.dumps(of_data | record | {"values": values}, indent=1, sort_keys=True)
+                    write_atomic(files.validation / f"{checkpoint.name}.json", content.encode())
+        finally:
+            print(tracking_note(tracker.close(), tracker))
+    best = find_checkpoint(run.directory, "best")
+    prune(run.directory, train.checkpoints_kept, chosen=True)
+    print(f"The best checkpoint by {train.choose} is {best.name}: {scored(best, train.choose):.4f}.")
+    return best

@@ -1,0 +1,127 @@
+"""What a model is shown when it writes, and whose films its control shows."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+
+from r2kg.config.needs import Inputs
+from r2kg.config.parts import Data
+from r2kg.config.run import Run, System
+from r2kg.scoring.generate import Writer, derangement, shuffled
+from r2kg.systems.r2genkg.config import R2GenKGConfig
+from shards.errors import ConfigError
+from shards.stream.blocks import read_block, stream_blocks
+from shards.stream.index import Index, read_studies
+from shards.stream.order import sequential_blocks
+
+RECORD = {
+    "key": "a", "id": "A", "patient": "p", "split": "test", "views": [{"position": "frontal", "file": ""}],
+    "sections": {"findings": "secret one", "impression": "secret two", "indication": "cough"}, "report": "secret one",
+    "target": "secret one",
+    "labels": {"Edema": 1}, "triples": [["secret", "modify", "one"]], "provenance": {"row": "1"},
+}  # fmt: skip
+
+
+class Asked(R2GenKGConfig):
+    """Films, the indication, and a graph as a target."""
+
+    system: str = "asked"  # type: ignore[assignment]
+
+    def inputs(self, data: Data) -> Inputs:
+        return Inputs(image_px=64, views=data.views, text=("indication",), training_sides=("subgraphs",))
+
+
+class Telling(R2GenKGConfig):
+    """Asks for a graph that is made from the report."""
+
+    system: str = "telling"  # type: ignore[assignment]
+
+    def inputs(self, data: Data) -> Inputs:
+        return Inputs(sides=("subgraphs",))
+
+
+class Extracting(System):
+    """Reads the report, and a graph of it, and writes triples."""
+
+    build: ClassVar[str] = "nowhere:Model"
+    task: ClassVar[Literal["report", "triples"]] = "triples"
+    system: str = "extracting"
+
+    def inputs(self, data: Data) -> Inputs:
+        return Inputs(text=("report",), sides=("subgraphs",), task="triples")
+
+
+def test_a_record_is_cut_to_what_the_inputs_name() -> None:
+    shown = json.loads(Inputs(image_px=64, text=("indication",)).shown(json.dumps(RECORD)))
+    assert shown["sections"] == {"indication": "cough"}
+    assert set(shown) == {"key", "id", "split", "views", "provenance", "sections"}
+    read = json.loads(Inputs(text=("report",), task="triples").shown(json.dumps(RECORD)))
+    assert read["report"] == read["target"] == "secret one" and not read["sections"]
+    assert not {"labels", "triples", "patient"} & read.keys()
+    assert Inputs().shown("") == ""
+
+
+def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path) -> None:
+    """The writer itself, with a model that keeps what it is given."""
+    writer, seen = object.__new__(Writer), []
+
+    class Model:
+        def collate(self, rows: dict) -> dict:
+            seen.extend(rows["record"])
+            return {}
+
+        def generate(self, batch: dict, decoding: object) -> list:
+            return [type("Text", (), {"text": "x", "tokens": 1, "truncated": False})] * len(seen)
+
+    writer.run, writer.licence, writer.device = Run(name="x", model=Asked()), "", "cpu"
+    writer.model = Model()  # type: ignore[assignment]
+    index = Index.open(phantom_shards, "test")
+    rows = read_block(index, sequential_blocks(len(index), 1, len(index) + 1)[0], 64, 2)
+    answers = writer(rows)
+    assert len(answers["index"]) == len(index) and len(seen) == len(index) + 1
+    for study, record in zip(read_studies(phantom_shards, "test"), seen, strict=False):
+        assert study.report not in record and study.target not in record and study.key in record
+    assert seen[-1] == "" and any(study.report in rows["record"][0] for study in read_studies(phantom_shards, "test"))
+
+
+def test_targets_are_streamed_in_training_alone() -> None:
+    run = Run(name="x", model=Asked(), data=Data(shards="s", features="f", sides={"other": "o"}))
+    assert set(run.sides) == {"subgraphs", "other", "features"}
+    assert run.shown_sides == {"features": "f"}
+    told = Run(name="x", model=Extracting(), data=Data(shards="s", sides={"subgraphs": "elsewhere"}))
+    assert told.shown_sides == {"subgraphs": "elsewhere"}
+
+
+def test_what_tells_the_report_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"shown subgraphs, which are made from the report.*training_sides"):
+        Run(name="x").change({"model.system": f"{__name__}:Telling"})
+    with pytest.raises(ConfigError, match=r"reads report: that is the answer itself"):
+        Inputs(text=("report",))
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 50])
+def test_a_derangement_gives_everybody_another(n: int) -> None:
+    donors = derangement(n, seed=1)
+    assert sorted(donors) == list(range(n)) and not (donors == np.arange(n)).any()
+    lines = [{"id": i, "prediction": f"p{i}", "tokens": i, "truncated": False} for i in range(n)]
+    assert [line["prediction"] for line in shuffled(lines, donors)] == [f"p{i}" for i in donors]
+    assert not len(derangement(1, 0)) and not len(derangement(0, 0))
+
+
+def test_films_of_another_study_stand_beside_its_own_record(phantom_shards: Path, ray_session: None) -> None:
+    index = Index.open(phantom_shards, "test")
+    n = len(index)
+    donors = derangement(n, seed=0)
+    (plain,) = sequential_blocks(n, 1, n + 1)
+    other = replace(plain, films=np.append(donors, -1).reshape(plain.index.shape))
+    own, swapped = (read_block(index, block, 32, 3) for block in (plain, other))
+    assert (swapped["images"][:n] == own["images"][donors]).all()
+    assert (swapped["view_mask"][:n] == own["view_mask"][donors]).all()
+    assert (swapped["record"] == own["record"]).all() and (swapped["index"] == own["index"]).all()
+    assert not swapped["valid"][n] and not swapped["images"][n].any()
+    (streamed,) = stream_blocks(phantom_shards, "test", [other], 32, 3).iter_batches(batch_size=None)
+    assert (streamed["images"] == swapped["images"]).all() and (streamed["record"] == swapped["record"]).all()
