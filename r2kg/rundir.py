@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from r2kg.config.run import Run, load_run
+from r2kg.config.run import Run, load_run, local_fields
 from shards import errors
 from shards.errors import ConfigError
 from shards.tars.place import write_atomic
@@ -85,7 +85,11 @@ def saved_run(directory: Path) -> Run:
     saved = RunFiles(Path(directory).resolve()).run
     if not saved.is_file():
         raise ConfigError(f"{directory} is not a run: {saved} is missing. Give the directory that `r2kg train` printed")
-    return load_run(saved).change({"root": str(saved.parent.parent), "name": saved.parent.name})
+    root = saved.parent.parent
+    run = load_run(saved).change({"root": str(root), "name": saved.parent.name})
+    named = {field: Path(value) for field, value in local_fields(run) if Path(value).parent.name == "artefacts"}
+    beside = {field: root / "artefacts" / path.name for field, path in named.items()}
+    return run.change({field: str(path) for field, path in beside.items() if path.is_dir()})
 
 
 def directory_of(predictions: Path) -> Path | None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from r2kg.config.needs import CARD
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, directory_of, saved_run
 from shards.tars.place import write_atomic
@@ -116,6 +117,8 @@ class Tracker:
             beside = (run.directory.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
             experiment_id = client.create_experiment(tracking.experiment, artifact_location=beside)
         tags = {"mlflow.runName": run.name, "recipe": run.recipe}
+        if (card := Path(run.train.init_from) / CARD).is_file():
+            tags["init"] = json.dumps(json.loads(card.read_text())["settings"]["chain"])[:5000]
         if name := tracking.parent:
             query = f"tags.`mlflow.runName` = '{name}' and tags.r2kg_parent = 'yes'"
             parents = list(client.search_runs([experiment_id], query))

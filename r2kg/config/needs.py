@@ -13,6 +13,8 @@ from shards.tars.kinds import KINDS
 
 ALWAYS_SHOWN = ("key", "id", "split", "views", "provenance")
 """Fields of a record that say nothing of what films show."""
+CARD = "artefact.json"
+"""In an artefact's directory, written last: name, settings, size and sha256 of every file, fingerprint of them all."""
 ANSWER = ("report", "findings", "impression")
 """Texts that hold what a system of the task "report" has to write."""
 
@@ -80,7 +82,7 @@ class Artefact:
     make: Callable[[Path], None]
     """Writes it into an empty directory."""
     into: str
-    """Dotted field of the run that gets its directory, e.g. "model.llm.source"."""
+    """Dotted field of the run that gets its directory, a `Local` one, e.g. "model.llm.source"."""
     sentence: str
     """What is being made, for the log."""
     resources: dict[str, float] = field(default_factory=dict)

@@ -239,6 +239,12 @@ class Train(Part):
     """Restarts after a lost worker; -1: no limit."""
     accept_changes: bool = False
     """Continue although the shards or the frozen weights are not those the checkpoint was trained with."""
+    init_from: Local = ""
+    """Weights to begin with: RUN@best, RUN@last or RUN@STEP, where RUN is a run's directory or its name under the same
+    root; or a .safetensors, .pth, .pt or .bin file. They are copied once. Empty: the model's own."""
+    init_map: dict[str, str | None] = Field(default_factory=dict)
+    """Beginning of a tensor's name in `init_from` → its beginning here; null leaves those tensors out. The longest
+    wins."""
     record_studies: bool = False
     """Write which studies every step consumed (consumed/*.jsonl in the run directory)."""
 

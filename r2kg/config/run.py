@@ -182,7 +182,9 @@ class Run(Part):
         """This run with absolute paths: workers do not start in the directory of the command line."""
         places = {"data.shards": self.data.shards, "data.features": self.data.features}
         places |= {f"data.sides.{kind}": where for kind, where in self.data.sides.items()}
-        paths = {"root": self.root} | {field: path for field, path in _local(self) if Path(path).expanduser().exists()}
+        paths = {"root": self.root} | {
+            field: path for field, path in local_fields(self) if Path(path).expanduser().exists()
+        }
         local = {field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path}
         return self.change(local | {field: str(place(where)) if where else "" for field, where in places.items()})
 
@@ -215,12 +217,12 @@ def _validated(tree: Any) -> Run:
     return run
 
 
-def _local(part: Part, prefix: str = "") -> Iterable[tuple[str, str]]:
+def local_fields(part: Part, prefix: str = "") -> Iterable[tuple[str, str]]:
     """Dotted fields that are `Local`, with their values."""
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         if isinstance(value, Part):
-            yield from _local(value, f"{prefix}{name}.")
+            yield from local_fields(value, f"{prefix}{name}.")
         elif (
             isinstance(value, str) and isinstance(field.json_schema_extra, dict) and "local" in field.json_schema_extra
         ):

@@ -7,7 +7,6 @@ hardly be steered by soft tokens: train it along with the encoder (model.llm.tun
 import json
 import math
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +27,7 @@ from shards.stream.index import read_targets
 from shards.tars.format import Manifest
 
 CARD = "tiny_lm.json"
-"""File beside the weights: reports, epochs, seconds, final_loss, fingerprint."""
+"""File beside the weights: reports, epochs, final_loss, fingerprint; nothing that differs from one time to the next."""
 BATCH_TOKENS = 800
 """Tokens per optimiser step, padding included."""
 WARMUP = 0.05
@@ -57,17 +56,15 @@ def write_tiny_lm(reports: Iterable[str], out: Path, config: TinyLm, seed: int, 
     texts = [text for text in reports if text.strip()]
     if not texts:
         raise DataError("no report to train the tiny language model on: the training split has no target text")
-    began = time.monotonic()
     tokenizer = _train_tokenizer(texts, config.vocabulary, instruction)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         llm, final_loss = _train(texts, tokenizer, instruction, config, seed)
-    seconds = round(time.monotonic() - began, 1)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     llm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    card = {"reports": len(texts), "epochs": config.epochs, "seconds": seconds, "final_loss": final_loss}
+    card = {"reports": len(texts), "epochs": config.epochs, "final_loss": final_loss}
     (folder / CARD).write_text(json.dumps({**card, "fingerprint": weight_hashes(folder)}, indent=2) + "\n")
     replaced = Path(mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
     if out.exists():

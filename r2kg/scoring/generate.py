@@ -16,7 +16,8 @@ from r2kg.config.run import Run
 from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import build_model, load_stored, to_device
+from r2kg.systems.contract import load_stored, to_device
+from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
@@ -37,7 +38,7 @@ class Writer:
         self.run, self.licence = run, licence
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(run.train.seed)
-        self.model = build_model(run.model)
+        self.model = built(run)
         load_stored(self.model, weights_of(read_tensors(checkpoint)))
         if run.engine.precision == "bf16":
             self.model.to(torch.bfloat16)

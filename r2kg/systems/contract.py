@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from r2kg.config.parts import Decoding
 from r2kg.config.run import System
 from r2kg.modules.beams import Generated
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, ConfigError
 
 Batch = dict[str, Any]
 """Nested tensors: dicts, lists and tuples of them, and whatever else has `to(device)` (PyG's batches)."""
@@ -96,6 +96,52 @@ def load_stored(model: Model, state: Mapping[str, Tensor]) -> None:
         if tensor.shape != state[name].shape:
             raise CheckpointError(f"{name} is stored as {list(state[name].shape)}, the model has {list(tensor.shape)}")
         tensor.copy_(state[name])
+
+
+@torch.no_grad()
+def fill(model: nn.Module, given: Mapping[str, tuple[str, Tensor]], source: str) -> tuple[int, int]:
+    """Copy tensors of another model into parameters and buffers of this one, trained or frozen, in its own dtypes.
+
+    A layer that LoRA was put on takes the weights of the plain one, also of a fused query, key and value.
+
+    Args:
+        given: name here → (name in `source`, tensor). On the meta device names and shapes are compared.
+
+    Returns:
+        how many tensors of the model were filled, of how many.
+
+    Raises:
+        ConfigError: a tensor has no place here, or another shape.
+    """
+    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    own = {name.replace(".base_layer.", "."): tensor for name, tensor in held}
+    found, wrong = dict[str, Tensor](), dict[str, str]()
+    for name, (old, tensor) in given.items():
+        stem, _, leaf = (plain := name.replace(".base_layer.", ".")).rpartition(".")
+        parts = [f"{stem}.{part}.{leaf}" for part in ("query", "key", "value")]
+        pieces = {plain: tensor}
+        if plain not in own and own.keys() >= set(parts):
+            pieces = dict(zip(parts, tensor.chunk(3), strict=True))
+        for here, piece in pieces.items():
+            if here not in own:
+                wrong[old] = f"{old} {list(piece.shape)} has no place, {here} is not in the model"
+            elif own[here].shape != piece.shape:
+                wrong[old] = f"{old} is {list(piece.shape)} there, {here} is {list(own[here].shape)} here"
+        found |= pieces
+    if wrong:
+        names = next(iter(wrong)).split(".")
+        good = [old for old, _ in given.values() if old not in wrong]
+        prefixes = [".".join(names[:depth]) for depth in range(1, len(names) + 1)]
+        prefix = next(one for one in prefixes if not any(f"{old}.".startswith(f"{one}.") for old in good))
+        adapters = " An adapter fits only where there is the same." if any("lora_" in old for old in wrong) else ""
+        raise ConfigError(
+            f"{len(wrong)} of {len(given)} tensors of train.init_from={source} do not fit this model: "
+            f"{'; '.join([*wrong.values()][:3])}.{adapters} Way out: make the parts equal, name another place with "
+            f"train.init_map.{prefix}=NEW, or leave them out with train.init_map.{prefix}=null"
+        )
+    for name, tensor in found.items():
+        own[name].copy_(tensor)
+    return len(found), len(own)
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

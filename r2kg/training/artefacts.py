@@ -1,38 +1,64 @@
-"""What a run needs and does not train: made once before workers start, for all runs of a root, in ROOT/artefacts."""
+"""What a run needs and does not train: made once before workers start, for all runs of a root, in ROOT/artefacts.
+
+Weights of an earlier stage are one of them: a run that begins with another run's weights keeps its own copy.
+"""
 
 import hashlib
 import json
+import pickle
 import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import ray
+import torch
 from filelock import FileLock
+from ray.exceptions import RayTaskError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from r2kg.config.needs import Artefact
-from r2kg.config.run import Run
+from r2kg.config.needs import CARD, Artefact
+from r2kg.config.run import Run, load_run, local_fields
+from r2kg.rundir import RunFiles
+from r2kg.systems.contract import Model, build_model, fill
+from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
+from shards.errors import CheckpointError, ConfigError, DataError
+from shards.privacy import OURS, fence
 from shards.session import connect_ray
 from shards.tars.format import Manifest
-from shards.tars.place import sha256_of, write_atomic
+from shards.tars.place import sha256_of, size_of, write_atomic
 
-CARD = "artefact.json"
-"""In an artefact's directory, written last: name, settings, sha256 of every file, fingerprint of all of them."""
+WEIGHTS = "weights.safetensors"
+"""In an artefact "init": tensors under the names of this run's model; its metadata has the names they had before."""
 
 
 def prepared(run: Run, manifest: Manifest) -> tuple[Run, dict[str, dict[str, Any]]]:
-    """Make what the system asks for and is not there yet.
+    """Make what the system asks for and is not there yet, and compare what is there with its hashes.
 
     Returns:
         the run with the artefacts' directories in its fields, which is what run.json then names, and for every
         artefact {"path", "settings", "fingerprint"}, for the checkpoint's state.
+
+    Raises:
+        ConfigError, CheckpointError: the weights that train.init_from names cannot be had.
+        DataError: an artefact is damaged, or its maker's own error.
     """
+    run = with_init(run)
+    folders = dict[str, Path]()
+    with fence(manifest.licence, run.privacy.allow_text):
+        for artefact in run.model.prepare(run, manifest):
+            folders[artefact.into] = make_artefact(artefact, run)
+            run = run.change({artefact.into: str(folders[artefact.into])})
+    # a run.json names directories that were made when the run began
+    folders |= {field: Path(value) for field, value in local_fields(run) if value and (Path(value) / CARD).is_file()}
     made = {}
-    for artefact in run.model.prepare(run, manifest):
-        folder = _make(artefact, run.directory.parent / "artefacts", run)
-        card = json.loads((folder / CARD).read_text())
-        made[artefact.name] = {"path": str(folder), "settings": card["settings"], "fingerprint": card["fingerprint"]}
-        run = run.change({artefact.into: str(folder)})
+    for folder in folders.values():
+        card = checked_card(folder, hashes=True)
+        made[card["name"]] = {"path": str(folder), "settings": card["settings"], "fingerprint": card["fingerprint"]}
     return run, made
 
 
@@ -41,8 +67,37 @@ def fingerprints(artefacts: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: made["fingerprint"] for name, made in artefacts.items()}
 
 
-def _make(artefact: Artefact, where: Path, run: Run) -> Path:
-    """The artefact's directory, filled under a lock that dies with its process and renamed when it is whole."""
+def checked_card(folder: Path, hashes: bool = False) -> dict[str, Any]:
+    """An artefact's card, after comparing its files with it: always their sizes, their bytes with `hashes`.
+
+    Raises:
+        DataError: it is no artefact, or not what was made; the files are named.
+    """
+    faults = []
+    try:
+        card = json.loads((folder / CARD).read_text())
+        for name, (size, digest) in card["files"].items():
+            if (found := size_of(folder / name)) != size:
+                faults.append(f"{name} has {found} of {size} bytes" if found >= 0 else f"{name} is missing")
+            elif hashes and sha256_of(folder / name) != digest:
+                faults.append(f"{name} has another sha256")
+    except (OSError, ValueError, LookupError) as error:
+        faults, card = [f"{CARD} cannot be read ({type(error).__name__})"], {}
+    if faults:
+        raise DataError(
+            f"{folder} is not what was made for this run: {'; '.join(faults)}. Way out: put it back, or delete the "
+            "directory and submit the run again, which makes it again"
+        )
+    return card
+
+
+def make_artefact(artefact: Artefact, run: Run) -> Path:
+    """The artefact's directory, filled under a lock that dies with its process and renamed when it is whole.
+
+    Raises:
+        Whatever the maker raised, of a Ray job too; nothing of it is left.
+    """
+    where = run.directory.parent / "artefacts"
     settings = json.dumps(artefact.settings, sort_keys=True)
     folder = where / f"{artefact.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     where.mkdir(parents=True, exist_ok=True)
@@ -52,18 +107,168 @@ def _make(artefact: Artefact, where: Path, run: Run) -> Path:
         print(f"{artefact.sentence}, into {folder}.")
         for torn in where.glob(f".{folder.name}-*"):
             shutil.rmtree(torn, ignore_errors=True)
-        partial = Path(mkdtemp(prefix=f".{folder.name}-", dir=where))
-        if artefact.resources:
-            connect_ray(run.directory)
-            ray.get(ray.remote(artefact.make).options(**artefact.resources).remote(partial))
-        else:
-            artefact.make(partial)
-        files = {
-            str(file.relative_to(partial)): sha256_of(file) for file in sorted(partial.rglob("*")) if file.is_file()
-        }
-        fingerprint = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-        card = {"name": artefact.name, "settings": artefact.settings, "sha256": files, "fingerprint": fingerprint}
-        write_atomic(partial / CARD, json.dumps(card, indent=1).encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        shop = Path(mkdtemp(prefix=f".{folder.name}-", dir=where))  # the maker's own temporary files fall in here too
+        partial = shop / folder.name
+        try:
+            partial.mkdir()
+            if artefact.resources:
+                connect_ray(run.directory)
+                ray.get(ray.remote(artefact.make).options(**artefact.resources).remote(partial))
+            else:
+                artefact.make(partial)
+            paths = sorted(path for path in partial.rglob("*") if path.is_file())
+            if not paths:
+                raise DataError(f"what makes {artefact.name} wrote no file: its `make` must fill the directory it gets")
+            files = {str(path.relative_to(partial)): (size_of(path), sha256_of(path)) for path in paths}
+            digests = {name: digest for name, (_, digest) in files.items()}
+            fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+            card = {"name": artefact.name, "settings": artefact.settings, "files": files, "fingerprint": fingerprint}
+            write_atomic(partial / CARD, json.dumps(card, indent=1).encode())
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, OURS) else error) from None
+        except Exception as error:
+            error.add_note(f"{artefact.name} was not made, nothing of it is left in {where}")
+            raise
+        finally:
+            shutil.rmtree(shop, ignore_errors=True)
     return folder
+
+
+def with_init(run: Run) -> Run:
+    """The run with a directory in train.init_from: the weights it names, copied once, after train.init_map.
+
+    What becomes of stage 1 after that changes nothing here. A run that began with the same words keeps the weights it
+    began with, even if the words would mean another checkpoint by now.
+
+    Raises:
+        ConfigError: no such run or file, it cannot be read, or a prefix of the map is none of its tensors'.
+        CheckpointError: no such checkpoint, or a damaged one.
+    """
+    words, names, saved = run.train.init_from, run.train.init_map, RunFiles(run.directory).run
+    if not words or (Path(words) / CARD).is_file():
+        return run
+    if saved.is_file() and (begun := load_run(saved).train.init_from):
+        folder = run.directory.parent / "artefacts" / Path(begun).name
+        if (folder / CARD).is_file():
+            settings = checked_card(folder)["settings"]
+            if (settings["from"], settings["map"]) == (words, names):
+                return run.change({"train.init_from": str(folder)})
+    file, (name, _, which) = Path(words).expanduser(), words.rpartition("@")
+    places = [run.directory.parent / name, Path(name).expanduser().resolve()]
+    directory = next((path for path in places if name and RunFiles(path).run.is_file()), None)
+    read: Callable[[], dict[str, Tensor]]
+    if file.is_file():
+        chain, read = [{"file": file.name, "sha256": sha256_of(file)}], partial(_read_file, file)
+    elif directory and directory.resolve() != run.directory:
+        checkpoint = find_checkpoint(directory, which)
+        state, read = read_state(checkpoint), partial(_read_checkpoint, checkpoint)
+        chain = state.get("artefacts", {}).get("init", {}).get("settings", {}).get("chain", [])
+        fingerprint = sha256_of(checkpoint / MANIFEST)
+        chain = [*chain, {"run": directory.name, "step": state["step"], "checkpoint": fingerprint}]
+    else:
+        raise ConfigError(
+            f"train.init_from={words} is neither a file nor a checkpoint of another run: give RUN@best, RUN@last or "
+            f"RUN@STEP with a run's directory or its name in {run.directory.parent}, or a .safetensors, .pth, .pt or "
+            ".bin file"
+        )
+
+    def make(folder: Path) -> None:
+        tensors, old = _renamed(read(), names, words)
+        save_file(tensors, folder / WEIGHTS, metadata=old)
+
+    artefact = Artefact(
+        name="init",
+        settings={"from": words, "map": names, "chain": chain},
+        make=make,
+        into="train.init_from",
+        sentence=f"Copying the weights of {words}",
+    )
+    return run.change({artefact.into: str(make_artefact(artefact, run))})
+
+
+def begin(model: nn.Module, run: Run, inside: str = "") -> str:
+    """Copy the weights that the run begins with, if any, into its model, or into the part of it called `inside`.
+
+    Returns:
+        what was copied, a sentence; "" when the run begins with its own.
+
+    Raises:
+        ConfigError: a tensor has no place in the model, or another shape there.
+        DataError: the copy made for this run is damaged or gone.
+    """
+    if not run.train.init_from:
+        return ""
+    folder, start = Path(run.train.init_from), f"{inside}." if inside else ""
+    settings = checked_card(folder)["settings"]
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        old = file.metadata()
+        names = [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118  # it is no mapping
+        given = {name.removeprefix(start): (old[name], file.get_tensor(name)) for name in names}
+    filled, whole = fill(model, given, settings["from"])
+    steps = " → ".join(f"{one['run']}@{one['step']}" if "run" in one else one["file"] for one in settings["chain"])
+    return (
+        f"{run.name} begins with {settings['from']} ({steps}): {filled} of {whole} tensors of its model are filled, "
+        f"{whole - filled} keep their own values."
+    )
+
+
+def built(run: Run) -> Model:
+    """The run's model with the weights it begins with: what everyone starts from who then loads a checkpoint or not."""
+    model = build_model(run.model)
+    begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
+    return model
+
+
+def _read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint of a run that may be going on."""
+    names = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
+    tensors = weights_of(read_tensors(checkpoint))
+    if gone := [name for name in names if not (checkpoint / name).is_file()]:
+        raise CheckpointError(f"{checkpoint} was deleted while it was read ({gone[0]} is gone): submit the run again")
+    return tensors
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a PyTorch file that holds nothing but plain data."""
+    tree: Any
+    try:
+        if file.suffix == ".safetensors":
+            tree = load_file(file)
+        elif file.suffix in {".pth", ".pt", ".bin"}:
+            tree = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            raise ConfigError(f"train.init_from={file} must end in .safetensors, .pth, .pt or .bin")
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(
+            f"train.init_from={file} cannot be read as plain tensors ({str(error).splitlines()[0][:200]}): save it as "
+            ".safetensors where it can be trusted"
+        ) from error
+    for level in ("model", "state_dict"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(level), Mapping):
+            tree = tree[level]
+    tensors = tree.items() if isinstance(tree, Mapping) else ()
+    return {name: tensor for name, tensor in tensors if isinstance(name, str) and isinstance(tensor, Tensor)}
+
+
+def _renamed(
+    tensors: dict[str, Tensor], names: dict[str, str | None], words: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors under their new names, without those left out, and what each was called before."""
+    new = {prefix.rstrip("."): (target or "").rstrip(".") for prefix, target in names.items()}
+    unused, kept, old = set(new), dict[str, Tensor](), dict[str, str]()
+    for name, tensor in tensors.items():
+        prefixes = [prefix for prefix in new if f"{name}.".startswith(f"{prefix}.")]
+        prefix = max(prefixes, key=len, default="")
+        unused -= set(prefixes)
+        if not prefix or new[prefix]:
+            renamed = new[prefix] + name[len(prefix) :] if prefix else name
+            if renamed in old:
+                raise ConfigError(f"train.init_map gives {old[renamed]} and {name} of {words} one name, {renamed}")
+            kept[renamed], old[renamed] = tensor.clone().contiguous(), name
+    if unused or not kept:
+        wrong = f"train.init_map.{min(unused)} is no name in {words}" if unused else f"nothing is left of {words}"
+        tops = ", ".join(sorted({name.partition(".")[0] for name in tensors})[:12]) or "no tensor at all"
+        raise ConfigError(f"{wrong}; what it holds begins with: {tops}")
+    return kept, old

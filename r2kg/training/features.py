@@ -22,6 +22,7 @@ from torch import nn
 from r2kg.config.run import Run
 from r2kg.modules.config import Vision
 from r2kg.modules.vision import VisionEncoder
+from r2kg.training.artefacts import begin, with_init
 from shards.errors import ConfigError, DataError
 from shards.films.augment import OFF
 from shards.stream.blocks import read_block
@@ -59,6 +60,7 @@ def write_features(run: Run, manifest: Manifest, out: str | Place, actors: int =
         DataError: under data.on_bad="fail" the first film that cannot be read; torn indices of the shards.
     """
     refuse_tuned(run)
+    run = with_init(run)
     indices = open_splits(run.data.shards, manifest)
     description = describe(run, frozen_encoder(run))
     build = partial(FilmEncoder, run, description["encoder"])
@@ -153,9 +155,10 @@ def film_bytes(run: Run) -> int:
 
 
 def frozen_encoder(run: Run) -> VisionEncoder:
-    """The encoder as the run's own model has it, on the CPU: built first and from the same seed."""
+    """The encoder as the run's own model has it, on the CPU: built first, with the same seed and start."""
     torch.manual_seed(run.train.seed)
-    return VisionEncoder(encoder_of(run))
+    begin(vision := VisionEncoder(encoder_of(run)), run, inside="vision")
+    return vision
 
 
 def describe(run: Run, vision: VisionEncoder) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def train(run: Run) -> dict:
         refuse_changed(load_run(files.run), run)
     files.begin(run)
     print(plan.sentence(run))
+    if plan.begins:
+        print(plan.begins)
     start, patience = newest_checkpoint(run.directory, warn=print), run.train.patience
     state = read_state(start) if start else {"step": -1}
     if (stopped := 0 < patience <= state.get("since_lowest", 0)) or state["step"] >= plan.steps:

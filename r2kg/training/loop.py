@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, UnreadStudies
-from r2kg.systems.contract import Model, build_model
+from r2kg.systems.contract import Model
 from r2kg.tracking import Tracker, tracking_note
-from r2kg.training.artefacts import fingerprints
+from r2kg.training.artefacts import built, fingerprints
 from r2kg.training.checkpoint import newest_checkpoint, prune, read_state, read_tensors, write_checkpoint
 from r2kg.training.engine import Engine
 from r2kg.training.plan import Plan
@@ -72,7 +72,7 @@ def _train(run: Run, plan: Plan) -> dict:
     """From the newest good checkpoint, if it belongs to these shards and weights, to the end of the plan."""
     torch.manual_seed(run.train.seed)
     start = newest_checkpoint(run.directory, warn=print)
-    model = build_model(run.model)
+    model = built(run)
     if run.engine.gradient_checkpointing:
         model.gradient_checkpointing()
     frozen, restore, state = model.fingerprint(), None, dict[str, Any]()
@@ -120,6 +120,8 @@ class Worker:
         train, end = self.run.train, self.plan.steps
         metrics: dict[str, float] = {}
         self.clock = (first, time.monotonic())
+        if self.plan.begins and not first:
+            self.say(self.plan.begins)
         self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
         for step, rows in self._steps(first):
             if metrics and step % train.checkpoint_every == 0:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from r2kg.config.run import Run
 from r2kg.protocol import AS_MANIFEST, parse_choice, protocol_named, protocols_of
 from r2kg.systems.contract import build_model
+from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features
 from shards.errors import ConfigError
@@ -50,6 +52,8 @@ class Plan:
     """What was made for the run, by name: path, settings, fingerprint."""
     checkpoint_bytes: int
     """Size of one checkpoint on disk."""
+    begins: str = ""
+    """Which weights it begins with, a sentence; empty: its own."""
 
     def sentence(self, run: Run) -> str:
         """One line for the log."""
@@ -68,7 +72,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
 
     Raises:
         ConfigError: unknown protocol or one of another task, no such choice of checkpoints, LM or system that cannot
-            be built.
+            be built, train.init_from of another shape.
         CheckpointError: no room for the run's checkpoints.
     """
     protocol = protocol_named(protocols_of(run.protocols, run.model.task)[0])
@@ -88,6 +92,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         check_features(run, manifest)
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
+    begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
     trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
     per_trained = 16 if run.optim.amsgrad else 12  # an fp32 weight and Adam's two moments, AMSGrad's third
     buffers = sum(model.get_buffer(name).numel() * model.get_buffer(name).element_size() for name in model.mutable)
@@ -103,6 +108,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         parameters=sum(p.numel() for p in model.parameters()),
         artefacts=artefacts,
         checkpoint_bytes=per_trained * sum(trained.values()) + buffers,
+        begins=begins,
     )
     if run.train.patience and not plan.validation_studies:
         raise ConfigError(
@@ -131,9 +137,18 @@ def checked_manifest(run: Run) -> Manifest:
 
 
 def refuse_changed(before: Run, now: Run) -> None:
-    """ConfigError, naming the fields, when a run that began as `before` would go on as another experiment."""
+    """ConfigError, naming the fields, when a run that began as `before` would go on as another experiment.
+
+    An artefact is named by what decides its content, so under a root that was moved it is the same one.
+    """
     changed = differences(before.model_dump(), now.model_dump())
-    fixed = [field for field in changed if not field.startswith(MAY_CHANGE)]
+    moved = [
+        field
+        for field, values in changed.items()
+        if all(isinstance(value, str) and Path(value).parent.name == "artefacts" for value in values)
+        and len({Path(value).name for value in values}) == 1
+    ]
+    fixed = [field for field in changed if field not in moved and not field.startswith(MAY_CHANGE)]
     if fixed:
         named = "; ".join(f"{field}: {changed[field][0]} then, {changed[field][1]} now" for field in fixed)
         raise ConfigError(

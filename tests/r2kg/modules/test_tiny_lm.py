@@ -40,7 +40,7 @@ def test_any_text_survives_the_tokenizer(folder):
 
 def test_card_states_what_was_made(folder):
     card = json.loads((folder / CARD).read_text())
-    assert card["reports"] == 60 and card["epochs"] == 2 and 0 <= card["seconds"] < 60
+    assert card["reports"] == 60 and card["epochs"] == 2
     assert card["fingerprint"] == weight_hashes(folder) and len(card["fingerprint"]["model.safetensors"]) == 64
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
