@@ -55,6 +55,8 @@ def ray_session(s3_environment: int) -> Iterator[None]:
     import ray
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    own = str(Path(__file__).with_name("own"))  # workers import the tests' own system from there
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     ray.init(
         num_cpus=2,

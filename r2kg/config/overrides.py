@@ -77,9 +77,11 @@ def assign(tree: dict, whole: type[BaseModel], path: str, value: Any) -> None:
             if names[depth + 1 :] != [_members(field.annotation, None)[0]]:  # its tag alone switches a union on
                 raise ConfigError(unknown(whole, tree, path))
             node[name] = {}
-        if field and get_origin(field.annotation) is dict and not {Any, *_parts(field.annotation)} & {
-            *get_args(field.annotation)
-        }:
+        if (
+            field
+            and get_origin(field.annotation) is dict
+            and not {Any, *_parts(field.annotation)} & {*get_args(field.annotation)}
+        ):
             node[name][".".join(names[depth + 1 :])] = value  # a dictionary of plain values: its keys may have dots
             return
         if not isinstance(node.get(name), dict):

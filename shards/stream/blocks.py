@@ -6,7 +6,6 @@ j to rank j % world whatever the consumers' speed, so the plan alone decides wha
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
