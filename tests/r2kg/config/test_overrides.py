@@ -206,7 +206,15 @@ def test_what_nests_deep_is_saved_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "torn", ["[]", "null", "[" * 100_000, '{"name": "x", "modle": {}}', '{"name": "x", "model": 3}']
+    "torn",
+    [
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"name": "x", "modle": {}}',
+        '{"name": "x", "model": 3}',
+        '{"name": "x", "optim": {"lr": Infinity}}',
+    ],
 )
 def test_what_is_no_saved_run_is_one_sentence(tmp_path, torn):
     (tmp_path / "run.json").write_text(torn)
