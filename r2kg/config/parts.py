@@ -174,7 +174,10 @@ class Engine(Part):
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     compile: bool = False
-    """torch.compile of the model in training."""
+    """torch.compile of the model in training, in place (stages 0-2). Pays on long runs: the first steps wait for the
+    compiler (two linear layers on two busy CPU cores: 1-2 min), which starts once more when reports get another length
+    and then takes lengths as unknown. At stage 3 it stops at the first parameter that is used outside its own module
+    (the ViT's class token), which is still empty when it is traced: refused."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """What else DeepSpeed's own configuration shall hold, merged into ours key by key, e.g.
     {"zero_optimization": {"reduce_bucket_size": 50000000}}; what has a field here is refused."""
@@ -196,6 +199,11 @@ class Engine(Part):
             raise ValueError(f"engine.offload_parameters needs engine.zero=3, not {self.zero}")
         if self.offload_optimizer and self.zero == 0:
             raise ValueError("engine.offload_optimizer needs engine.zero=1, 2 or 3, not 0")
+        if self.compile and self.zero == 3:
+            raise ValueError(
+                "engine.compile=true needs engine.zero=0, 1 or 2, not 3: torch.compile traces parameters before ZeRO-3 "
+                "has gathered them"
+            )
         return self
 
 

@@ -29,6 +29,11 @@ def test_what_has_a_field_is_refused_and_the_field_named(path):
         assert field in str(refused.value) and name in type(getattr(run, part)).model_fields
 
 
+def test_compiled_models_are_not_partitioned():
+    with pytest.raises(ConfigError, match=r"engine.compile=true needs engine.zero=0, 1 or 2, not 3"):
+        find_recipe("r2gengpt.tiny").change({"engine.zero": 3, "engine.compile": True})
+
+
 def test_patience_needs_a_validation_loss():
     with pytest.raises(ValueError, match=r"train.patience=2 needs a validation loss"):
         Train(patience=2, validation_studies=0)

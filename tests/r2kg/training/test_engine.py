@@ -31,7 +31,7 @@ SMALL = {
     "0:fp32:8:memory+amsgrad": [f"{zero}:fp32:4:resume+memory+amsgrad" for zero in range(4)]
     + ["2:fp32:4:memory+amsgrad+offload_optimizer"],
     "0:fp32:8:memory+clip_value": [f"{zero}:fp32:4:memory+clip_value" for zero in range(4)],
-    "0:fp32:8:terms": ["0:fp32:2:terms", "3:fp32:4:resume+terms"],
+    "0:fp32:8:terms": ["0:fp32:2:terms", "3:fp32:4:resume+terms", "2:fp32:4:terms+compile"],
 }
 """Settings of the system of two terms and two mutable buffers, by the one process they equal."""
 SMALL_BF16 = {"0:fp32:8:memory+amsgrad": ["2:bf16:4:resume+memory+amsgrad"]}
