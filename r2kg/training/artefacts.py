@@ -215,7 +215,15 @@ def begin(model: nn.Module, run: Run, inside: str = "") -> str:
 
 
 def built(run: Run) -> Model:
-    """The run's model with the weights it begins with: what everyone starts from who then loads a checkpoint or not."""
+    """The run's model with the weights it begins with: what everyone starts from who then loads a checkpoint or not.
+
+    Raises:
+        ConfigError: as `build_model` and `begin`.
+        DataError: a file of an artefact is missing or of another size.
+    """
+    for folder in (Path(value) for _, value in local_fields(run) if value):
+        if (folder / CARD).is_file():
+            checked_card(folder)
     model = build_model(run.model)
     begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
     return model

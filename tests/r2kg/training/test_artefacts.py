@@ -13,7 +13,7 @@ from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
 from r2kg.recipes import find_recipe
 from r2kg.rundir import RunFiles, saved_run
-from r2kg.training.artefacts import checked_card, fingerprints, make_artefact, prepared
+from r2kg.training.artefacts import built, checked_card, fingerprints, make_artefact, prepared
 from r2kg.training.plan import refuse_changed
 from shards.errors import ConfigError, DataError
 from shards.tars.format import read_manifest
@@ -166,11 +166,15 @@ def test_a_run_submitted_again_is_the_same_run_by_its_words_or_its_run_json(reci
 
 def test_a_run_whose_artefact_is_damaged_stops_before_any_worker(recipe):
     manifest = read_manifest(recipe.data.shards)
-    _, made = prepared(recipe, manifest)
+    run, made = prepared(recipe, manifest)
     weights = Path(made["tiny-lm"]["path"]) / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError, match="model.safetensors has another sha256"):
         prepared(recipe, manifest)
+    weights.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="model.safetensors has .* bytes"):
+        built(run)
     weights.write_bytes(content)
+    assert built(run)
     assert json.loads((weights.parent / "artefact.json").read_text())["name"] == "tiny-lm"
