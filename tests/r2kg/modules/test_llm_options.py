@@ -4,6 +4,8 @@ The model is of Llama's awkward shapes: tied weights, grouped queries, rotary po
 """
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -291,3 +293,26 @@ def test_weights_that_are_stored_quantised_are_refused(llama, tmp_path):
     for context in (torch.device("meta"), torch.device("cpu")):
         with context, pytest.raises(ConfigError, match="are stored quantised: name their original"):
             writer(tmp_path / "stored")
+
+
+@pytest.mark.slow
+def test_two_workers_train_on_a_quantised_base_and_go_on_at_another_zero_stage(llama, tmp_path):
+    """A validation lies between the steps; the weights of the last state are put over a fresh model, which writes."""
+    script, out = Path(__file__).parents[1] / "training" / "qlora_worker.py", tmp_path / "figures.json"
+    whole = ("nf4:2:fp32:", "nf4:2:bf16:", "int8:2:fp32:")
+    settings = [*whole, "nf4:2:fp32:0", "nf4:2:bf16:2", "int8:3:fp32:"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(script), str(llama), str(out), *settings],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    figures = json.loads(out.read_text())
+    for name in whole:
+        *losses, restored, written = figures[name]
+        assert restored < losses[-1] < losses[0] and written == 4
+    assert figures["nf4:2:bf16:"] == pytest.approx(figures["nf4:2:fp32:"], abs=0.05)
+    assert figures["nf4:2:fp32:0"] == pytest.approx(figures["nf4:2:fp32:"], abs=1e-3)
+    assert figures["nf4:2:bf16:2"] == pytest.approx(figures["nf4:2:bf16:"], abs=1e-3)
+    # int8 rounds activations too, which makes more of the last bits that the stages sum in another order.
+    assert figures["int8:3:fp32:"] == pytest.approx(figures["int8:2:fp32:"], abs=0.01)

@@ -1,7 +1,8 @@
-"""Run by test_qlora under torchrun: quantised base, adapters trained, at several settings. Writes {setting: figures}.
+"""Run by test_llm_options under torchrun: adapters on a quantised base at several settings.
 
 Arguments: LM directory, output file, settings as quantization:zero:precision:zero after the resumption or "".
-Figures are the losses of the steps, then the number of reports that the last engine's model writes.
+Writes {setting: figures} as JSON: the losses of the steps, the last one's loss again from the stored
+weights in a fresh model, and how many reports that writes.
 """
 
 import json
@@ -26,6 +27,7 @@ def figures(lm: str, setting: str, rank: int, world: int) -> list[float]:
     run = Run(
         name="qlora",
         model={
+            "system": "r2genkg",
             "vision": {"name": "test_vit", "weights": "random", "image_px": 64, "tuning": "full"},
             "llm": {
                 "source": lm, "tuning": "lora", "lora": {"rank": 4, "dropout": 0.0}, "quantization": quantization,
