@@ -16,6 +16,7 @@ from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features
 from shards.errors import ConfigError
 from shards.tars.format import Manifest
+from shards.tars.kinds import read_side, refuse_other
 from shards.tars.verify import faults_of, verify
 
 MAY_CHANGE = (
@@ -90,6 +91,8 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         )
     if run.data.features:
         check_features(run, manifest)
+    for kind, where in run.sides.items():
+        refuse_other(where, read_side(where), manifest, kind)
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
     begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module

@@ -29,7 +29,7 @@ RECORD = {
 class Asked(R2GenKGConfig):
     """Films, the indication, and a graph as a target."""
 
-    system: str = "asked"  # type: ignore[assignment]
+    system: str = f"{__name__}:Asked"  # type: ignore[assignment]
 
     def inputs(self, data: Data) -> Inputs:
         return Inputs(image_px=64, views=data.views, text=("indication",), training_sides=("subgraphs",))
@@ -38,7 +38,7 @@ class Asked(R2GenKGConfig):
 class Telling(R2GenKGConfig):
     """Asks for a graph that is made from the report."""
 
-    system: str = "telling"  # type: ignore[assignment]
+    system: str = f"{__name__}:Telling"  # type: ignore[assignment]
 
     def inputs(self, data: Data) -> Inputs:
         return Inputs(sides=("subgraphs",))
@@ -49,7 +49,7 @@ class Extracting(System):
 
     build: ClassVar[str] = "nowhere:Model"
     task: ClassVar[Literal["report", "triples"]] = "triples"
-    system: str = "extracting"
+    system: str = f"{__name__}:Extracting"
 
     def inputs(self, data: Data) -> Inputs:
         return Inputs(text=("report",), sides=("subgraphs",), task="triples")

@@ -1,4 +1,4 @@
-"""A system that r2kg has never heard of goes the whole way (tests/own/pairs.py): loop, engine and the rest know it not."""
+"""A system that r2kg has never heard of goes the whole way (tests/own/pairs.py); nothing of r2kg was made for it."""
 
 import json
 import shutil

@@ -1,7 +1,6 @@
 """The streams of a run read what its system says it reads, and change films in training only."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ TRAIN = Train(global_batch=6, micro_batch=3, workers=2, gpus=False, seed=11)
 class Reader(System):
     """A system that reads the words of a study and none of its films."""
 
-    system: Literal["reader"] = "reader"
+    system: str = f"{__name__}:Reader"
 
     def inputs(self, data: Data) -> Inputs:
         return Inputs(text=("indication",))
@@ -34,7 +33,7 @@ class Reader(System):
 def plan_of(steps: int) -> Plan:
     return Plan(
         studies=45, validation_studies=6, steps=steps, steps_per_epoch=7.5, shards="", licence="", trained={},
-        parameters=0, artefacts={},
+        parameters=0, artefacts={}, checkpoint_bytes=0,
     )  # fmt: skip
 
 
@@ -53,7 +52,7 @@ def test_a_system_that_reads_no_films_gets_records_alone(phantom_shards: Path, t
         assert "images" not in got and got["valid"].sum() == rows and all(got["record"][got["valid"]])
     featured = Run(**{**dict(run), "data": Data(shards=str(phantom_shards), features=str(tmp_path))})
     for refuse in (check_features, lambda run, manifest: write_features(run, manifest, tmp_path / "side")):
-        with pytest.raises(ConfigError, match='reader has no image encoder.*set data.features=""'):
+        with pytest.raises(ConfigError, match='Reader has no image encoder.*set data.features=""'):
             refuse(featured, read_manifest(phantom_shards))
 
 
