@@ -176,8 +176,8 @@ class Engine(Part):
     compile: bool = False
     """torch.compile of the model in training, in place (stages 0-2). Pays on long runs: the first steps wait for the
     compiler (two linear layers on two busy CPU cores: 1-2 min), which starts once more when reports get another length
-    and then takes lengths as unknown. At stage 3 it stops at the first parameter that is used outside its own module
-    (the ViT's class token), which is still empty when it is traced: refused."""
+    and then takes lengths as unknown; losses stay the same. At stage 3 it stops at the first parameter that is used
+    outside its own module (the ViT's class token), which is still empty when it is traced: refused."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """What else DeepSpeed's own configuration shall hold, merged into ours key by key, e.g.
     {"zero_optimization": {"reduce_bucket_size": 50000000}}; what has a field here is refused."""
