@@ -1,0 +1,117 @@
+"""The best checkpoint by a metric of what each writes, chosen after the training workers have ended."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from r2kg.config.run import Run
+from r2kg.modules.config import TinyLm
+from r2kg.modules.tiny_lm import write_tiny_lm
+from r2kg.recipes import find_recipe
+from r2kg.rundir import saved_run
+from r2kg.scoring import choose
+from r2kg.scoring.choose import choose_checkpoint
+from r2kg.scoring.evaluate import evaluate
+from r2kg.scoring.generate import generate
+from r2kg.systems.r2genkg.config import R2GenKGConfig
+from r2kg.training.checkpoint import checkpoints, find_checkpoint
+from r2kg.training.launch import train
+from r2kg.training.plan import preflight
+from shards.errors import CheckpointError, ConfigError
+from shards.stream.index import read_targets
+from shards.tars.format import read_manifest
+
+
+def write_lm(shards: Path, root: Path) -> Path:
+    config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
+    return write_tiny_lm(read_targets(shards, "train"), root / "lm", config, seed=0)
+
+
+def small(shards: Path, root: Path) -> Run:
+    """Three steps of one worker, a checkpoint after each."""
+    return find_recipe("r2gengpt.tiny").change(
+        {
+            "name": "chosen", "root": str(root), "data.shards": str(shards),
+            "model.llm.source": str(write_lm(shards, root)),
+            "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
+            "model.decoding": {"max_new_tokens": 6, "beams": 1}, "train.steps": 3, "train.global_batch": 4,
+            "train.micro_batch": 4, "train.workers": 1, "train.checkpoint_every": 1, "train.checkpoints_kept": 1,
+            "train.validation_studies": 4, "train.choose": "0.5*BLEU-1 + 0.5*ROUGE-L",
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_best_is_chosen_by_what_is_written(phantom_shards, ray_session, tmp_path, monkeypatch, capsys):
+    """Trains, is killed in the choice, goes on, prunes; then the control of a system that reads more than films."""
+    run = small(phantom_shards, tmp_path)
+    train(run)
+    assert len(checkpoints(run.directory)) == 3, "none is pruned before all are scored"
+    with pytest.raises(CheckpointError, match=r"not chosen yet: 3 of 3 .*r2kg train"):
+        find_checkpoint(run.directory, "best")
+    written = []
+
+    def write_once(*args, **words):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(args[3].name)
+        return write(*args, **words)
+
+    write = choose.write_reports
+    monkeypatch.setattr(choose, "write_reports", write_once)
+    with pytest.raises(KeyboardInterrupt):
+        choose_checkpoint(run.directory)
+    with pytest.raises(CheckpointError, match=r"2 of 3 .*step-00000002, step-00000003"):
+        find_checkpoint(run.directory, "best")
+    monkeypatch.setattr(choose, "write_reports", write)
+    best = choose_checkpoint(run.directory)
+    records = {path.stem: json.loads(path.read_text()) for path in (run.directory / "validation").glob("*.json")}
+    assert len(records) == 3 and all(record["scored"] == 4 for record in records.values())
+    values = {name: 0.5 * (r["values"]["bleu1"] + r["values"]["rouge_l"]) for name, r in records.items()}
+    assert values[best.name] == max(values.values()) and find_checkpoint(run.directory, "best") == best
+    assert {path.name for path in checkpoints(run.directory)} == {best.name, "step-00000003"}
+    logged = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in logged if "val.rouge_l" in row["metrics"]] == [1, 2, 3]
+    monkeypatch.setattr(choose, "write_reports", None)
+    assert choose_checkpoint(run.directory) == best, "what is scored is not written again"
+
+    predictions = generate(saved_run(run.directory), phantom_shards, "test", "3")
+    other_films = predictions.with_name("shuffled.jsonl").read_text()
+    assert json.loads(predictions.with_name("context.json").read_text())["protocols"] == ["r2gen-2020", "full-text"]
+    capsys.readouterr()
+    reads = R2GenKGConfig.inputs
+    monkeypatch.setattr(R2GenKGConfig, "inputs", lambda part, data: replace(reads(part, data), text=("indication",)))
+    generate(saved_run(run.directory), phantom_shards, "test", "3")
+    assert "with the films of other studies, for the control" in capsys.readouterr().out
+    assert predictions.with_name("shuffled.jsonl").read_text() == other_films, "this model reads no indication in truth"
+    assert evaluate(predictions)["protocols"]["full-text"]["shuffled"]
+
+
+def test_a_choice_that_cannot_be_stops_before_any_worker(phantom_shards, tmp_path):
+    run = find_recipe("r2gengpt.tiny").change(
+        {"root": str(tmp_path), "data.shards": str(phantom_shards), "model.llm.source": "no-such-model"}
+    )
+    for changes, said in (
+        ({"train.choose": "BLEU-5"}, "did you mean bleu"),
+        ({"train.choose": "BLEU-4", "train.validation_studies": 0}, "validation studies, of which there are none"),
+        ({"train.choose": "BLEU-4", "protocols": ["r2gen-2020-mimic"]}, "cleans with r2gen-2020-mimic; the shards"),
+        ({"protocols": ["triples"]}, "triples cannot score the task 'report'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            preflight(run.change(changes), read_manifest(phantom_shards), {})
+
+
+def test_room_is_wanted_for_all_checkpoints_until_one_is_chosen(phantom_shards, tmp_path, monkeypatch):
+    run = find_recipe("r2gengpt.tiny").change(
+        {
+            "root": str(tmp_path), "data.shards": str(phantom_shards), "train.steps": 100, "train.checkpoint_every": 9,
+            "model.llm.source": str(write_lm(phantom_shards, tmp_path)),
+        }
+    )  # fmt: skip
+    wanted: list[int] = []
+    monkeypatch.setattr("r2kg.training.plan.check_room", lambda directory, needed: wanted.append(needed))
+    plan = preflight(run, read_manifest(phantom_shards), {})
+    preflight(run.change({"train.choose": "BLEU-4"}), read_manifest(phantom_shards), {})
+    assert wanted == [4 * plan.checkpoint_bytes, 13 * plan.checkpoint_bytes]
