@@ -34,12 +34,12 @@ from shards.stream.index import read_targets
 from tests.r2kg.training.test_loop import kill_a_worker_after
 
 slow = pytest.mark.slow
-STEPS = 10
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
 def recipe(phantom_shards, tmp_path_factory) -> Run:
-    """Ten steps of four films on two workers; the encoder is trained, and adapters of the language model."""
+    """Sixteen steps of four films on two workers; the encoder is trained, and adapters of the language model."""
     root = tmp_path_factory.mktemp("runs")
     config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
     lm = write_tiny_lm(read_targets(phantom_shards, "train"), root / "lm", config, seed=0)
