@@ -13,8 +13,8 @@ from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.scoring import choose
 from r2kg.scoring.choose import choose_checkpoint
-from r2kg.scoring.evaluate import evaluate
-from r2kg.scoring.generate import generate
+from r2kg.scoring.evaluate import evaluate, read_predictions
+from r2kg.scoring.generate import derangement, generate, shuffled
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.checkpoint import checkpoints, find_checkpoint
 from r2kg.training.launch import train
@@ -77,15 +77,14 @@ def test_the_best_is_chosen_by_what_is_written(phantom_shards, ray_session, tmp_
     monkeypatch.setattr(choose, "write_reports", None)
     assert choose_checkpoint(run.directory) == best, "what is scored is not written again"
 
-    predictions = generate(saved_run(run.directory), phantom_shards, "test", "3")
-    other_films = predictions.with_name("shuffled.jsonl").read_text()
-    assert json.loads(predictions.with_name("context.json").read_text())["protocols"] == ["r2gen-2020", "full-text"]
     capsys.readouterr()
     reads = R2GenKGConfig.inputs
     monkeypatch.setattr(R2GenKGConfig, "inputs", lambda part, data: replace(reads(part, data), text=("indication",)))
-    generate(saved_run(run.directory), phantom_shards, "test", "3")
+    predictions = generate(saved_run(run.directory), phantom_shards, "test", "3")
     assert "with the films of other studies, for the control" in capsys.readouterr().out
-    assert predictions.with_name("shuffled.jsonl").read_text() == other_films, "this model reads no indication in truth"
+    lines, control = (read_predictions(predictions.with_name(f"{name}.jsonl")) for name in ("predictions", "shuffled"))
+    assert control == shuffled(lines, derangement(len(lines), run.train.seed)), "this model reads films alone, in truth"
+    assert json.loads(predictions.with_name("context.json").read_text())["protocols"] == ["r2gen-2020", "full-text"]
     assert evaluate(predictions)["protocols"]["full-text"]["shuffled"]
 
 
