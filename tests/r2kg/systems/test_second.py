@@ -79,8 +79,8 @@ def test_it_trains_moves_generates_and_is_scored(recipe: Run, shards: Path) -> N
 
     predictions = generate(saved_run(alone.directory), shards, "test")
     scores = evaluate(predictions, alone.protocols)["protocols"]["full-text"]
-    assert scores["score"]["BLEU-1"] is not None and scores["floor"]["BLEU-1"] > 0
-    assert scores["shuffled"]["BLEU-1"] is not None
+    assert scores["score"]["bleu1"] is not None and scores["floor"]["bleu1"] > 0
+    assert scores["shuffled"]["bleu1"] is not None
     lines = {path: [json.loads(line) for line in predictions.with_name(path).read_text().splitlines()]
              for path in ("predictions.jsonl", "shuffled.jsonl")}  # fmt: skip
     assert [line["id"] for line in lines["predictions.jsonl"]] == [line["id"] for line in lines["shuffled.jsonl"]]
