@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ class Tracker:
         from mlflow import MlflowClient  # heavy: only the thread waits for it
         from mlflow.entities import Metric
 
+        store = Path(self.uri.removeprefix("sqlite:///"))
+        if self.uri.startswith("sqlite:///") and not store.exists():
+            # A new file whose making a kill ended would be of no use for ever: it is made aside, then named.
+            aside = store.with_name(f".{store.name}-{os.getpid()}-{time.time_ns()}")
+            MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
+            with suppress(FileExistsError):
+                os.link(aside, store)
+            aside.unlink()
         client = MlflowClient(tracking_uri=self.uri)
         state = state or self._open_run(client)
         while True:

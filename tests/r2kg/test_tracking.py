@@ -53,6 +53,27 @@ def test_every_record_that_waits_is_counted(run):
 
 
 @pytest.mark.slow
+def test_a_kill_while_mlflow_makes_its_file_leaves_a_file_that_works_or_none(run):
+    """MLflow builds its tables in many steps; a worker that is killed among them must not end tracking for good."""
+    run.save(run.directory / "run.json")
+    code = (
+        "import sys, time; from pathlib import Path; from r2kg.config.run import load_run; "
+        "from r2kg.tracking import Tracker; Tracker(load_run(Path(sys.argv[1]))).log(1, loss=2.0); time.sleep(60)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", code, str(run.directory / "run.json")])
+    for _ in range(1200):
+        if any(path.stat().st_size for path in run.directory.parent.glob("*mlflow.db*")):
+            break
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    tracker = Tracker(run)
+    tracker.log(2, loss=1.0)
+    assert tracker.close(patience=90) == 0, tracker.problem
+    assert history(run, tracking_uri(run), "loss") == [(1, 2.0), (2, 1.0)]
+
+
+@pytest.mark.slow
 def test_a_server_that_is_away_gets_the_records_later(run, tmp_path, free_port, wait_for_port):
     port = free_port()
     run = run.change({"tracking.uri": f"http://127.0.0.1:{port}"})

@@ -8,6 +8,7 @@ weights in a fresh model, and how many reports that writes.
 import json
 import os
 import sys
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -38,12 +39,13 @@ def figures(lm: str, setting: str, rank: int, world: int) -> list[float]:
         optim={"lr": 1e-2, "schedule": "constant"},
         train={"global_batch": GLOBAL_BATCH, "micro_batch": 4, "workers": world, "gpus": False},
     )  # fmt: skip
-    engine, model = new_engine(run, None)
+    engine, model = new_engine(run, partial(build_model, run.model), None)
     found = []
     for step in range(STEPS):
         if resumed and step == RESUME_AT:
             run = run.change({"engine.zero": int(resumed)})
-            engine, model = new_engine(run, {"tensors": whole(engine.state(), world), "step": step})
+            state = {"tensors": whole(engine.state(), world), "step": step}
+            engine, model = new_engine(run, partial(build_model, run.model), state)
         batches = [model.collate(micro) for micro in rows(step, rank, world, 4)]
         found.append(engine.step(batches)["loss"])
         if step == 1:  # a pass without gradients in between must not change those that follow
