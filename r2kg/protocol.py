@@ -200,12 +200,12 @@ def parse_choice(text: str, task: str) -> dict[str, float]:
     Raises:
         ConfigError: another form, or no metric of the task; the nearest is named.
     """
-    if text == "loss":
+    if text.lower() == "loss":
         return {}
     known = {name.replace("_", ""): name for name in METRICS[task]}
     weights: dict[str, float] = {}
     for term in text.split("+"):
-        read = re.fullmatch(r"\s*(?:(\d+(?:\.\d+)?)\s*[*·]\s*)?([A-Za-z][\w-]*)\s*", term)
+        read = re.fullmatch(r"\s*(?:(\d*\.?\d+)\s*[*·]\s*)?([A-Za-z][\w-]*)\s*", term)
         if not read or not (weight := float(read[1] or 1)):
             raise ConfigError(
                 f"train.choose={text!r} cannot be read at {term!r}: give loss, one metric, or weights above 0 as in "
@@ -213,10 +213,10 @@ def parse_choice(text: str, task: str) -> dict[str, float]:
             )
         key = re.sub(r"[-_]", "", read[2].lower())
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            near = [f"did you mean {known[word]}? " for word in difflib.get_close_matches(key, known, n=1, cutoff=0.6)]
             raise ConfigError(
-                f"train.choose names {read[2]!r}, which is no metric of the task {task!r}; did you mean "
-                f"{known[near[0]]}? Known: {', '.join(METRICS[task])}"
+                f"train.choose names {read[2]!r}, which is no metric of the task {task!r}; {''.join(near)}Known: loss, "
+                f"{', '.join(METRICS[task])}"
             )
         if known[key] in weights:
             raise ConfigError(f"train.choose={text!r} names {known[key]} twice: add its weights up")

@@ -8,7 +8,6 @@ import json
 import os
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +93,12 @@ class Tracker:
             # A new file whose making a kill ended would be of no use for ever: it is made aside, then named.
             aside = store.with_name(f".{store.name}-{os.getpid()}-{time.time_ns()}")
             MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
-            with suppress(FileExistsError):
+            try:
                 os.link(aside, store)
-            aside.unlink()
+            except OSError:  # it is there by now, or the file system has no hard links
+                if not store.exists():
+                    aside.rename(store)
+            aside.unlink(missing_ok=True)
         client = MlflowClient(tracking_uri=self.uri)
         state = state or self._open_run(client)
         while True:

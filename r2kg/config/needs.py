@@ -21,18 +21,14 @@ ANSWER = ("report", "findings", "impression")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a system reads of a study. Stream, generation and features follow it; what is not named here is not shown.
-
-    Raises:
-        ConfigError: a system that writes reports asks for the report's own text, or for a side made from it.
-    """
+    """What a system reads of a study. Stream, generation and features follow it: what is not named is not shown."""
 
     image_px: int | None = None
     """Side of the square films, pixels; None: no film is read."""
     views: int = 1
     """Films of a study, frontal first; fewer are padded and masked."""
     merge: Literal["average", "concatenate", "separate"] = "average"
-    """How the films of a study become tokens, as `r2kg.modules.config.Vision.views` says."""
+    """How the films of a study become tokens, as `r2kg.modules.config.Vision.merge` says."""
     augment: Augment = OFF
     """Seeded changes of the films in training; validation, generation and features see them as they are."""
     encoder: Part | None = None
@@ -44,17 +40,18 @@ class Inputs:
     """Kinds of sides that are targets: read in training and validation, not there in generation."""
     text: tuple[str, ...] = ()
     """Texts of the record that are read: names of sections, or "report". In generation a record holds no others."""
-    task: Literal["report", "triples"] = "report"
-    """As in `System.task`."""
 
-    def __post_init__(self) -> None:
-        if self.task == "report" and (told := [name for name in self.text if name in ANSWER]):
+    def refuse_answers(self, task: str) -> None:
+        """ConfigError when a system that writes reports asks for the report's own text, or for a side made from it."""
+        if strange := [kind for kind in (*self.sides, *self.training_sides) if kind not in KINDS]:
+            raise ConfigError(f"no kind of side {', '.join(strange)}: there are {', '.join(KINDS)}")
+        if task == "report" and (told := [name for name in self.text if name in ANSWER]):
             raise ConfigError(
                 f"a system that writes reports reads {', '.join(told)}: that is the answer itself. Give it other "
                 'sections (indication, comparison), or set task = "triples"'
             )
-        telling = [kind for kind in self.sides if kind in KINDS and KINDS[kind].tells_report]
-        if self.task == "report" and telling:
+        telling = [kind for kind in self.sides if KINDS[kind].tells_report]
+        if task == "report" and telling:
             raise ConfigError(
                 f"a system that writes reports is shown {', '.join(telling)}, which are made from the report that it "
                 "has to write: name them in training_sides, as targets, or leave them out"

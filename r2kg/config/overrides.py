@@ -84,6 +84,8 @@ def assign(tree: dict, whole: type[BaseModel], path: str, value: Any) -> None:
         ):
             node[name][".".join(names[depth + 1 :])] = value  # a dictionary of plain values: its keys may have dots
             return
+        if field is None and part is None and name not in node:
+            node[name] = {}  # inside a dictionary of anything
         if not isinstance(node.get(name), dict):
             now = f": write {here}={_brief(json.dumps(node[name]))}" if name in node else ""
             raise ConfigError(f"unknown key {_brief(path)!r}: {_brief(here)} has no parts{now}")
@@ -152,7 +154,8 @@ def explain(error: ValidationError, whole: type[BaseModel], tree: Any) -> str:
         if fault["type"] in ("literal_error", "union_tag_invalid"):
             expected = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
             given = context.get("tag", fault["input"])
-            near = difflib.get_close_matches(given, expected, n=1, cutoff=0.5) if isinstance(given, str) else []
+            near = [word for word in expected if isinstance(given, str) and word.lower() == given.lower()]
+            near = near or difflib.get_close_matches(str(given), expected, n=1, cutoff=0.65)
             message = f"Input should be {' or '.join(expected) or context.get('expected')}, not {_brief(repr(given))}"
             message += f"; did you mean {near[0]}?" if near else ""
         if fault["type"] in ("tuple_type", "list_type"):

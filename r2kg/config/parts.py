@@ -3,10 +3,13 @@
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, field_validator, model_validator
 
 Local = Annotated[str, Field(json_schema_extra={"local": True})]
 """A name, or a path of this machine, which `Run.absolute` makes absolute where there is such a file or directory."""
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running mean: what is kept of it at a step."""
 
 
 class Part(BaseModel):
@@ -71,20 +74,27 @@ class Decoding(Part):
     def _fits_together(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"decoding.min_new_tokens={self.min_new_tokens} exceeds decoding.max_new_tokens={self.max_new_tokens}: "
-                "raise the second or lower the first"
+                f"model.decoding.min_new_tokens={self.min_new_tokens} exceeds "
+                f"model.decoding.max_new_tokens={self.max_new_tokens}: raise the second or lower the first"
             )
         if self.sample and self.beams > 1:
             raise ValueError(
-                f"decoding.sample=true draws one text, decoding.beams={self.beams} searches among several: set "
-                "decoding.beams=1 or decoding.sample=false"
+                f"model.decoding.sample=true draws one text, model.decoding.beams={self.beams} searches among several: "
+                "set model.decoding.beams=1 or model.decoding.sample=false"
             )
-        idle = {"temperature": self.temperature != 1, "top_k": self.top_k > 0, "top_p": self.top_p < 1}
+        idle = {
+            "temperature": self.temperature != 1,
+            "top_k": self.top_k > 0,
+            "top_p": self.top_p < 1,
+            "seed": self.seed > 0,
+        }
         if any(idle.values()) and not self.sample:
-            given = ", ".join(f"decoding.{name}={getattr(self, name)}" for name, changed in idle.items() if changed)
+            given = ", ".join(
+                f"model.decoding.{name}={getattr(self, name)}" for name, changed in idle.items() if changed
+            )
             raise ValueError(
-                f"{given} has no effect with decoding.sample=false: set decoding.sample=true and decoding.beams=1, or "
-                "leave it out"
+                f"{given} has no effect with model.decoding.sample=false: set model.decoding.sample=true and "
+                "model.decoding.beams=1, or leave it out"
             )
         return self
 
@@ -98,8 +108,9 @@ class Optim(Part):
     """Divide by the largest second moment so far: a third tensor is kept per weight (R2Gen)."""
     lr: float = Field(default=1e-4, ge=0)
     """Peak learning rate."""
-    lr_of: dict[str, float] = Field(default_factory=dict)
-    """Peak learning rate of a parameter group (vision, projection, llm) where it differs from `lr`."""
+    lr_of: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Peak learning rate of a group of the system's parameters (r2genkg: vision, projection, llm) where it differs from
+    `lr`."""
     min_lr: float = Field(default=1e-6, ge=0)
     """Learning rate at the end of the cosine, and of linear."""
     schedule: Literal["cosine", "cosine_epoch", "constant", "linear", "step"] = "cosine_epoch"
@@ -111,14 +122,14 @@ class Optim(Part):
     """Factor of a drop of the step schedule."""
     warmup_steps: int = Field(default=0, ge=0)
     """Linear warm-up from 0, in steps."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's moment decays."""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, gt=0)
     """Adam's denominator term."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay, applied to every trained tensor as PyTorch does by default."""
-    weight_decay_of: dict[str, float] = Field(default_factory=dict)
-    """Weight decay of a parameter group (vision, projection, llm) where it differs from `weight_decay`."""
+    weight_decay_of: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Weight decay of a group of the system's parameters where it differs from `weight_decay`."""
     no_decay: bool = False
     """Spare norms and biases (tensors of one dimension, and those called bias) from weight decay."""
     clip: float = Field(default=0.0, ge=0)
@@ -186,10 +197,11 @@ class Engine(Part):
     @classmethod
     def _what_has_a_field_is_set_there(cls, extra: dict[str, Any]) -> dict[str, Any]:
         for path, field in OURS_IN_DEEPSPEED.items():
-            node: Any = extra
-            for key in path.split("."):
-                node = node.get(key) if isinstance(node, dict) else None
-            if node is not None:
+            above, _, key = path.rpartition(".")
+            node = extra.get(above, {}) if above else extra
+            if not isinstance(node, dict):
+                raise ValueError(f"engine.deepspeed.{above} must be a dictionary, which is merged into ours")
+            if key in node:
                 raise ValueError(f"engine.deepspeed sets {path}, which is {field} here: set that instead")
         return extra
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -44,14 +44,14 @@ class System(Part):
         raise NotImplementedError
 
     def prepare(self, run: "Run", manifest: Manifest) -> Iterable[Artefact]:
-        """What has to be made before workers start; nothing by default."""
+        """What has to be made before workers start and is not named in `run` yet; nothing by default.
+
+        Asked again after each, with a run that names what was made, so that one artefact may be made from another.
+        """
         return ()
 
     def check(self, run: "Run") -> None:
-        """ConfigError for what the system cannot do under the run's engine; by default its parts are asked."""
-        for name in type(self).model_fields:
-            if ask := getattr(getattr(self, name), "check", None):
-                ask(run)
+        """ConfigError for what the system cannot do under the run's engine; its parts' own `check` is asked besides."""
 
     @classmethod
     def named(cls, system: str) -> "type[System]":
@@ -76,6 +76,8 @@ class System(Part):
             ) from error
         if not (isinstance(part, type) and issubclass(part, System)):
             raise ConfigError(f"system {system!r} is no subclass of r2kg.config.run.System")
+        if part.inputs is System.inputs or ":" not in getattr(part, "build", ""):
+            raise ConfigError(f'system {system!r} must have a method `inputs`, and build = "module:Class" of its model')
         return part
 
 
@@ -154,16 +156,19 @@ class Run(Part):
 
     @model_validator(mode="after")
     def _name_and_system_can_be(self) -> Self:
-        self.model.check(self)
+        for _, part in parts_of(self.model):
+            if ask := getattr(part, "check", None):
+                ask(self)
+        inputs = self.inputs
+        inputs.refuse_answers(self.model.task)
+        if "features" in self.data.sides:
+            raise ValueError("data.sides.features is data.features: set that instead")
+        if strange := sorted(self.data.sides.keys() - {*inputs.sides, *inputs.training_sides}):
+            read = ", ".join((*inputs.sides, *inputs.training_sides)) or "none"
+            raise ValueError(f"data.sides names {', '.join(strange)}, {self.model.system} reads {read}: leave it out")
         plain = self.name.isprintable() and len(self.name) <= 200 and not {"/", "\\"} & set(self.name)
         if not plain or self.name in {"", ".", ".."}:
             raise ValueError(f"name {self.name[:80]!r} must be a plain directory name")
-        return self
-
-    @model_validator(mode="after")
-    def _inputs_tell_no_answer(self) -> Self:
-        if (task := self.inputs.task) != self.model.task:  # `Inputs` refuses what a task must not read
-            raise ValueError(f"system {self.model.system!r} has the task {self.model.task!r}, its inputs {task!r}")
         return self
 
     def change(self, changes: dict[str, Any]) -> "Run":
@@ -217,13 +222,24 @@ def _validated(tree: Any) -> Run:
     return run
 
 
-def local_fields(part: Part, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted fields that are `Local`, with their values."""
-    for name, field in type(part).model_fields.items():
+def parts_of(part: Part, prefix: str = "") -> Iterable[tuple[str, Part]]:
+    """A part and all parts inside it, each with the beginning of its fields' dotted names."""
+    yield prefix, part
+    for name in type(part).model_fields:
         value = getattr(part, name)
-        if isinstance(value, Part):
-            yield from local_fields(value, f"{prefix}{name}.")
-        elif (
-            isinstance(value, str) and isinstance(field.json_schema_extra, dict) and "local" in field.json_schema_extra
-        ):
-            yield prefix + name, value
+        inside = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple | list) else ()
+        )
+        for key, below in (("", value), *((f"{key}.", below) for key, below in inside)):
+            if isinstance(below, Part):
+                yield from parts_of(below, f"{prefix}{name}.{key}")
+
+
+def local_fields(whole: Part) -> Iterable[tuple[str, str]]:
+    """Dotted fields that are `Local`, or `Local | None`, with their values; "" for None."""
+    for prefix, part in parts_of(whole):
+        for name, field in type(part).model_fields.items():
+            marks = [field, *(mark for option in get_args(field.annotation) for mark in get_args(option)[1:])]
+            extras = [getattr(mark, "json_schema_extra", None) for mark in marks]
+            if {"local": True} in extras:
+                yield prefix + name, getattr(part, name) or ""

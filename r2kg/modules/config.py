@@ -42,7 +42,7 @@ class Vision(Part):
     """Side of the square film the encoder sees, in pixels."""
     augment: Augment = Augment()
     """Seeded changes of the films in training, all off by default."""
-    views: Literal["average", "concatenate", "separate"] = "average"
+    merge: Literal["average", "concatenate", "separate"] = "average"
     """How the films of a study become tokens. average: the mean of their token grids; concatenate: their grids one
     after the other, as R2Gen reads IU X-Ray; separate: a grid per film, for systems that treat films alone."""
     tuning: Literal["frozen", "lora", "full"] = "full"

@@ -49,7 +49,7 @@ class SplitQkv(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Films → the tokens of a study: each film is encoded alone, then they are merged as config.views says.
+    """Films → the tokens of a study: each film is encoded alone, then they are merged as config.merge says.
 
     BatchNorm layers, where a model has them, always use their stored statistics and never update them: batch statistics
     would depend on the micro-batch and differ between workers, and a run would no longer be the same at another world
@@ -71,7 +71,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: Vision) -> None:
         super().__init__()
-        self.tuning, self.views = config.tuning, config.views
+        self.tuning, self.how = config.tuning, config.merge
         self.encoder = _build_encoder(config)
         mean_and_std = (self.encoder.pretrained_cfg[key] for key in ("mean", "std"))
         self.scale = list(zip(*mean_and_std, strict=True))[: config.options.get("in_chans", 3)]
@@ -136,9 +136,9 @@ class VisionEncoder(nn.Module):
             features: [B, V, P, D], zeros where there is no film.
             view_mask: bool [B, V], True where there is a film.
         """
-        if self.views == "concatenate":
+        if self.how == "concatenate":
             return features.flatten(1, 2), view_mask.repeat_interleave(features.shape[2], dim=1)
-        if self.views == "separate":
+        if self.how == "separate":
             return features, view_mask
         weight = view_mask / view_mask.sum(1, keepdim=True).clamp(min=1)  # [B, V], 0 where there is no film
         return (features * weight.to(features.dtype)[..., None, None]).sum(1), None

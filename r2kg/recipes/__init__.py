@@ -32,8 +32,11 @@ def find_recipe(name: str) -> Run:
         module_name, _, function_name = name.partition(":")
         try:
             run = getattr(importlib.import_module(module_name), function_name)()
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise ConfigError(f"recipe {name!r} cannot be imported: {error}") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # a module of one's own may raise anything
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ConfigError(f"recipe {name!r} cannot be imported or made ({cause})") from error
         if not isinstance(run, Run):
             raise ConfigError(f"recipe {name!r} returned {type(run).__name__}, not a Run")
         return run.change({"recipe": name})

@@ -55,13 +55,13 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
             unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
             context["vocabulary"] = vocabulary(read_targets(run.data.shards, "train", unread), protocol.threshold)
         files.validation.mkdir(exist_ok=True)
-        tracker = Tracker(run)
+        tracker, writers = Tracker(run), train.workers if train.gpus else 1
         try:
             with Meteor() as meteor:
                 for checkpoint in waiting:
                     print(f"{run.name}: scoring {checkpoint.name} by {train.choose}, {len(waiting)} in all.")
                     lines, _ = write_reports(
-                        run, index, manifest.licence, checkpoint, writers=1, first=train.validation_studies
+                        run, index, manifest.licence, checkpoint, writers, first=train.validation_studies
                     )
                     if not lines:
                         raise DataError(f"no validation study of {run.data.shards} can be read: nothing to choose by")

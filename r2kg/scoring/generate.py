@@ -16,17 +16,18 @@ from r2kg.config.run import Run
 from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import load_stored, to_device
+from r2kg.systems.contract import load_stored, to_bf16, to_device
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.privacy import fence
 from shards.session import connect_ray
 from shards.stream.blocks import Rows, stream_blocks
 from shards.stream.index import Index, numbered_studies
 from shards.stream.order import Indices, sequential_blocks
+from shards.tars.kinds import description_hash, read_side
 from shards.tars.place import Place, write_atomic
 
 
@@ -41,7 +42,7 @@ class Writer:
         self.model = built(run)
         load_stored(self.model, weights_of(read_tensors(checkpoint)))
         if run.engine.precision == "bf16":
-            self.model.to(torch.bfloat16)
+            to_bf16(self.model)
         self.model.to(self.device).eval()
 
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
@@ -65,7 +66,7 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
     """Write predictions of a trained run on a split.
 
     Args:
-        checkpoint: "best" (lowest validation loss), "last", or a step number.
+        checkpoint: "best" (by train.choose), "last", or a step number.
         writers: actors that hold the model; one GPU each when the cluster has them.
 
     Returns:
@@ -73,7 +74,7 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         films are another study's) and context.json (vocabulary, floors, fingerprints).
 
     Raises:
-        ConfigError: a protocol that is unknown or of another task than the system's.
+        ConfigError: a protocol that is unknown or of another task than the system's, or a side of another meaning.
         DataError: shards missing or changed, empty split, or a study that got no prediction.
         CheckpointError: no such checkpoint, or a damaged one.
     """
@@ -87,9 +88,15 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
             f"split {split!r} of {run.data.shards} holds no study: its splits are {', '.join(manifest.splits)}"
         )
     source = find_checkpoint(run.directory, checkpoint)
+    state = read_state(source)
+    for kind in run.shown_sides.keys() & state["sides"].keys():
+        if description_hash(read_side(run.shown_sides[kind])) != state["sides"][kind]:
+            raise ConfigError(
+                f"the {kind} at {run.shown_sides[kind]} are described otherwise than those {run.name} was trained "
+                "with, so their numbers would mean other things: write them as those were, or name those in data.sides"
+            )
     print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
     lines, unread = write_reports(run, index, manifest.licence, source, writers)
-    state = read_state(source)
     context = {
         "run": run.name,
         "checkpoint": source.name,

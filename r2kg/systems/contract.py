@@ -28,7 +28,7 @@ class Term(NamedTuple):
 
 
 class Model(Protocol):
-    """The nn.Module that `System.build` names. Calling it is calling `loss`."""
+    """The nn.Module that `System.build` names. Its `forward` is `loss`. tests/own/pairs_model.py is a small one."""
 
     mutable: tuple[str, ...]
     """Names of buffers that training changes: checkpoints hold them, and after every step workers agree on their mean
@@ -37,20 +37,28 @@ class Model(Protocol):
     def collate(self, rows: Mapping[str, Any]) -> Batch:
         """Rows of the stream as a batch on the CPU; an invalid row keeps its place and counts for nothing.
 
-        `record` of a row lacks what `Inputs` does not name when generating, the target too.
+        Args:
+            rows: the columns of `shards.stream.blocks.read_block`, read-only arrays of n rows: images uint8
+                [n, V, S, S] (or features uint16, the bits of bf16), view_mask bool [n, V], valid bool [n], index int64
+                [n], record: JSON of a `Study` ("" where invalid), and for every side in `Inputs` its `Kind.column`,
+                bytes, b"" for a study without. In generation the record lacks what `Inputs` does not name, the target
+                too, and sides that are targets are not there.
         """
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """The count of every term that `loss` will return, from the batch alone, before it leaves the CPU."""
+        """The count of every term that `loss` will return, by the same names, from the batch while it is on the CPU."""
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """The terms of the objective over a micro-batch; the same names on every worker and for every batch."""
 
     def generate(self, batch: Batch, decoding: Decoding) -> list[Generated]:
-        """What is written for every row, also for invalid ones."""
+        """What is written for every row, also for invalid ones. Called in eval mode under torch.inference_mode."""
 
     def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Groups of the optimiser → trained parameters by their names of `named_parameters()`."""
+        """Groups of the optimiser → trained parameters by their names of `named_parameters()`.
+
+        Together they are exactly the parameters that require a gradient.
+        """
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in backward."""
@@ -127,6 +135,8 @@ def fill(model: nn.Module, given: Mapping[str, tuple[str, Tensor]], source: str)
                 wrong[old] = f"{old} {list(piece.shape)} has no place, {here} is not in the model"
             elif own[here].shape != piece.shape:
                 wrong[old] = f"{old} is {list(piece.shape)} there, {here} is {list(own[here].shape)} here"
+            elif piece.is_floating_point() and not own[here].is_floating_point():
+                wrong[old] = f"{old} is {piece.dtype} there, {here} is {own[here].dtype} here, quantised"
         found |= pieces
     if wrong:
         names = next(iter(wrong)).split(".")
@@ -142,6 +152,13 @@ def fill(model: nn.Module, given: Mapping[str, tuple[str, Tensor]], source: str)
     for name, tensor in found.items():
         own[name].copy_(tensor)
     return len(found), len(own)
+
+
+def to_bf16(model: Any) -> None:
+    """Parameters in bf16 as DeepSpeed trains them; buffers (rotary tables, statistics, banks) keep their precision."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():  # quantised weights are not
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

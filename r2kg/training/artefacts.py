@@ -15,8 +15,8 @@ from typing import Any
 
 import ray
 import torch
-from filelock import FileLock
-from ray.exceptions import RayTaskError
+from filelock import FileLock, Timeout
+from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from r2kg.config.run import Run, load_run, local_fields
 from r2kg.rundir import RunFiles
 from r2kg.systems.contract import Model, build_model, fill
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
-from shards.errors import CheckpointError, ConfigError, DataError
+from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import OURS, fence
 from shards.session import connect_ray
 from shards.tars.format import Manifest
@@ -50,8 +50,10 @@ def prepared(run: Run, manifest: Manifest) -> tuple[Run, dict[str, dict[str, Any
     run = with_init(run)
     folders = dict[str, Path]()
     with fence(manifest.licence, run.privacy.allow_text):
-        for artefact in run.model.prepare(run, manifest):
-            folders[artefact.into] = make_artefact(artefact, run)
+        while artefact := next(iter(run.model.prepare(run, manifest)), None):  # the next may need the one before
+            if artefact.into in folders:
+                raise TypeError(f"prepare() asks for {artefact.name} again, though {artefact.into} has its directory")
+            folders[artefact.into] = make_artefact(artefact, run, manifest.licence)
             run = run.change({artefact.into: str(folders[artefact.into])})
     # a run.json names directories that were made when the run began
     folders |= {field: Path(value) for field, value in local_fields(run) if value and (Path(value) / CARD).is_file()}
@@ -91,17 +93,30 @@ def checked_card(folder: Path, hashes: bool = False) -> dict[str, Any]:
     return card
 
 
-def make_artefact(artefact: Artefact, run: Run) -> Path:
+def make_artefact(artefact: Artefact, run: Run, licence: str = "synthetic") -> Path:
     """The artefact's directory, filled under a lock that dies with its process and renamed when it is whole.
 
     Raises:
-        Whatever the maker raised, of a Ray job too; nothing of it is left.
+        Whatever the maker raised, as the data under `licence` that it reads may be shown; nothing of it is left.
+        RetryableError: the Ray job was lost.
     """
+    if artefact.into not in dict(local_fields(run)):
+        raise ConfigError(
+            f"artefact {artefact.name} goes into {artefact.into}, which must be a `Local` field of the run"
+        )
     where = run.directory.parent / "artefacts"
     settings = json.dumps(artefact.settings, sort_keys=True)
     folder = where / f"{artefact.name}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
     where.mkdir(parents=True, exist_ok=True)
-    with FileLock(where / f".{folder.name}.lock"):
+    lock = FileLock(where / f".{folder.name}.lock", fallback_to_soft=False)  # a marker would outlive a killed process
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Waiting for another process, which makes {folder}.")
+        held = lock.acquire()
+    except NotImplementedError as error:
+        raise ConfigError(f"the file system of {where} has no locks: set root= to one that has") from error
+    with held:
         if (folder / CARD).is_file():
             return folder
         print(f"{artefact.sentence}, into {folder}.")
@@ -111,15 +126,14 @@ def make_artefact(artefact: Artefact, run: Run) -> Path:
         partial = shop / folder.name
         try:
             partial.mkdir()
-            if artefact.resources:
+            work = (artefact.make, partial, licence, run.privacy.allow_text)
+            if artefact.resources:  # tried once: another try would find what a lost one left
                 connect_ray(run.directory)
-                ray.get(ray.remote(artefact.make).options(**artefact.resources).remote(partial))
+                files = ray.get(ray.remote(_fill).options(max_retries=0, **artefact.resources).remote(*work))
             else:
-                artefact.make(partial)
-            paths = sorted(path for path in partial.rglob("*") if path.is_file())
-            if not paths:
+                files = _fill(*work)
+            if not files:
                 raise DataError(f"what makes {artefact.name} wrote no file: its `make` must fill the directory it gets")
-            files = {str(path.relative_to(partial)): (size_of(path), sha256_of(path)) for path in paths}
             digests = {name: digest for name, (_, digest) in files.items()}
             fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
             card = {"name": artefact.name, "settings": artefact.settings, "files": files, "fingerprint": fingerprint}
@@ -128,12 +142,22 @@ def make_artefact(artefact: Artefact, run: Run) -> Path:
             partial.rename(folder)
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, OURS) else error) from None
+        except RayError as error:
+            raise RetryableError(f"the Ray job that makes {artefact.name} was lost: submit the run again") from error
         except Exception as error:
             error.add_note(f"{artefact.name} was not made, nothing of it is left in {where}")
             raise
         finally:
             shutil.rmtree(shop, ignore_errors=True)
     return folder
+
+
+def _fill(make: Callable[[Path], None], folder: Path, licence: str, allow_text: bool) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of the files that `make` wrote, seen where it ran: another node may not list them yet."""
+    with fence(licence, allow_text):
+        make(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (size_of(path), sha256_of(path)) for path in paths}
 
 
 def with_init(run: Run) -> Run:

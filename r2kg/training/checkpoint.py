@@ -183,7 +183,8 @@ def _best(paths: list[Path], choice: str) -> Path | None:
     values = [(read_state(path).get("validation_loss"), path) for path in paths]
     if choice:
         values = [(None if (value := scored(path, choice)) is None else -value, path) for path in paths]
-    return min(((value, path) for value, path in values if value is not None), default=(None, None))[1]
+    finite = [(value, path) for value, path in values if value is not None and value == value]  # NaN is not
+    return min(finite, default=(None, None))[1]
 
 
 def check_room(directory: Path, needed: int) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from r2kg.config.run import Run
 from r2kg.modules.config import Vision
 from r2kg.modules.vision import VisionEncoder
+from r2kg.systems.contract import to_bf16
 from r2kg.training.artefacts import begin, with_init
 from shards.errors import ConfigError, DataError
 from shards.films.augment import OFF
@@ -199,7 +200,9 @@ class FilmEncoder:
                 f"the weights of {vision.name} on this node have fingerprint {found[:12]}, the driver's "
                 f"{fingerprint[:12]}: give all nodes the same model.vision.weights"
             )
-        self.vision.to(self.device, torch.bfloat16 if run.engine.precision == "bf16" else torch.float32)
+        if run.engine.precision == "bf16":
+            to_bf16(self.vision)
+        self.vision.to(self.device)
 
     def __call__(self, index: Index, rows: range, given: bytes) -> Iterator[Made]:
         """KEY.features of every study: its films' tokens, bf16 [V, P, D], for the films that are streamed."""

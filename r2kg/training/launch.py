@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from r2kg.config.run import Run, load_run
+from r2kg.protocol import parse_choice, protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.training.artefacts import prepared
 from r2kg.training.checkpoint import newest_checkpoint, read_state
@@ -37,9 +38,11 @@ def train(run: Run) -> dict:
         RetryableError: workers were lost more often than `train.max_restarts` allows.
     """
     run = run.absolute()
+    protocols_of(run.protocols, run.model.task)  # what is cheap to refuse, before a language model is made
+    parse_choice(run.train.choose, run.model.task)
     manifest = checked_manifest(run)
     if run.data.features:
-        refuse_tuned(run)  # before a language model is made
+        refuse_tuned(run)
     run, artefacts = prepared(run, manifest)
     plan = preflight(run, manifest, artefacts)
     files = RunFiles(run.directory)

@@ -81,6 +81,7 @@ def _train(run: Run, plan: Plan) -> dict:
         then_and_now = {
             "shards": (state["shards"], plan.shards),
             "artefacts": (fingerprints(state["artefacts"]), fingerprints(plan.artefacts)),
+            "sides": (state["sides"], plan.sides),
             "frozen weights": (state["frozen"], frozen),
         }
         for what, (then, now) in then_and_now.items():
@@ -187,6 +188,7 @@ class Worker:
             "world": self.world,
             "shards": self.plan.shards,
             "artefacts": self.plan.artefacts,
+            "sides": self.plan.sides,
             "frozen": self.frozen,
             "validation_loss": self.validation_loss,
             "lowest_loss": self.lowest_loss if self.lowest_loss < float("inf") else None,

@@ -24,7 +24,9 @@ def parameter_groups(model: Any, optim: Optim) -> list[dict]:
         if unknown := set(named) - set(trainable):
             raise ConfigError(f"optim.{field} names {sorted(unknown)}, but this model trains {sorted(trainable)}")
     if not trainable:
-        raise ConfigError("nothing is trained: set model.vision.tuning or model.llm.tuning to lora or full")
+        raise ConfigError(
+            "nothing is trained: set the `tuning` of a part of the model to lora or full, e.g. model.vision.tuning=full"
+        )
     groups = []
     for name, pairs in trainable.items():
         bare = [parameter for key, parameter in pairs if optim.no_decay and (parameter.ndim < 2 or "bias" in key)]

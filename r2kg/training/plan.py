@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from r2kg.systems.contract import build_model
 from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features
-from shards.errors import ConfigError
+from r2kg.training.optim import parameter_groups
+from shards.errors import ConfigError, DataError
 from shards.tars.format import Manifest
-from shards.tars.kinds import read_side, refuse_other
+from shards.tars.kinds import description_hash, read_side, refuse_other
 from shards.tars.verify import faults_of, verify
 
 MAY_CHANGE = (
@@ -53,6 +54,8 @@ class Plan:
     """What was made for the run, by name: path, settings, fingerprint."""
     checkpoint_bytes: int
     """Size of one checkpoint on disk."""
+    sides: dict[str, str] = field(default_factory=dict)
+    """Kind → hash of the description of the sides that are read, features apart."""
     begins: str = ""
     """Which weights it begins with, a sentence; empty: its own."""
 
@@ -73,7 +76,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
 
     Raises:
         ConfigError: unknown protocol or one of another task, no such choice of checkpoints, LM or system that cannot
-            be built, train.init_from of another shape.
+            be built, optim's groups that are not the model's, train.init_from of another shape.
         CheckpointError: no room for the run's checkpoints.
     """
     protocol = protocol_named(protocols_of(run.protocols, run.model.task)[0])
@@ -91,11 +94,21 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         )
     if run.data.features:
         check_features(run, manifest)
+    sides = dict[str, str]()
     for kind, where in run.sides.items():
-        refuse_other(where, read_side(where), manifest, kind)
+        if kind != "features":
+            side = read_side(where)
+            refuse_other(where, side, manifest, kind)
+            sides[kind] = description_hash(side)
+            if faults := faults_of(where, side.shards, run.data.verify):
+                damage = f"{kind} at {where} are damaged: {'; '.join(faults)}"
+                if run.data.on_bad == "fail":
+                    raise DataError(f"{damage}. Way out: write them again, whole tars are kept")
+                print(f"{damage}. Studies that cannot be read are skipped and named.")
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
     begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
+    parameter_groups(model, run.optim)
     trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
     per_trained = 16 if run.optim.amsgrad else 12  # an fp32 weight and Adam's two moments, AMSGrad's third
     buffers = sum(model.get_buffer(name).numel() * model.get_buffer(name).element_size() for name in model.mutable)
@@ -112,6 +125,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         artefacts=artefacts,
         checkpoint_bytes=per_trained * sum(trained.values()) + buffers,
         begins=begins,
+        sides=sides,
     )
     if run.train.patience and not plan.validation_studies:
         raise ConfigError(

@@ -4,6 +4,8 @@ A side has one tar for every tar of the shards, in it members of the same keys i
 none), and side.json. What kinds there are is data (`KINDS`): a new one is an entry there and a job that writes it.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,6 +111,11 @@ def read_side(where: str | Place) -> SideManifest:
     """side.json of a side; DataError when it is missing, malformed, old or was edited by hand."""
     again = f"write it with {' or '.join(kind.how for kind in KINDS.values())}"
     return read_sealed(place(where) / FILE, SideManifest, f"no side at {where}", again)
+
+
+def description_hash(side: SideManifest) -> str:
+    """SHA-256 of what decides the side's content, whatever shards it was made for: equal hashes, equal meaning."""
+    return hashlib.sha256(json.dumps(side.description, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_other(where: str | Place, side: SideManifest, parent: Manifest, kind: str) -> None:

@@ -19,6 +19,8 @@ def test_overrides_reach_any_depth_and_keep_types():
     run = change("model.llm.lora.rank=4", "optim.lr=3e-4", "train.gpus=false", "model.vision.options.depths=[1,2]")
     assert (run.model.llm.lora.rank, run.optim.lr, run.train.gpus) == (4, 3e-4, False)
     assert run.model.vision.options == {"depths": [1, 2]}
+    extra = change("engine.deepspeed.zero_optimization.reduce_bucket_size=5").engine.deepspeed
+    assert extra == {"zero_optimization": {"reduce_bucket_size": 5}}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,13 @@ def test_overrides_reach_any_depth_and_keep_types():
         ("model.llm.tunning=lora", "model.llm.tuning"),
         ("modle.llm.tuning=lora", "model.llm.tuning"),
         ("name.first=x", "name has no parts"),
-        ("model.vision.options.block.depth=1", "model.vision.options.block has no parts"),
+        ("engine.deepspeed.zero_optimization.stage=3", "which is engine.zero here"),
+        ('engine.deepspeed={"bf16": null}', "which is engine.precision here"),
+        ("engine.deepspeed.zero_optimization=[1]", "must be a dictionary"),
+        ("optim.lr_of.vision=-1", "greater than or equal to 0"),
+        ("optim.eps=-1", "greater than 0"),
+        ("optim.kind=AdamW", r"did you mean adamw\?"),
+        ("model.decoding.seed=5", "no effect with model.decoding.sample=false: set model.decoding.sample=true"),
         ("train.epochs=0", "greater than or equal to 1"),
         ("train.epochs", "not an override"),
         ("engine.offload_parameters=true", "engine.zero=3"),

@@ -30,10 +30,10 @@ class R2GenKGConfig(System):
 
     @model_validator(mode="after")
     def _films_are_one_sequence(self) -> Self:
-        if self.vision.views == "separate":
+        if self.vision.merge == "separate":
             raise ValueError(
-                "vision.views=separate is for systems that treat films alone; r2genkg puts a study's tokens into one "
-                "prompt: choose average or concatenate"
+                "model.vision.merge=separate is for systems that treat films alone; r2genkg puts a study's tokens into "
+                "one prompt: choose average or concatenate"
             )
         return self
 
@@ -41,7 +41,7 @@ class R2GenKGConfig(System):
         """Films, or the features of a frozen encoder."""
         vision = self.vision
         return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.views, augment=vision.augment, encoder=vision
+            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision
         )
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:

@@ -83,7 +83,7 @@ class R2GenKG(nn.Module):
         """What the language model sees of the films, given as images or as their features.
 
         Returns:
-            [B, P, D_l] and None, or with model.vision.views=concatenate [B, V·P, D_l] and bool [B, V·P], False at the
+            [B, P, D_l] and None, or with model.vision.merge=concatenate [B, V·P, D_l] and bool [B, V·P], False at the
             tokens of films that are not there.
         """
         dtype = self.projection.weight.dtype

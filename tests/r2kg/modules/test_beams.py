@@ -412,9 +412,11 @@ def test_sampling_penalises_words_that_were_written(decoder):
 def test_sampling_asks_for_the_studies_and_for_one_beam(decoder, tokenizer):
     with pytest.raises(ConfigError, match="sample=true draws by a study's place.*hand `index` on"):
         decode(decoder, inputs(decoder, 2), sampled(), tokenizer)
-    with pytest.raises(ValueError, match="decoding.sample=true draws one text, decoding.beams=3 .* decoding.beams=1"):
+    with pytest.raises(
+        ValueError, match="sample=true draws one text, model.decoding.beams=3 .* model.decoding.beams=1"
+    ):
         Decoding(sample=True)
     with pytest.raises(
-        ValueError, match="decoding.top_k=5, decoding.top_p=0.9 has no effect with decoding.sample=false"
+        ValueError, match="decoding.top_k=5, model.decoding.top_p=0.9 has no effect with model.decoding.sample=false"
     ):
         Decoding(top_p=0.9, top_k=5)

@@ -20,6 +20,7 @@ from r2kg.config.parts import Decoding
 from r2kg.modules.config import Llm, Lora, TinyLm
 from r2kg.modules.llm import IGNORED, ReportWriter
 from r2kg.modules.tiny_lm import write_tiny_lm
+from r2kg.systems.contract import to_bf16
 from shards.errors import ConfigError
 
 REPORTS = ["the heart is large .", "no effusion is seen . the lungs are clear .", "clear lungs ."]
@@ -252,3 +253,12 @@ def test_a_tokenizer_without_eos_is_refused(source, tmp_path):
     tokenizer.save_pretrained(tmp_path / "copy")
     with pytest.raises(ConfigError, match="no EOS token"):
         writer(tmp_path / "copy")
+
+
+def test_rotary_tables_keep_their_precision_in_bf16(source):
+    model = writer(source)
+    before = {name: buffer.clone() for name, buffer in model.llm.named_buffers() if buffer.is_floating_point()}
+    to_bf16(model)
+    after = dict(model.llm.named_buffers())
+    assert before and all(torch.equal(after[name], value) for name, value in before.items())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -87,7 +87,7 @@ def test_views_are_averaged_and_absent_films_do_not_count():
 
 @pytest.mark.parametrize("kind", [SWIN, CNN, VIT], ids=["NHWC", "NCHW", "class token"])
 def test_films_stand_in_a_row_or_each_alone_and_absent_ones_are_masked(kind):
-    alone, row, average = (encoder(kind, views=way).eval() for way in ("separate", "concatenate", "average"))
+    alone, row, average = (encoder(kind, merge=way).eval() for way in ("separate", "concatenate", "average"))
     images, mask = films(alone, kind), torch.tensor([[True, False], [True, True]])
     grids, films_there = alone(images, mask)
     assert grids.shape == (2, 2, alone.patches, alone.width) and torch.equal(films_there, mask)

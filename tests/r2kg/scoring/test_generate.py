@@ -52,14 +52,14 @@ class Extracting(System):
     system: str = f"{__name__}:Extracting"
 
     def inputs(self, data: Data) -> Inputs:
-        return Inputs(text=("report",), sides=("subgraphs",), task="triples")
+        return Inputs(text=("report",), sides=("subgraphs",))
 
 
 def test_a_record_is_cut_to_what_the_inputs_name() -> None:
     shown = json.loads(Inputs(image_px=64, text=("indication",)).shown(json.dumps(RECORD)))
     assert shown["sections"] == {"indication": "cough"}
     assert set(shown) == {"key", "id", "split", "views", "provenance", "sections"}
-    read = json.loads(Inputs(text=("report",), task="triples").shown(json.dumps(RECORD)))
+    read = json.loads(Inputs(text=("report",)).shown(json.dumps(RECORD)))
     assert read["report"] == read["target"] == "secret one" and not read["sections"]
     assert not {"labels", "triples", "patient"} & read.keys()
     assert Inputs().shown("") == ""
@@ -89,8 +89,8 @@ def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path) -> None
 
 
 def test_targets_are_streamed_in_training_alone() -> None:
-    run = Run(name="x", model=Asked(), data=Data(shards="s", features="f", sides={"other": "o"}))
-    assert set(run.sides) == {"subgraphs", "other", "features"}
+    run = Run(name="x", model=Asked(), data=Data(shards="s", features="f", sides={"subgraphs": "o"}))
+    assert run.sides == {"subgraphs": "o", "features": "f"}
     assert run.shown_sides == {"features": "f"}
     told = Run(name="x", model=Extracting(), data=Data(shards="s", sides={"subgraphs": "elsewhere"}))
     assert told.shown_sides == {"subgraphs": "elsewhere"}
@@ -100,7 +100,12 @@ def test_what_tells_the_report_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"shown subgraphs, which are made from the report.*training_sides"):
         Run(name="x").change({"model.system": f"{__name__}:Telling"})
     with pytest.raises(ConfigError, match=r"reads report: that is the answer itself"):
-        Inputs(text=("report",))
+        Inputs(text=("report",)).refuse_answers("report")
+    with pytest.raises(ConfigError, match=r"no kind of side marcs: there are subgraphs, features"):
+        Inputs(training_sides=("marcs",)).refuse_answers("triples")
+    for sides, message in (({"features": "f"}, "set that instead"), ({"subgraphs": "s"}, "reads none: leave it out")):
+        with pytest.raises(ConfigError, match=message):
+            Run(name="x").change({"data.sides": sides})
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 50])

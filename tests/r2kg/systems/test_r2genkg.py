@@ -38,10 +38,10 @@ def llama_2_7b(source, tmp_path_factory):
     return folder
 
 
-def tiny(source, tuning: str = "full", llm: str = "frozen", views: str = "average", **changes) -> R2GenKG:
+def tiny(source, tuning: str = "full", llm: str = "frozen", merge: str = "average", **changes) -> R2GenKG:
     torch.manual_seed(0)
     vision = Vision(
-        name="swin_tiny_patch4_window7_224", weights="random", options=SWIN, image_px=SIDE, tuning=tuning, views=views
+        name="swin_tiny_patch4_window7_224", weights="random", options=SWIN, image_px=SIDE, tuning=tuning, merge=merge
     )
     return build_model(R2GenKGConfig(vision=vision, llm=Llm(source=str(source), tuning=llm), **changes))
 
@@ -109,7 +109,7 @@ def test_soft_tokens_are_the_projected_and_normalised_film_tokens(source):
 
 
 def test_concatenated_films_double_the_prompt_and_absent_ones_change_nothing(source):
-    model = tiny(source, views="concatenate").eval()
+    model = tiny(source, merge="concatenate").eval()
     batch = model.collate(stream_rows())
     soft, present = model.soft_tokens(batch)
     patches = model.vision.patches
@@ -122,9 +122,9 @@ def test_concatenated_films_double_the_prompt_and_absent_ones_change_nothing(sou
     features = model.vision.encode(batch["images"].flatten(0, 1)).view(3, 2, patches, -1)
     given = {key: value for key, value in batch.items() if key != "images"} | {"features": features}
     torch.testing.assert_close(loss_of(model, given), loss_of(model, batch))
-    assert R2GenKGConfig(vision=Vision(views="concatenate")).inputs(Data(views=2)).merge == "concatenate"
-    with pytest.raises(ValueError, match="vision.views=separate is for .* choose average or concatenate"):
-        R2GenKGConfig(vision=Vision(views="separate"))
+    assert R2GenKGConfig(vision=Vision(merge="concatenate")).inputs(Data(views=2)).merge == "concatenate"
+    with pytest.raises(ValueError, match="vision.merge=separate is for .* choose average or concatenate"):
+        R2GenKGConfig(vision=Vision(merge="separate"))
 
 
 def test_collate_takes_the_cleaned_target_and_keeps_invalid_rows_without_one(source):

@@ -8,15 +8,14 @@ import pytest
 import torch
 from pairs import Pairs, write_marks
 
-from r2kg.config.parts import Decoding
 from r2kg.config.run import Run
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import evaluate
 from r2kg.scoring.generate import generate
-from r2kg.systems.contract import build_model, stored
+from r2kg.systems.contract import build_model, fill, stored, to_bf16
 from r2kg.training.checkpoint import newest_checkpoint, read_state, read_tensors
 from r2kg.training.launch import train
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from tests.r2kg.modules.decoder_checks import check_cached_equals_uncached
 
 STEPS = 6
@@ -112,6 +111,25 @@ def test_its_decoder_passes_what_every_decoder_must(model: torch.nn.Module) -> N
     check_cached_equals_uncached(decoder, memory, uncached)
 
 
+def test_in_bf16_its_buffers_keep_what_training_made_of_them(model: torch.nn.Module) -> None:
+    model.centre.fill_(1.003)  # 1.0 in bf16
+    to_bf16(model)
+    assert model.head.weight.dtype == torch.bfloat16 and model.centre[0] == torch.tensor(1.003)
+    memory, _ = model.memory(
+        {
+            "films": (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.ones(2, 1, dtype=torch.bool)),
+            "marks": {"value": torch.zeros(2, 4)},
+        }
+    )
+    assert memory.dtype == torch.bfloat16
+
+
 def test_what_it_stores_is_what_it_trains_and_what_training_changes(model: torch.nn.Module) -> None:
     assert set(stored(model)) == {name for name, _ in model.named_parameters()} | {"centre", "seen"}
-    assert Decoding(**Pairs().decoding.model_dump()).length_rule == "r2gen"
+
+
+def test_weights_of_an_earlier_stage_do_not_become_whole_numbers() -> None:
+    quantised = torch.nn.Module()
+    quantised.weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ConfigError, match=r"weight is torch.float32 there, weight is torch.int8 here, quantised"):
+        fill(quantised, {"weight": ("weight", torch.full((2, 2), 0.02))}, "stage1@best")

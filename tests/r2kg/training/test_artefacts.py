@@ -5,17 +5,22 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from r2kg.config.needs import Artefact
-from r2kg.config.run import Run
+from r2kg.config.needs import Artefact, Inputs
+from r2kg.config.parts import Data, Local
+from r2kg.config.run import Run, System
 from r2kg.recipes import find_recipe
 from r2kg.rundir import RunFiles, saved_run
 from r2kg.training.artefacts import built, checked_card, fingerprints, make_artefact, prepared
 from r2kg.training.plan import refuse_changed
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, RetryableError
 from shards.tars.format import read_manifest
 
 FORK = multiprocessing.get_context("fork")  # another process without another half minute of imports
@@ -103,6 +108,19 @@ def test_a_big_one_is_made_by_a_ray_job(tmp_path, ray_session):
 
     with pytest.raises(ConfigError, match="^no such graph$"):
         make_artefact(thing(fails, resources={"num_cpus": 0.5}), run_in(tmp_path))
+
+    def quotes(folder: Path) -> None:
+        raise ValueError("the report says: a large effusion")
+
+    with pytest.raises(RayTaskError, match="its message is withheld") as caught:
+        make_artefact(thing(quotes, resources={"num_cpus": 0.5}), run_in(tmp_path), "physionet-credentialed-1.5.0")
+    assert "effusion" not in str(caught.value)
+
+    def dies(folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RetryableError, match="the Ray job that makes thing was lost"):
+        make_artefact(thing(dies, resources={"num_cpus": 0.5}), run_in(tmp_path))
     folder = make_artefact(thing(makes, resources={"num_cpus": 0.5}), run_in(tmp_path))
     assert int((folder / "process.txt").read_text()) != os.getpid()
     assert checked_card(folder, hashes=True)["name"] == "thing"
@@ -178,3 +196,40 @@ def test_a_run_whose_artefact_is_damaged_stops_before_any_worker(recipe):
     weights.write_bytes(content)
     assert built(run)
     assert json.loads((weights.parent / "artefact.json").read_text())["name"] == "tiny-lm"
+
+
+class Chained(System):
+    """Two artefacts, the second made from the first."""
+
+    build: ClassVar[str] = "nowhere:Model"
+    system: str = f"{__name__}:Chained"
+    words: Local = ""
+    bank: Local | None = None
+
+    def inputs(self, data: Data) -> Inputs:
+        return Inputs(text=("indication",))
+
+    def prepare(self, run: Run, manifest) -> Iterable[Artefact]:
+        if not self.words:
+            yield Artefact("words", {}, lambda folder: note(folder, "heart lungs"), "model.words", "Counting")
+        if not self.bank:
+            words = (Path(self.words) / "note").read_text()
+            yield Artefact("bank", {"of": words}, lambda folder: note(folder, words[::-1]), "model.bank", "Making")
+
+
+def note(folder: Path, text: str) -> None:
+    (folder / "note").write_text(text)
+
+
+def test_one_artefact_is_made_from_another_and_both_are_known_from_the_saved_run(phantom_shards, tmp_path):
+    run, manifest = Run(name="c", root=str(tmp_path), model=Chained()), read_manifest(phantom_shards)
+    named, made = prepared(run, manifest)
+    assert (Path(named.model.bank) / "note").read_text() == "sgnul traeh"
+    again, known = prepared(named, manifest)
+    assert again == named and known == made and set(made) == {"words", "bank"}
+
+
+def test_a_directory_goes_into_a_field_that_is_known_to_hold_one(tmp_path):
+    artefact = replace(thing(lambda folder: note(folder, "x")), into="model.prompt")
+    with pytest.raises(ConfigError, match=r"thing goes into model.prompt, which must be a `Local` field"):
+        make_artefact(artefact, run_in(tmp_path))

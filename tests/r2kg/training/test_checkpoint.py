@@ -87,6 +87,12 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
         find_checkpoint(tmp_path, "1")
 
 
+def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path):
+    for step, loss in ((1, float("nan")), (2, 0.9), (3, 0.8), (4, float("nan"))):
+        write(tmp_path, step, loss)
+    assert find_checkpoint(tmp_path, "best").name == "step-00000003"
+
+
 def test_no_room_says_how_much_is_missing(tmp_path):
     with pytest.raises(CheckpointError, match=r"needs 1000000000\.00 GB.*free"):
         check_room(tmp_path, 10**18)

@@ -1,6 +1,7 @@
 """The streams of a run read what its system says it reads, and change films in training only."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ TRAIN = Train(global_batch=6, micro_batch=3, workers=2, gpus=False, seed=11)
 class Reader(System):
     """A system that reads the words of a study and none of its films."""
 
+    build: ClassVar[str] = "nowhere:Model"
     system: str = f"{__name__}:Reader"
 
     def inputs(self, data: Data) -> Inputs:
