@@ -63,12 +63,14 @@ class MemoryWorker(Worker):
         self.tracker: Tracker | None = Tracker(run)
         self.unread = UnreadStudies(run.directory, self.rank)
         self.validation_loss = None
+        self.validated_at = self.saved_at = -1
+        self.lowest_loss, self.since_lowest = float("inf"), 0
         self.feed: Iterator[Rows] = iter(())
 
     def save(self, step: int) -> None:
         """Leave checkpoints out."""
 
-    def finish(self, metrics: dict) -> dict:
+    def finish(self, step: int, metrics: dict) -> dict:
         """Keep the tracker open for the next block of steps."""
         return metrics
 
@@ -130,8 +132,8 @@ def bare_loop(run: Run, rows: list[Rows]) -> Callable[[], None]:
 
     def block() -> None:
         for batch in batches:
-            loss = engine({name: value.to(engine.device) for name, value in batch.items()})["loss"]
-            engine.backward(loss)
+            (term,) = engine({name: value.to(engine.device) for name, value in batch.items()}).values()
+            engine.backward(term.sum / term.count)
             engine.step()
 
     return block
@@ -141,7 +143,18 @@ def new_worker(run: Run, steps: int, studies: int) -> MemoryWorker:
     """Our loop over a copy of the model, for at most `steps` steps."""
     per_epoch = studies / MICRO_BATCH
     model = new_model(run)
-    plan = Plan(studies, 0, steps, per_epoch, shards="", trained={}, parameters=0)
+    plan = Plan(
+        studies,
+        0,
+        steps,
+        per_epoch,
+        shards="",
+        licence="synthetic",
+        trained={},
+        parameters=0,
+        artefacts={},
+        checkpoint_bytes=0,
+    )
     return MemoryWorker(run, plan, model, Engine(model, run, steps, per_epoch))
 
 

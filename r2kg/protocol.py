@@ -200,7 +200,7 @@ def parse_choice(text: str, task: str) -> dict[str, float]:
     Raises:
         ConfigError: another form, or no metric of the task; the nearest is named.
     """
-    if text.lower() == "loss":
+    if text == "loss":
         return {}
     known = {name.replace("_", ""): name for name in METRICS[task]}
     weights: dict[str, float] = {}
@@ -213,7 +213,8 @@ def parse_choice(text: str, task: str) -> dict[str, float]:
             )
         key = re.sub(r"[-_]", "", read[2].lower())
         if key not in known:
-            near = [f"did you mean {known[word]}? " for word in difflib.get_close_matches(key, known, n=1, cutoff=0.6)]
+            words = known | {"loss": "loss"}
+            near = [f"did you mean {words[word]}? " for word in difflib.get_close_matches(key, words, n=1, cutoff=0.6)]
             raise ConfigError(
                 f"train.choose names {read[2]!r}, which is no metric of the task {task!r}; {''.join(near)}Known: loss, "
                 f"{', '.join(METRICS[task])}"

@@ -112,12 +112,17 @@ def check_features(run: Run, manifest: Manifest) -> SideManifest:
             f"the features at {where} are of {held} views a study, data.views={run.data.views}: lower it, or write "
             f"them again with {FEATURES.how}"
         )
-    if faults := faults_of(where, side.shards, run.data.verify):
-        damage = f"features at {where} are damaged: {'; '.join(faults)}"
-        if run.data.on_bad == "fail":
-            raise DataError(f"{damage}. Way out: write them again with {FEATURES.how}, whole tars are kept")
-        print(f"{damage}. Studies that cannot be read are skipped and named.")
+    refuse_damage(run, where, side)
     return side
+
+
+def refuse_damage(run: Run, where: str, side: SideManifest) -> None:
+    """DataError for a side that is not what its manifest says; printed under data.on_bad=skip."""
+    if faults := faults_of(where, side.shards, run.data.verify):
+        damage = f"{side.kind} at {where} are damaged: {'; '.join(faults)}"
+        if run.data.on_bad == "fail":
+            raise DataError(f"{damage}. Way out: write them again with {KINDS[side.kind].how}, whole tars are kept")
+        print(f"{damage}. Studies that cannot be read are skipped and named.")
 
 
 def features_or_films(run: Run, manifest: Manifest) -> Run:

@@ -13,9 +13,9 @@ from r2kg.protocol import AS_MANIFEST, parse_choice, protocol_named, protocols_o
 from r2kg.systems.contract import build_model
 from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
-from r2kg.training.features import check_features
+from r2kg.training.features import check_features, refuse_damage
 from r2kg.training.optim import parameter_groups
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError
 from shards.tars.format import Manifest
 from shards.tars.kinds import description_hash, read_side, refuse_other
 from shards.tars.verify import faults_of, verify
@@ -99,12 +99,8 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         if kind != "features":
             side = read_side(where)
             refuse_other(where, side, manifest, kind)
+            refuse_damage(run, where, side)
             sides[kind] = description_hash(side)
-            if faults := faults_of(where, side.shards, run.data.verify):
-                damage = f"{kind} at {where} are damaged: {'; '.join(faults)}"
-                if run.data.on_bad == "fail":
-                    raise DataError(f"{damage}. Way out: write them again, whole tars are kept")
-                print(f"{damage}. Studies that cannot be read are skipped and named.")
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
     begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module

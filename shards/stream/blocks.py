@@ -98,10 +98,10 @@ def read_block(
 ) -> Rows:
     """The n rows of one block.
 
-    images uint8 [n, V, S, S] grey (not there where `image_size` is None: no film is read), zero where
-    `view_mask` bool [n, V] is False; index, step int64 [n]; record: n JSON
-    strings of `Study`; valid bool [n]: False for a row that fills a step and, under on_bad="skip", for a study that
-    cannot be read, whose `bad` then says why (else ""). Under "fail" such a study raises DataError.
+    images uint8 [n, V, S, S] grey (not there where `image_size` is None: no film is read), zero where `view_mask` bool
+    [n, V] is False; index, step int64 [n]; record: n JSON strings of `Study`; valid bool [n]: False for a row that
+    fills a step and, under on_bad="skip", for a study that cannot be read, whose `bad` then says why (else ""). Under
+    "fail" such a study raises DataError.
 
     A side adds its column (`Kind.column`): n bytes, b"" for a study without. One that is stored per film stands in
     place of the images, which are not read: features uint16 [n, V, P, D], the bit patterns of bf16.
