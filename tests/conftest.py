@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from r2kg.config.run import Run
+from r2kg.modules.config import TinyLm
+from r2kg.recipes import find_recipe
+from shards.stream.index import read_targets
+
 
 @pytest.fixture(scope="session")
 def s3_environment(free_port: Callable[[], int]) -> int:
@@ -80,6 +85,30 @@ def phantom_shards(ray_session: None, tmp_path_factory: pytest.TempPathFactory) 
     root = tmp_path_factory.mktemp("phantom")
     write_shards(Phantom(studies=60, size=64), root, size=64, studies_per_shard=16)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_run(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], Run]:
+    """Function (changes) → the tiny recipe on drawn shards, a root of its own, with a small encoder and a small LM."""
+    from r2kg.modules.tiny_lm import write_tiny_lm
+
+    folder, config = tmp_path_factory.mktemp("lm"), TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
+    lm = write_tiny_lm(read_targets(phantom_shards, "train"), folder / "lm", config, seed=0)
+    same = {
+        "data.shards": str(phantom_shards),
+        "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
+        "model.llm.source": str(lm),
+        "model.decoding.max_new_tokens": 8,
+        "train.workers": 2,
+        "train.cpus_per_worker": 0.4,
+        "train.log_every": 1,
+    }
+
+    def changed(changes: dict) -> Run:
+        root = {"root": str(tmp_path_factory.mktemp("runs"))}
+        return find_recipe("r2gengpt.tiny").change(same).change(root | changes)
+
+    return changed
 
 
 def gradient(seed: int, side: int = 64) -> Image.Image:

@@ -5,14 +5,11 @@ Writes {setting: figures} as JSON: the losses of the steps, the last one's loss 
 weights in a fresh model, and how many reports that writes.
 """
 
-import json
-import os
-import sys
 from functools import partial
 
 import torch
 import torch.distributed as dist
-from zero_worker import GLOBAL_BATCH, new_engine, rows, whole
+from zero_worker import GLOBAL_BATCH, main, new_engine, rows, whole
 
 from r2kg.config.parts import Decoding
 from r2kg.config.run import Run
@@ -67,16 +64,5 @@ def figures(lm: str, setting: str, rank: int, world: int) -> list[float]:
     return [*found, float(total[0] / total[1]), sum(report.tokens > 0 for report in written)]
 
 
-def main() -> None:
-    """Run every setting in turn in this process group."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found = {setting: figures(sys.argv[1], setting, rank, world) for setting in sys.argv[3:]}
-    if rank == 0:
-        with open(sys.argv[2], "w") as file:
-            json.dump(found, file)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    main(figures)

@@ -10,9 +10,6 @@ import torch
 
 from r2kg.config.parts import Decoding
 from r2kg.config.run import Run
-from r2kg.modules.config import TinyLm
-from r2kg.modules.tiny_lm import write_tiny_lm
-from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import generate
@@ -32,7 +29,7 @@ from r2kg.training.plan import preflight
 from shards.errors import ConfigError, DataError
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import BLOCK_BYTES, read_batches, read_block, rows_per_block, split, stream_blocks
-from shards.stream.index import Index, open_splits, read_targets
+from shards.stream.index import Index, open_splits
 from shards.stream.order import sequential_blocks
 from shards.stream.side import Side
 from shards.tars.format import read_manifest
@@ -47,24 +44,17 @@ BF16 = 2.0**-8
 
 
 @pytest.fixture(scope="module")
-def recipe(phantom_shards: Path, tmp_path_factory) -> Run:
+def recipe(small_run) -> Run:
     """A frozen random encoder, two steps of eight films on two workers."""
-    root = tmp_path_factory.mktemp("runs")
-    config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
-    lm = write_tiny_lm(read_targets(phantom_shards, "train"), root / "lm", config, seed=0)
-    return find_recipe("r2gengpt.tiny").change(
+    return small_run(
         {
-            "root": str(root),
-            "data.shards": str(phantom_shards),
-            "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64, "tuning": "frozen"},
-            "model.llm": {"source": str(lm), "tuning": "frozen"},
-            "model.decoding": {"beams": 1, "max_new_tokens": 8},
+            "model.vision.tuning": "frozen",
+            "model.llm.tuning": "frozen",
+            "model.decoding.beams": 1,
             "train.steps": 2,
             "train.global_batch": 8,
             "train.micro_batch": 4,
-            "train.cpus_per_worker": 0.4,
             "train.validation_studies": 6,
-            "train.log_every": 1,
             "train.checkpoint_every": 2,
         }
     )

@@ -17,8 +17,6 @@ import pytest
 import torch
 
 from r2kg.config.run import Run
-from r2kg.modules.config import TinyLm
-from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
 from r2kg.training.checkpoint import checkpoints, newest_checkpoint, read_state, read_tensors
 from r2kg.training.launch import train
@@ -33,27 +31,16 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def recipe(phantom_shards, tmp_path_factory) -> Run:
+def recipe(small_run) -> Run:
     """Twelve steps of eight films on two workers, with a checkpoint every third step."""
-    root = tmp_path_factory.mktemp("runs")
-    config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
-    lm = write_tiny_lm(read_targets(phantom_shards, "train"), root / "lm", config, seed=0)
-    return find_recipe("r2gengpt.tiny").change(
+    return small_run(
         {
-            "root": str(root),
-            "data.shards": str(phantom_shards),
-            "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
-            "model.llm.source": str(lm),
-            "model.decoding.max_new_tokens": 8,
             "train.steps": STEPS,
             "train.global_batch": 8,
             "train.micro_batch": 2,
-            "train.workers": 2,
-            "train.cpus_per_worker": 0.4,
             "train.checkpoint_every": 3,
             "train.checkpoints_kept": 9,
             "train.validation_studies": 6,
-            "train.log_every": 1,
             "train.record_studies": True,
         }
     )

@@ -12,9 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run
-from r2kg.modules.config import TinyLm
-from r2kg.modules.tiny_lm import write_tiny_lm
-from r2kg.recipes import find_recipe
 from r2kg.rundir import RunFiles, saved_run
 from r2kg.scoring.generate import Writer, generate
 from r2kg.systems.contract import build_model, stored
@@ -30,7 +27,6 @@ from r2kg.training.checkpoint import (
 from r2kg.training.features import describe, frozen_encoder
 from r2kg.training.launch import train
 from shards.errors import CheckpointError, ConfigError, DataError
-from shards.stream.index import read_targets
 from tests.r2kg.training.test_loop import kill_a_worker_after
 
 slow = pytest.mark.slow
@@ -38,27 +34,16 @@ STEPS = 16
 
 
 @pytest.fixture(scope="module")
-def recipe(phantom_shards, tmp_path_factory) -> Run:
+def recipe(small_run) -> Run:
     """Sixteen steps of four films on two workers; the encoder is trained, and adapters of the language model."""
-    root = tmp_path_factory.mktemp("runs")
-    config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
-    lm = write_tiny_lm(read_targets(phantom_shards, "train"), root / "lm", config, seed=0)
-    return find_recipe("r2gengpt.tiny").change(
+    return small_run(
         {
-            "root": str(root),
-            "data.shards": str(phantom_shards),
-            "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
-            "model.llm.source": str(lm),
-            "model.decoding.max_new_tokens": 8,
             "train.steps": STEPS,
             "train.global_batch": 4,
             "train.micro_batch": 2,
-            "train.workers": 2,
-            "train.cpus_per_worker": 0.4,
             "train.checkpoint_every": 2,
             "train.checkpoints_kept": 9,
             "train.validation_studies": 4,
-            "train.log_every": 1,
         }
     )
 
