@@ -1,53 +1,40 @@
 """The best checkpoint by a metric of what each writes, chosen after the training workers have ended."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from r2kg.config.run import Run
-from r2kg.modules.config import TinyLm
-from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
-from r2kg.rundir import saved_run
+from r2kg.rundir import RunFiles, saved_run
 from r2kg.scoring import choose
 from r2kg.scoring.choose import choose_checkpoint
 from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.generate import derangement, generate, shuffled
 from r2kg.systems.r2genkg.config import R2GenKGConfig
-from r2kg.training.checkpoint import checkpoints, find_checkpoint
-from r2kg.training.launch import train
+from r2kg.training.checkpoint import checkpoints, find_checkpoint, prune
 from r2kg.training.plan import preflight
 from shards.errors import CheckpointError, ConfigError
-from shards.stream.index import read_targets
 from shards.tars.format import read_manifest
 
-
-def write_lm(shards: Path, root: Path) -> Path:
-    config = TinyLm(width=32, layers=1, heads=2, vocabulary=320, epochs=1)
-    return write_tiny_lm(read_targets(shards, "train"), root / "lm", config, seed=0)
-
-
-def small(shards: Path, root: Path) -> Run:
-    """Three steps of one worker, a checkpoint after each."""
-    return find_recipe("r2gengpt.tiny").change(
-        {
-            "name": "chosen", "root": str(root), "data.shards": str(shards),
-            "model.llm.source": str(write_lm(shards, root)),
-            "model.vision": {"name": "test_vit", "weights": "random", "image_px": 64},
-            "model.decoding": {"max_new_tokens": 6, "beams": 1}, "train.steps": 3, "train.global_batch": 4,
-            "train.micro_batch": 4, "train.workers": 1, "train.checkpoint_every": 1, "train.checkpoints_kept": 1,
-            "train.validation_studies": 4, "train.choose": "0.5*BLEU-1 + 0.5*ROUGE-L",
-        }
-    )  # fmt: skip
+CHANGES: dict = {
+    "model.decoding": {"max_new_tokens": 6, "beams": 1},
+    "train.checkpoints_kept": 1,
+    "train.validation_studies": 4,
+    "train.choose": "0.5*BLEU-1 + 0.5*ROUGE-L",
+}
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_the_best_is_chosen_by_what_is_written(phantom_shards, ray_session, tmp_path, monkeypatch, capsys):
-    """Trains, is killed in the choice, goes on, prunes; then the control of a system that reads more than films."""
-    run = small(phantom_shards, tmp_path)
-    train(run)
+def test_the_best_is_chosen_by_what_is_written(phantom_shards, undisturbed, tmp_path, monkeypatch, capsys):
+    """Is killed in the choice, goes on, prunes; then the control of a system that reads more than films."""
+    run = saved_run(Path(shutil.copytree(undisturbed.directory, tmp_path / "chosen"))).change(CHANGES)
+    run.save(RunFiles(run.directory).run)
+    shutil.rmtree(checkpoints(run.directory)[0])
+    prune(run.directory, run.train.checkpoints_kept)
     assert len(checkpoints(run.directory)) == 3, "none is pruned before all are scored"
     with pytest.raises(CheckpointError, match=r"not chosen yet: 3 of 3 .*r2kg train"):
         find_checkpoint(run.directory, "best")
@@ -63,7 +50,7 @@ def test_the_best_is_chosen_by_what_is_written(phantom_shards, ray_session, tmp_
     monkeypatch.setattr(choose, "write_reports", write_once)
     with pytest.raises(KeyboardInterrupt):
         choose_checkpoint(run.directory)
-    with pytest.raises(CheckpointError, match=r"2 of 3 .*step-00000002, step-00000003"):
+    with pytest.raises(CheckpointError, match=r"2 of 3 .*step-00000009, step-00000012"):
         find_checkpoint(run.directory, "best")
     monkeypatch.setattr(choose, "write_reports", write)
     best = choose_checkpoint(run.directory)
@@ -71,16 +58,16 @@ def test_the_best_is_chosen_by_what_is_written(phantom_shards, ray_session, tmp_
     assert len(records) == 3 and all(record["scored"] == 4 for record in records.values())
     values = {name: 0.5 * (r["values"]["bleu1"] + r["values"]["rouge_l"]) for name, r in records.items()}
     assert values[best.name] == max(values.values()) and find_checkpoint(run.directory, "best") == best
-    assert {path.name for path in checkpoints(run.directory)} == {best.name, "step-00000003"}
+    assert {path.name for path in checkpoints(run.directory)} == {best.name, "step-00000012"}
     logged = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in logged if "val.rouge_l" in row["metrics"]] == [1, 2, 3]
+    assert [row["step"] for row in logged if "val.rouge_l" in row["metrics"]] == [6, 9, 12]
     monkeypatch.setattr(choose, "write_reports", None)
     assert choose_checkpoint(run.directory) == best, "what is scored is not written again"
 
     capsys.readouterr()
     reads = R2GenKGConfig.inputs
     monkeypatch.setattr(R2GenKGConfig, "inputs", lambda part, data: replace(reads(part, data), text=("indication",)))
-    predictions = generate(saved_run(run.directory), phantom_shards, "test", "3")
+    predictions = generate(saved_run(run.directory), phantom_shards, "test", "12")
     assert "with the films of other studies, for the control" in capsys.readouterr().out
     lines, control = (read_predictions(predictions.with_name(f"{name}.jsonl")) for name in ("predictions", "shuffled"))
     assert control == shuffled(lines, derangement(len(lines), run.train.seed)), "this model reads films alone, in truth"
@@ -103,13 +90,8 @@ def test_a_choice_that_cannot_be_stops_before_any_worker(phantom_shards, tmp_pat
             preflight(run.change(changes), read_manifest(phantom_shards), {})
 
 
-def test_room_is_wanted_for_all_checkpoints_until_one_is_chosen(phantom_shards, tmp_path, monkeypatch):
-    run = find_recipe("r2gengpt.tiny").change(
-        {
-            "root": str(tmp_path), "data.shards": str(phantom_shards), "train.steps": 100, "train.checkpoint_every": 9,
-            "model.llm.source": str(write_lm(phantom_shards, tmp_path)),
-        }
-    )  # fmt: skip
+def test_room_is_wanted_for_all_checkpoints_until_one_is_chosen(small_run, phantom_shards, monkeypatch):
+    run = small_run({"train.steps": 100, "train.checkpoint_every": 9})
     wanted: list[int] = []
     monkeypatch.setattr("r2kg.training.plan.check_room", lambda directory, needed: wanted.append(needed))
     plan = preflight(run, read_manifest(phantom_shards), {})

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from r2kg.training.checkpoint import (
 from r2kg.training.features import describe, frozen_encoder
 from r2kg.training.launch import train
 from shards.errors import CheckpointError, ConfigError, DataError
-from tests.r2kg.training.test_loop import kill_a_worker_after
+from tests.r2kg.killing import train_killed
 
 slow = pytest.mark.slow
 STEPS = 16
@@ -202,26 +201,19 @@ def test_features_are_those_of_the_encoder_the_run_begins_with(stage1):
     assert describe(run, ours) == describe(run, model.vision) != describe(frozen, frozen_encoder(frozen))  # type: ignore[attr-defined]
 
 
-def train_killed(run: Run) -> dict:
-    """The summary of a run that loses a worker to kill -9 after its first checkpoint."""
-    result: dict = {}
-    thread = threading.Thread(target=lambda: result.update(train(run)))
-    thread.start()
-    kill_a_worker_after(run, checkpoint_step=2)
-    thread.join(timeout=240)
-    assert (run.directory / "log.txt").read_text().count("workers take steps") == 2
-    return result
-
-
+@pytest.mark.long
 @slow
-def test_two_stages_survive_kill_9_and_the_second_needs_the_first_no_more(recipe, tmp_path):
-    stage1 = recipe.change({"root": str(tmp_path), "name": "stage1", "train.validation_studies": 0})
-    assert train_killed(stage1)["step"] == STEPS
-    earlier = weights_of(read_tensors(find_checkpoint(stage1.directory, "best")))
-    begins = stage1.change({"model.vision.tuning": "frozen", "train.init_from": "stage1@best"})
+def test_two_stages_survive_kill_9_and_the_second_needs_the_first_no_more(twelve_steps, killed, tmp_path):
+    """Stage 1 is a run that lost a worker, copied: what follows takes it away."""
+    stage1 = Path(shutil.copytree(killed.directory, tmp_path / "stage1"))
+    best = find_checkpoint(stage1, "best")
+    earlier, step = weights_of(read_tensors(best)), read_state(best)["step"]
+    begins = twelve_steps.change(
+        {"root": str(tmp_path), "model.vision.tuning": "frozen", "train.init_from": "stage1@best"}
+    )
     undisturbed, killed = begins.change({"name": "undisturbed"}), begins.change({"name": "killed"})
     train(undisturbed)
-    assert train_killed(killed)["step"] == STEPS
+    assert train_killed(killed, checkpoint_step=3)["step"] == killed.train.steps
     ours, theirs = (weights_of(read_tensors(newest_checkpoint(run.directory))) for run in (killed, undisturbed))
     assert ours.keys() == theirs.keys() < earlier.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
@@ -229,16 +221,16 @@ def test_two_stages_survive_kill_9_and_the_second_needs_the_first_no_more(recipe
 
     state = read_state(newest_checkpoint(killed.directory))
     (link,) = state["artefacts"]["init"]["settings"]["chain"]
-    assert (link["run"], link["step"]) == ("stage1", STEPS)
+    assert (link["run"], link["step"]) == ("stage1", step)
     assert "begins with stage1@best" in (killed.directory / "log.txt").read_text()
     cursor = json.loads(RunFiles(killed.directory).cursor.read_text())
     assert json.loads(MlflowClient(cursor["uri"]).get_run(cursor["run_id"]).data.tags["init"]) == [link]
 
-    shutil.rmtree(stage1.directory)
-    assert train(killed)["step"] == STEPS, "submitted again with the same words it has nothing left to do"
+    shutil.rmtree(stage1)
+    assert train(killed)["step"] == killed.train.steps, "submitted again with the same words it has nothing left to do"
     saved = saved_run(killed.directory)
     writer = Writer(saved, newest_checkpoint(killed.directory), "synthetic")
     in_use = named(writer.model)
     vision = [name for name in earlier if name.startswith("vision.")]
     assert vision and all(torch.equal(in_use[name], earlier[name]) for name in vision)
-    assert len(generate(saved, recipe.data.shards, "test").read_text().splitlines()) > 0
+    assert len(generate(saved, saved.data.shards, "test").read_text().splitlines()) > 0
