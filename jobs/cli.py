@@ -6,7 +6,8 @@ So help and a mistyped word are answered at once, and no library speaks before w
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -50,10 +51,17 @@ def run(*jobs: Callable) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     for job in jobs:
         app.command()(job)
-    try:
+    with one_sentence():
         app()
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process on an error of ours, in one sentence and with its exit code."""
+    try:
+        yield
     except tuple(EXIT_CODES) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 
 

@@ -1,15 +1,17 @@
 """Train a recipe on the Ray cluster at hand."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.cli import run
+from jobs.cli import one_sentence, run
+from r2kg.attempts.supervise import supervise
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
-from shards.errors import ConfigError
+from shards.errors import ConfigError, RetryableError
 
 
 def main(
@@ -18,14 +20,31 @@ def main(
     ],
     changes: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=films")] = None,
 ) -> None:
-    """Train a run; one whose name exists is continued from its newest good checkpoint."""
-    resolved = with_shards(resolve(recipe, changes or []))
-    # seconds of torch, Ray and DeepSpeed, after what is refused without them
-    from r2kg.scoring.choose import choose_checkpoint
-    from r2kg.training.launch import train
+    """Train a run; one whose name exists is continued from its newest good checkpoint.
 
-    summary = train(resolved)
-    choose_checkpoint(resolved.directory)
+    Ended by a loss (of a worker, of Ray's head, of the driver) it starts over, at most train.max_restarts times, and
+    exits with 75 after that: submit it again then.
+    """
+    sys.exit(supervise(with_shards(resolve(recipe, changes or [])), attempt))
+
+
+def attempt(saved: str, name: str, restarts: int) -> None:
+    """One attempt at a run, in a process of its own: train, choose the best checkpoint, say what came out."""
+    # seconds of torch and Ray, after what is refused without them
+    from ray.exceptions import RayError, RayTaskError
+
+    from r2kg.scoring.choose import choose_checkpoint
+    from r2kg.training import launch
+
+    resolved = Run.model_validate_json(saved)
+    with one_sentence():
+        try:
+            summary = launch.attempt(resolved, name, restarts)
+            choose_checkpoint(resolved.directory)
+        except RayError as error:
+            if isinstance(error, RayTaskError):
+                raise
+            raise RetryableError(f"{resolved.name} lost its Ray session ({type(error).__name__})") from error
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."
     validation = "" if summary["validation_loss"] is None else f" Validation loss {summary['validation_loss']:.3f}."
     print(f"{resolved.name} is trained: {summary['step']} steps.{loss}{validation}")

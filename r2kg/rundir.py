@@ -1,6 +1,8 @@
 """The files of a run: what they are called, and those that the driver and its workers leave for one another."""
 
 import json
+import secrets
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +13,11 @@ from shards.tars.place import write_atomic
 
 UNREAD = "unread-{}.jsonl"
 """By rank: lines of [key, cause]."""
+
+
+def new_attempt() -> str:
+    """A name that no other attempt at a run has: what its workers leave behind is known by it."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
 
 
 class RunFiles:
@@ -25,6 +32,7 @@ class RunFiles:
         self.cursor = directory / "mlflow.json"  # which of them MLflow has, and under which of its runs
         self.log = directory / "log.txt"  # a sentence for every event
         self.failure = directory / "failure.json"  # what stopped a worker and will stop it again
+        self.groups = directory / "groups.txt"  # a line for every group of workers that started: attempt, time
         self.consumed = directory / "consumed"  # RANK-of-WORLD.jsonl: the studies of every step
         self.checkpoints = directory / "checkpoints"  # step-STEP/, see r2kg.training.checkpoint
         self.validation = directory / "validation"  # step-STEP.json: what a checkpoint scores on the validation split
@@ -39,15 +47,29 @@ class RunFiles:
             write_atomic(self.before, self.run.read_bytes())
         run.save(self.run)
 
-    def note_failure(self, kind: str, message: str, traceback: str) -> None:
+    def note_group(self, attempt: str) -> None:
+        """Count one more group of workers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self.groups.open("a") as file:
+            file.write(f"{attempt} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+
+    def groups_of(self, attempt: str) -> int:
+        """Groups of workers that an attempt started."""
+        lines = self.groups.read_text().splitlines() if self.groups.exists() else []
+        return sum(line.startswith(f"{attempt} ") for line in lines)
+
+    def note_failure(self, attempt: str, kind: str, message: str, traceback: str) -> None:
         """Leave for the driver what a restart cannot mend; `kind` names an error of `shards.errors` or another."""
-        note = {"kind": kind, "message": message, "traceback": traceback}
+        note = {"attempt": attempt, "kind": kind, "message": message, "traceback": traceback}
         write_atomic(self.failure, json.dumps(note).encode())
 
-    def raise_failure(self) -> None:
-        """Raise what a worker noted, if one did: an error of ours as it was, another as RuntimeError with its place."""
-        if self.failure.exists():
-            failure = json.loads(self.failure.read_text())
+    def raise_failure(self, attempt: str) -> None:
+        """Raise what a worker of this attempt noted: an error of ours as it was, another as RuntimeError with its text.
+
+        What a worker that was lost sight of left behind says nothing of this attempt.
+        """
+        failure = json.loads(self.failure.read_text()) if self.failure.exists() else {}
+        if failure.get("attempt") == attempt:
             kind = getattr(errors, failure["kind"], None)
             raise kind(failure["message"]) if kind else RuntimeError(failure["traceback"])
 

@@ -7,20 +7,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
-from ray.data import Dataset
-from ray.exceptions import RayTaskError
-
+from shards.errors import RetryableError
 from shards.privacy import OURS
 
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # torch's default of one thread per core would oversubscribe shared cores
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
-
+if TYPE_CHECKING:  # a second, for which the process that only starts others need not wait
+    from ray.data import Dataset
 
 SPILL = ".ray-spill"
 
@@ -31,21 +24,38 @@ def connect_ray(beside: Path | None = None) -> None:
     Objects that do not fit a local session's memory are spilled below `beside`, where reports may lie, instead of into
     the system's temporary directory, and removed at the end; on a cluster that is for whoever starts it to set. A local
     session keeps its workers' output in its log files; what users need is in the run's own log.
+
+    No runtime_env is set: a submitted job has its own, and Ray refuses a second one with other values.
+
+    Raises:
+        RetryableError: the cluster does not answer, or the session of our own could not be started.
     """
+    import ray
+    from ray.exceptions import RayError
+
     if ray.is_initialized():
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    joining = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
     where: dict[str, Any] = {"logging_level": "error"}
-    if beside and not joining:
+    if beside and not joining():
         spill = beside / SPILL
         spill.mkdir(parents=True, exist_ok=True)
         atexit.register(shutil.rmtree, spill, ignore_errors=True)
         where["object_spilling_directory"] = str(spill)
-    ray.init(**where, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=joining)
+    try:
+        ray.init(**where, log_to_driver=joining())
+    except (RuntimeError, OSError, RayError) as error:  # a ConnectionError is an OSError
+        what = f"the Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "a Ray session"
+        cause = " ".join(str(error).split())[:300]
+        raise RetryableError(f"{what} could not be {'joined' if joining() else 'started'}: {cause}") from error
 
 
-def quiet(dataset: Dataset) -> Dataset:
+def joining() -> bool:
+    """Whether this process works on a cluster that others started, rather than on a session of its own."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+
+
+def quiet(dataset: "Dataset") -> "Dataset":
     """The dataset, without bars of its own, and with a worker's error kept as its cause."""
     dataset.context.raise_original_map_exception = True
     dataset.context.enable_progress_bars = False
@@ -55,6 +65,8 @@ def quiet(dataset: Dataset) -> Dataset:
 @contextmanager
 def in_our_words() -> Iterator[None]:
     """Raise an error of ours that a worker met as it was there; others stay Ray's."""
+    from ray.exceptions import RayTaskError
+
     try:
         yield
     except RayTaskError as error:

@@ -256,7 +256,11 @@ class Train(Part):
     log_every: int = Field(default=10, ge=1)
     """Steps between records of the loss."""
     max_restarts: int = Field(default=3, ge=-1)
-    """Restarts after a lost worker; -1: no limit."""
+    """Restarts after lost workers, and of the whole attempt where Ray's head, its controller or the driver was lost;
+    -1: no limit."""
+    wait_minutes: float = Field(default=30.0, ge=0)
+    """How long to wait for the nodes that an autoscaler has yet to start; what no node type can give is refused at
+    once."""
     accept_changes: bool = False
     """Continue although the shards or the frozen weights are not those the checkpoint was trained with."""
     init_from: Local = ""

@@ -89,7 +89,8 @@ class Run(Part):
     recipe: str = ""
     """The recipe it came from, for the record."""
     root: str = "runs"
-    """Directory under which the run's own directory is made; on a cluster, shared storage."""
+    """Directory under which the run's own directory is made; on a cluster, one that all nodes mount. Object storage is
+    for shards only: a checkpoint is renamed when it is whole, and its writers see one another's files."""
     data: Data = Data()
     """Shards."""
     model: SerializeAsAny[System] = Field(default={"system": "r2genkg"}, validate_default=True)
@@ -166,6 +167,11 @@ class Run(Part):
         if strange := sorted(self.data.sides.keys() - {*inputs.sides, *inputs.training_sides}):
             read = ", ".join((*inputs.sides, *inputs.training_sides)) or "none"
             raise ValueError(f"data.sides names {', '.join(strange)}, {self.model.system} reads {read}: leave it out")
+        if "://" in self.root:
+            raise ValueError(
+                f"root={self.root} is a URL: runs need a directory that every node mounts (NFS, Lustre, a CSI volume); "
+                "shards alone may lie in object storage"
+            )
         plain = self.name.isprintable() and len(self.name) <= 200 and not {"/", "\\"} & set(self.name)
         if not plain or self.name in {"", ".", ".."}:
             raise ValueError(f"name {self.name[:80]!r} must be a plain directory name")

@@ -62,7 +62,9 @@ def train_worker(config: dict) -> dict:
         if ours or isinstance(error, MISTAKES):
             text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
             with suppress(OSError):  # nothing raised here may carry the withheld error along
-                RunFiles(run.directory).note_failure(type(ours or error).__name__, str(ours or shown), text[-8000:])
+                RunFiles(run.directory).note_failure(
+                    config.get("attempt", ""), type(ours or error).__name__, str(ours or shown), text[-8000:]
+                )
         if shown is error:
             raise
         raise shown from None

@@ -42,18 +42,27 @@ def test_a_torn_run_is_one_sentence(run, content):
     assert "\n" not in str(caught.value) and "run" in str(caught.value)
 
 
-def test_a_failure_is_raised_as_it_was_until_the_run_begins_again(run):
+def test_a_failure_is_raised_as_it_was_in_its_own_attempt_until_the_run_begins_again(run):
     files = RunFiles(run.directory)
-    files.raise_failure()
+    files.raise_failure("one")
     files.begin(run)
-    files.note_failure("DataError", "train-00000.tar is short", "at a place")
+    files.note_failure("one", "DataError", "train-00000.tar is short", "at a place")
+    files.raise_failure("two")
     with pytest.raises(DataError, match="train-00000.tar is short"):
-        files.raise_failure()
-    files.note_failure("KeyError", "'x'", "at a place")
+        files.raise_failure("one")
+    files.note_failure("one", "KeyError", "'x'", "at a place")
     with pytest.raises(RuntimeError, match="at a place"):
-        files.raise_failure()
+        files.raise_failure("one")
     files.begin(run)
-    files.raise_failure()
+    files.raise_failure("one")
+
+
+def test_groups_of_workers_are_counted_by_attempt(run):
+    files = RunFiles(run.directory)
+    assert files.groups_of("one") == 0
+    for attempt in ("one", "two", "one"):
+        files.note_group(attempt)
+    assert (files.groups_of("one"), files.groups_of("two"), files.groups_of("on")) == (2, 1, 0)
 
 
 def test_unread_studies_of_all_workers_are_named_once_each(run, capsys):

@@ -1,0 +1,114 @@
+"""The process that starts attempts: real processes, of which only what they do inside is put up."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import attempt
+import psutil
+import pytest
+
+from r2kg.attempts.lease import LEASE
+from r2kg.attempts.supervise import supervise
+from r2kg.config.run import Run
+
+WHOLE = """
+import sys
+import attempt
+from pathlib import Path
+from r2kg.config.run import load_run
+from r2kg.attempts.supervise import supervise
+if __name__ == "__main__":
+    sys.exit(supervise(load_run(Path(sys.argv[1])), attempt.attempt))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Run:
+    monkeypatch.setattr("r2kg.attempts.supervise.LONGEST_PAUSE", 0.0)
+    return Run(name="a-run", root=str(tmp_path))
+
+
+def made(run: Run) -> list[list[int]]:
+    """Process and restarts that were left, of every attempt."""
+    log = run.directory / "attempts.txt"
+    return [[int(word) for word in line.split()] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("what", "left", "sentence"),
+    [
+        ("ends", [3], ""),
+        ("is killed", [3, 2], "The driver died of SIGKILL. Starting a-run again, restart 1 of 3."),
+        ("loses its head", [3, 2], "Ray's head was lost. Starting a-run again, restart 1 of 3."),
+        ("loses workers", [3, 1], "Starting a-run again, restart 2 of 3."),
+    ],
+)
+def test_a_lost_attempt_is_made_again(run, capfd, what, left, sentence):
+    assert supervise(run.change({"recipe": what}), attempt.attempt) == 0
+    assert [restarts for _, restarts in made(run)] == left
+    assert sentence in capfd.readouterr().out
+    assert not (run.directory / LEASE).exists()
+
+
+@pytest.mark.parametrize(("what", "code"), [("is refused", 2), ("is wrong", 1)])
+def test_what_a_restart_cannot_mend_is_not_tried_again(run, capfd, what, code):
+    assert supervise(run.change({"recipe": what}), attempt.attempt) == code
+    assert len(made(run)) == 1
+    assert ("KeyError: 'a mistake'" in capfd.readouterr().err) == (what == "is wrong")
+
+
+def test_the_last_loss_says_how_many_there_were(run, capfd):
+    assert supervise(run.change({"recipe": "loses all", "train.max_restarts": 2}), attempt.attempt) == 75
+    assert [restarts for _, restarts in made(run)] == [2, 1, 0]
+    assert "a-run was lost 3 times, train.max_restarts=2. Submit it again" in capfd.readouterr().err
+
+
+@pytest.fixture
+def waiting(run):
+    """(a process that supervises an attempt which waits, the attempt's process)."""
+    run.change({"recipe": "waits"}).save(run.directory.parent / "saved.json")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    script = run.directory.parent / "whole.py"
+    script.write_text(WHOLE)
+    process = subprocess.Popen(
+        [sys.executable, script, run.directory.parent / "saved.json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(300):
+        if made(run):
+            break
+        time.sleep(0.1)
+    yield process, psutil.Process(made(run)[0][0])
+    process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_signal_to_it_ends_the_attempt_too(waiting, run, number, code):
+    process, child = waiting
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code
+    psutil.wait_procs([child], timeout=20)
+    assert not child.is_running()
+    if number != signal.SIGKILL:
+        assert "a-run is stopping. Submit it again" in process.stdout.read()
+        assert not (run.directory / LEASE).exists()
+
+
+def test_a_second_one_is_refused_and_the_first_goes_on(waiting, run):
+    process, child = waiting
+    with pytest.raises(Exception, match=rf"a-run is being trained already: process {process.pid} on .* has held"):
+        supervise(run.change({"recipe": "ends"}), attempt.attempt)
+    assert process.poll() is None and child.is_running() and len(made(run)) == 1
+
+
+def test_one_that_was_killed_holds_nothing(waiting, run):
+    process, _ = waiting
+    process.kill()
+    process.wait()
+    assert (run.directory / LEASE).exists()
+    assert supervise(run.change({"recipe": "ends"}), attempt.attempt) == 0
