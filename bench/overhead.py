@@ -65,6 +65,7 @@ class MemoryWorker(Worker):
         self.validation_loss = None
         self.validated_at = self.saved_at = -1
         self.lowest_loss, self.since_lowest = float("inf"), 0
+        self.skipped, self.in_a_row = 0, 0
         self.feed: Iterator[Rows] = iter(())
 
     def save(self, step: int) -> None:
@@ -74,8 +75,8 @@ class MemoryWorker(Worker):
         """Keep the tracker open for the next block of steps."""
         return metrics
 
-    def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
-        for step, rows in enumerate(self.feed, first):
+    def _steps(self, first: int, stream: Iterator[Rows]) -> Iterator[tuple[int, list[Rows]]]:
+        for step, rows in enumerate(stream, first):
             self.unread.add(rows["bad"])
             yield step, [rows]
 
@@ -161,7 +162,7 @@ def new_worker(run: Run, steps: int, studies: int) -> MemoryWorker:
 def our_block(worker: MemoryWorker, feed: Iterator[Rows]) -> None:
     """The steps of one block through `Worker.fit`."""
     worker.feed = feed
-    worker.fit(worker.engine.step_number)
+    worker.fit(worker.engine.step_number, worker.feed)
 
 
 def rows_in_memory(run: Run, index: Index) -> list[Rows]:

@@ -20,6 +20,12 @@ from r2kg.recipes import find_recipe
 from shards.stream.index import read_targets
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What programs remember below the user's cache directory is not the user's in tests."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def s3_environment(free_port: Callable[[], int]) -> int:
     """Point every S3 client of this process and of the Ray session at a port of this machine; returns the port."""

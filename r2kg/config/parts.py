@@ -269,6 +269,9 @@ class Train(Part):
     init_map: dict[str, str | None] = Field(default_factory=dict)
     """Beginning of a tensor's name in `init_from` → its beginning here; null leaves those tensors out. The longest
     wins."""
+    max_skipped: int = Field(default=20, ge=0)
+    """Steps in a row without an update, because a gradient was not finite, after which the run stops. The order of
+    studies and the learning rate go on over such a step; train.skipped counts them."""
     record_studies: bool = False
     """Write which studies every step consumed (consumed/*.jsonl in the run directory)."""
 

@@ -6,16 +6,20 @@ Written beside its final name and renamed when whole. "Newest good" is the newes
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from r2kg.protocol import parse_choice
 from r2kg.rundir import RunFiles
 from shards.errors import CheckpointError, ConfigError
-from shards.tars.place import sha256_of
+from shards.tars.place import sha256_of, size_of, write_atomic
 
 MANIFEST = "manifest.json"
 MOMENT = "@"
@@ -24,43 +28,80 @@ buffer's name holds this sign."""
 
 
 def write_checkpoint(
-    run_directory: Path, part: dict[str, Tensor], state: dict, rank: int, world: int, barrier: Callable[[], object]
+    run_directory: Path,
+    part: dict[str, Tensor],
+    state: dict,
+    rank: int,
+    world: int,
+    gather: Callable[[Any], list[Any]],
+    attempt: str = "",
 ) -> Path:
-    """Write one checkpoint from all workers; collective.
+    """Write one checkpoint from all workers; collective. It counts once all of it is on the disk.
 
     Args:
         part: this worker's tensors (`Engine.state`).
         state: contents of state.json; "step" names the directory.
-        barrier: returns when every worker has called it.
+        gather: returns what every worker gave, by rank, when all have. What one worker wrote is told to the others this
+            way: a shared file system may list it late.
+        attempt: marks what is not finished yet, so that another attempt, lost sight of, cannot write into it.
 
     Raises:
-        CheckpointError: not enough room, with both sizes.
+        CheckpointError: a tensor is not finite; it is named, and nothing is written. Not enough room, with both sizes.
     """
     final = RunFiles(run_directory).checkpoints / f"step-{state['step']:08d}"
-    partial = final.with_name(f".{final.name}.partial")
+    partial = final.with_name(f".{final.name}.{attempt}.partial")
+    broken = [name for name, value in part.items() if value.is_floating_point() and not value.isfinite().all()]
     if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in final.parent.glob(".step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
-    barrier()
-    check_room(partial, sum(t.numel() * t.element_size() for t in part.values()) * world)
-    name = f"part-{rank:05d}-of-{world:05d}.safetensors"
-    save_file(part, partial / name)
-    (partial / f"{name}.sha256").write_text(sha256_of(partial / name))
-    barrier()
+    if broken := [name for names in gather(broken) for name in names]:
+        raise CheckpointError(
+            f"{len(broken)} tensors hold values that are not finite at step {state['step']} (first {broken[0]}): no "
+            "checkpoint is written of them. Go on from an earlier one with a lower optim.lr, or with optim.clip=1.0"
+        )
+    check_room(final.parent, sum(t.numel() * t.element_size() for t in part.values()) * world)
+    file = partial / f"part-{rank:05d}-of-{world:05d}.safetensors"
+    visible(partial)
+    save_file(part, file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+    parts = gather((file.name, file.stat().st_size, sha256_of(file)))
     if rank == 0:
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
-        digests = {"state.json": sha256_of(partial / "state.json")}
-        for file in sorted(partial.glob("part-*.sha256")):
-            digests[file.name.removesuffix(".sha256")] = file.read_text()
-            file.unlink()
-        (partial / MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
-        for file in partial.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        write_atomic(partial / "state.json", json.dumps(state, indent=1).encode())
+        parts.append(("state.json", size_of(partial / "state.json"), sha256_of(partial / "state.json")))
+        manifest = {
+            "bytes": {name: size for name, size, _ in parts},
+            "sha256": {name: digest for name, _, digest in parts},
+        }
+        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _flush(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-    barrier()
+        _flush(final.parent)
+    gather(None)
     return final
+
+
+def _flush(directory: Path) -> None:
+    """Put a directory's entries on the disk."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def visible(path: Path, seconds: float = 60.0) -> bool:
+    """Whether a path is there, which another machine may have made a moment ago: shared file systems show it late."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.scandir(path.parent).close()  # asks the server anew
+    return True
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -68,31 +109,56 @@ def read_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "state.json").read_text())
 
 
-def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """All parts as one dict on host: weights, mutable buffers and the optimiser's moments."""
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(checkpoint.glob("part-*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of files by name, each read when it is asked for, and of its bytes those that are then touched."""
+
+    def __init__(self, files: Iterable[Path]):
+        """Open the files; they are closed with the last tensor of them."""
+        opened = [safe_open(file, "pt") for file in files]
+        self._where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is no mapping
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor in the file's own dtype, on the host."""
+        return self._where[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the order of the files."""
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._where)
 
 
-def weights_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_tensors(checkpoint: Path) -> StoredTensors:
+    """Weights, mutable buffers and the optimiser's moments, of all parts."""
+    return StoredTensors(checkpoint / name for name in _expected(checkpoint)["sha256"] if name.startswith("part-"))
+
+
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's tensors among `read_tensors`': weights and mutable buffers, as `load_stored` takes them."""
-    return {name: value for name, value in tensors.items() if MOMENT not in name}
+    return {name: tensors[name] for name in tensors if MOMENT not in name}
 
 
-def complaints(checkpoint: Path) -> list[str]:
-    """What is wrong with a checkpoint, judged by its own manifest; empty when it is good."""
+def _expected(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """A checkpoint's manifest: "sha256", and in all but the oldest "bytes", by file."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    return {"bytes": {}} | manifest
+
+
+def complaints(checkpoint: Path, hashes: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, judged by its manifest (without `hashes` by sizes); empty when it is good."""
     try:
-        expected = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
+        manifest = _expected(checkpoint)
+        expected, sizes = manifest["sha256"], manifest["bytes"]
     except (OSError, ValueError, KeyError) as error:
         return [f"{checkpoint / MANIFEST} cannot be read: {error}"]
     wrong = []
     for name, digest in expected.items():
         file = checkpoint / name
-        if not file.is_file():
+        if (size := size_of(file)) < 0:
             wrong.append(f"{file} is missing")
-        elif sha256_of(file) != digest:
+        elif size != sizes.get(name, size) or (hashes and sha256_of(file) != digest):
             wrong.append(f"{file} changed since it was written")
     return wrong
 
@@ -123,19 +189,20 @@ def find_checkpoint(run_directory: Path, which: str) -> Path:
     """
     paths = checkpoints(run_directory)
     if which == "best":
-        good = [path for path in paths if not complaints(path)]
-        if not good:
-            raise CheckpointError(
-                f"{run_directory} holds no good checkpoint: train the run first, or copy its checkpoints"
-            )
-        choice = choice_of(run_directory)
-        if unscored := [path.name for path in good if choice and scored(path, choice) is None]:
+        good, choice = [path for path in paths if not complaints(path, hashes=False)], choice_of(run_directory)
+        waiting = [path for path in good if choice and scored(path, choice) is None]
+        if unscored := [path.name for path in waiting if not complaints(path)]:
             raise CheckpointError(
                 f"the best checkpoint of {run_directory} is not chosen yet: {len(unscored)} of {len(good)} have no "
                 f"score by train.choose={choice} ({', '.join(unscored)}). Submit the run again (`r2kg train "
                 f"{RunFiles(run_directory).run}`), which goes on with the choice, or name a step"
             )
-        return _best(good, choice) or good[-1]
+        while good:  # the others need not be read
+            best = _best(good, choice) or good[-1]
+            if not complaints(best):
+                return best
+            good.remove(best)
+        raise CheckpointError(f"{run_directory} holds no good checkpoint: train the run first, or copy its checkpoints")
     named = paths[-1:] if which == "last" else [path for path in paths if path.name == f"step-{which:0>8}"]
     if not named:
         names = ", ".join(path.name for path in paths) or "none"
@@ -145,15 +212,17 @@ def find_checkpoint(run_directory: Path, which: str) -> Path:
     return named[0]
 
 
-def prune(run_directory: Path, kept: int, chosen: bool = False) -> None:
-    """Delete all but the `kept` newest checkpoints and the best one.
+def prune(run_directory: Path, kept: int, chosen: bool = False, written: Path | None = None) -> None:
+    """Delete all good checkpoints but the `kept` newest and the best; a damaged one stays and counts for nothing.
 
     Where another choice than the loss decides which is best, none is deleted before all are scored (`chosen`).
+    `written` was hashed a moment ago, and is not read again for it.
     """
-    paths, choice = checkpoints(run_directory), choice_of(run_directory)
+    choice = choice_of(run_directory)
     if choice and not chosen:
         return
-    for path in set(paths) - {*paths[-kept:], _best(paths, choice)}:
+    good = [path for path in checkpoints(run_directory) if not complaints(path, hashes=path != written)]
+    for path in set(good) - {*good[-kept:], _best(good, choice)}:
         shutil.rmtree(path, ignore_errors=True)
 
 

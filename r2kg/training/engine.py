@@ -88,8 +88,8 @@ class Engine:
     def __init__(self, model: Model, run: Run, steps: int, steps_per_epoch: float, state: dict | None = None):
         """Shard `model`, one of `r2kg.systems`, as `run.engine` says.
 
-        `state` is {"tensors": as `state` gives them, of all workers, "step"}: weights are restored now, moments at the
-        first step.
+        `state` is {"tensors": as `state` gives them, of all workers, "step", "skipped"}: weights are restored now,
+        moments at the first step, and then it is let go.
         """
         deepspeed_logger.setLevel(logging.WARNING)
         put_ninja_on_path()
@@ -118,6 +118,9 @@ class Engine:
             model.get_buffer(name).data = value.to(self.device)
         self._base = getattr(self.optimizer, "optimizer", self.optimizer)
         self._plain = self._base is self.optimizer  # stage 0 has no DeepSpeed wrapper around the optimiser
+        self._update, self._overflow = self.optimizer.step, False
+        if self._plain:
+            self.optimizer.step = self._update_if_finite
         if run.engine.compile:
             self.deepspeed.compile()
 
@@ -127,8 +130,12 @@ class Engine:
         The loss is Σ weight · Σ sum / Σ count over its terms, sums and counts being those of the *global* batch,
         whatever the split over workers and micro-batches.
 
+        A gradient that is not finite changes neither weights nor moments; the cursor, and with it the order of studies
+        and the learning rate, goes on.
+
         Returns:
-            loss, loss.TERM and count.TERM of every term, lr, grad_norm; equal on all workers.
+            loss, loss.TERM and count.TERM of every term, lr, grad_norm, skipped (1 without an update, else 0); equal on
+            all workers.
         """
         counts = self._sum(_added([self.model.counts(batch) for batch in batches]))
         batches = [to_device(batch, self.device) for batch in batches]
@@ -143,10 +150,12 @@ class Engine:
         means = self._sum(self._pass(batches, {name: 1 / max(1.0, count) for name, count in counts.items()}))
         self._agree_on_buffers()
         self.step_number += 1
+        skipped = self._overflow if self._plain else bool(self.optimizer.overflow)
         return _terms(means, self.weights) | {
             **{f"count.{name}": count for name, count in counts.items()},
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            "grad_norm": float(self.deepspeed.get_global_grad_norm() or 0.0),
+            "grad_norm": float("inf") if skipped else float(self.deepspeed.get_global_grad_norm() or 0.0),
+            "skipped": float(skipped),
         }
 
     @torch.no_grad()
@@ -202,12 +211,27 @@ class Engine:
             self.deepspeed.step()
         return {name: float(value) for name, value in total.items()}
 
+    def _update_if_finite(self, *arguments: Any, **named: Any) -> None:
+        """The optimiser's step at stage 0, where DeepSpeed does not look: every worker has the same gradients then."""
+        gradients = [parameter.grad for _, parameter in self._names if parameter.grad is not None]
+        norms = torch._foreach_norm([gradient.float() for gradient in gradients])
+        self._overflow = not bool(torch.stack(norms).isfinite().all()) if norms else False
+        if not self._overflow:
+            self._update(*arguments, **named)
+
     def _load_moments(self, restore: dict[str, Any], batches: list[dict]) -> None:
         """Moments exist only after a step: make one that changes nothing, then fill them, the counter, the buffers."""
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self._pass(batches, dict.fromkeys(self.model.counts(batches[0]), 0.0))
         tensors, names = restore["tensors"], self._moments()
+        if not names:
+            raise CheckpointError(
+                f"{self.run.name} cannot go on at step {restore['step']}: its gradients are not finite, and the "
+                "optimiser's moments are put back in a step. Lower optim.lr, or go on from an earlier checkpoint"
+            )
+        if not any(MOMENT in name for name in tensors):  # no step had an update until then
+            names = []
         if lacking := [moment for moment in names if f"{self._names[0][0]}{MOMENT}{moment}" not in tensors]:
             raise CheckpointError(
                 f"the checkpoint lacks the optimiser's {lacking}: it was written with another optim.kind"
@@ -223,11 +247,12 @@ class Engine:
                 safe_set_full_fp32_param(parameter, weight)
                 for moment, value in moments.items():
                     safe_set_full_optimizer_state(parameter, value, moment)
+        updates = restore["step"] - restore.get("skipped", 0)
         for state in self._base.state.values():
             if isinstance(state.get("step"), Tensor):
-                state["step"].fill_(restore["step"])
+                state["step"].fill_(updates)
             elif "step" in state:
-                state["step"] = restore["step"]
+                state["step"] = updates
         for name in self.model.mutable:  # that step's forward passes changed them
             self.model.get_buffer(name).copy_(tensors[name])
         self.step_number, self._restore = restore["step"], None

@@ -6,12 +6,16 @@ a run that was submitted again and a run on other workers all go the same way.
 """
 
 import json
+import os
+import socket
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -23,7 +27,15 @@ from r2kg.rundir import RunFiles, UnreadStudies
 from r2kg.systems.contract import Model
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training.artefacts import built, fingerprints
-from r2kg.training.checkpoint import newest_checkpoint, prune, read_state, read_tensors, write_checkpoint
+from r2kg.training.checkpoint import (
+    MANIFEST,
+    complaints,
+    prune,
+    read_state,
+    read_tensors,
+    visible,
+    write_checkpoint,
+)
 from r2kg.training.engine import Engine
 from r2kg.training.plan import Plan
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
@@ -48,9 +60,9 @@ def train_worker(config: dict) -> dict:
     Returns:
         {"step", "loss", "validation_loss"} on every rank.
     """
-    run, plan = Run.model_validate_json(config["run"]), Plan(**config["plan"])
+    run, plan, attempt = Run.model_validate_json(config["run"]), Plan(**config["plan"]), config["attempt"]
     try:
-        return _train(run, plan)
+        return _train(run, plan, attempt)
     except Exception as error:
         shown = fenced(error, plan.licence, run.privacy.allow_text)
         chain: list[BaseException] = []
@@ -63,50 +75,97 @@ def train_worker(config: dict) -> dict:
             text = "".join(traceback.format_exception(error)) if shown is error else str(shown)
             with suppress(OSError):  # nothing raised here may carry the withheld error along
                 RunFiles(run.directory).note_failure(
-                    config.get("attempt", ""), type(ours or error).__name__, str(ours or shown), text[-8000:]
+                    attempt, type(ours or error).__name__, str(ours or shown), text[-8000:]
                 )
         if shown is error:
             raise
         raise shown from None
 
 
-def _train(run: Run, plan: Plan) -> dict:
-    """From the newest good checkpoint, if it belongs to these shards and weights, to the end of the plan."""
+def _train(run: Run, plan: Plan, attempt: str) -> dict:
+    """From the checkpoint at which the stream begins, if it belongs to these shards and weights, to the plan's end."""
     torch.manual_seed(run.train.seed)
-    start = newest_checkpoint(run.directory, warn=print)
-    model = built(run)
-    if run.engine.gradient_checkpointing:
-        model.gradient_checkpointing()
-    frozen, restore, state = model.fingerprint(), None, dict[str, Any]()
-    if start:
-        state = read_state(start)
-        then_and_now = {
-            "shards": (state["shards"], plan.shards),
-            "artefacts": (fingerprints(state["artefacts"]), fingerprints(plan.artefacts)),
-            "sides": (state["sides"], plan.sides),
-            "frozen weights": (state["frozen"], frozen),
-        }
-        for what, (then, now) in then_and_now.items():
-            if then != now and not run.train.accept_changes:
-                raise CheckpointError(
-                    f"{start} was trained with {what} {then}, but now they are {now}: it would go on with other data "
-                    "or another base. Restore them, choose another name=, or set train.accept_changes=true"
-                )
-        restore = {"tensors": read_tensors(start), "step": state["step"]}
+    world = ray.train.get_context().get_world_size()
+    refuse_unshared(run, attempt, world)
+    stream = read_batches(ray.train.get_dataset_shard("train"), run.train.micro_batch)
+    with ThreadPoolExecutor(1) as beside:  # films are read while the model is built
+        first = beside.submit(next, stream, None)
+        model = built(run)
+        if run.engine.gradient_checkpointing:
+            model.gradient_checkpointing()
+        rows = first.result()
+    step = int(rows["step"][0]) if rows else 0
+    start = RunFiles(run.directory).checkpoints / f"step-{step:08d}"
+    agreed: list[Any] = [{}, {}]
+    if not dist.get_rank():  # one reads and hashes all of it, and tells the others
+        agreed[0] = model.fingerprint()
+        agreed[1] = _checked_state(start, run, plan, agreed[0]) if step else {}
+    dist.broadcast_object_list(agreed)
+    frozen, state = agreed
+    restore = None
+    if state and visible(start / MANIFEST):
+        restore = {"tensors": read_tensors(start), "step": step, "skipped": state.get("skipped", 0)}
     engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
-    worker = Worker(run, plan, model, engine, frozen)
+    del restore  # the engine lets it go when its moments are back
+    worker = Worker(run, plan, model, engine, frozen, attempt)
+    if state:
+        worker.skipped = state.get("skipped", 0)
     if state.get("lowest_loss") is not None:
         worker.lowest_loss, worker.since_lowest = state["lowest_loss"], state["since_lowest"]
-    return worker.fit(restore["step"] if restore else 0)
+    return worker.fit(step, chain([rows] if rows else [], stream))
+
+
+def refuse_unshared(run: Run, attempt: str, world: int) -> None:
+    """ConfigError naming the machines that do not see what the driver has written into the run's directory.
+
+    Collective: found out here, not when the first checkpoint is written.
+    """
+    files, deadline, seen = RunFiles(run.directory), time.monotonic() + 30, False
+    while not (seen := files.groups_of(attempt) > 0) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    blind: list[Any] = [None] * world
+    mine = "" if seen and os.access(run.directory, os.W_OK) else socket.gethostname()
+    dist.all_gather_object(blind, mine)
+    if machines := sorted({host for host in blind if host}):
+        raise ConfigError(
+            f"root={run.root} is not shared: workers on {', '.join(machines)} do not see, or cannot write, what the "
+            f"driver has left in {run.directory}. Set root= to a directory that every node mounts"
+        )
+
+
+def _checked_state(start: Path, run: Run, plan: Plan, frozen: dict) -> dict[str, Any]:
+    """state.json of the checkpoint at which the stream begins.
+
+    Raises:
+        CheckpointError: it is gone or damaged by now, or of other shards, artefacts, sides or frozen weights.
+    """
+    wrong = complaints(start) if visible(start) else [f"{start} is not there"]
+    if wrong:
+        raise CheckpointError(f"the stream begins at {start.name}, but {'; '.join(wrong)}: submit the run again")
+    state = read_state(start)
+    then_and_now = {
+        "shards": (state["shards"], plan.shards),
+        "artefacts": (fingerprints(state["artefacts"]), fingerprints(plan.artefacts)),
+        "sides": (state["sides"], plan.sides),
+        "frozen weights": (state["frozen"], frozen),
+    }
+    for what, (then, now) in then_and_now.items():
+        if then != now and not run.train.accept_changes:
+            raise CheckpointError(
+                f"{start} was trained with {what} {then}, but now they are {now}: it would go on with other data "
+                "or another base. Restore them, choose another name=, or set train.accept_changes=true"
+            )
+    return state
 
 
 class Worker:
     """What one worker holds while the loop runs."""
 
-    def __init__(self, run: Run, plan: Plan, model: Model, engine: Engine, frozen: dict):
+    def __init__(self, run: Run, plan: Plan, model: Model, engine: Engine, frozen: dict, attempt: str = ""):
         """`frozen` names the weights that are not stored: source, revision, hash."""
         context = ray.train.get_context()
         self.run, self.plan, self.model, self.engine, self.frozen = run, plan, model, engine, frozen
+        self.attempt = attempt
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.tracker = Tracker(run) if self.rank == 0 else None
         self.unread = UnreadStudies(run.directory, self.rank)
@@ -114,11 +173,15 @@ class Worker:
         self.validated_at = self.saved_at = -1
         self.lowest_loss = float("inf")  # of all validations so far, those before a restart too
         self.since_lowest = 0  # validations
+        self.skipped, self.in_a_row = 0, 0  # steps without an update, because a gradient was not finite
 
-    def fit(self, first: int) -> dict:
+    def fit(self, first: int, stream: Iterator[Rows]) -> dict:
         """Take the steps from `first` to the end of the plan, or until `train.patience` ends.
 
         Every worker has the same validation losses, and so the same patience.
+
+        Args:
+            stream: this worker's micro-batches from `first` on.
         """
         train, end = self.run.train, self.plan.steps
         metrics: dict[str, float] = {}
@@ -126,7 +189,7 @@ class Worker:
         if self.plan.begins and not first:
             self.say(self.plan.begins)
         self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
-        for step, rows in self._steps(first):
+        for step, rows in self._steps(first, stream):
             if metrics and step % train.checkpoint_every == 0:
                 self.save(step)
             if metrics and train.validate_every and step % train.validate_every == 0 and self.validated_at != step:
@@ -140,6 +203,7 @@ class Worker:
                     f"loss is {metrics['loss']} at step {step} (lr {metrics['lr']:.2g}, gradient norm "
                     f"{metrics['grad_norm']:.2g}): lower optim.lr, or set optim.clip=1.0"
                 )
+            self.count_skipped(step, metrics)
             if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
                 self.log(step + 1, metrics)
         if metrics and self.saved_at != end:
@@ -151,13 +215,29 @@ class Worker:
             )
         return self.finish(end, metrics)
 
+    def count_skipped(self, step: int, metrics: dict[str, float]) -> None:
+        """Count a step without an update; ConfigError when there were more than `train.max_skipped` in a row."""
+        if not metrics.pop("skipped"):
+            self.in_a_row = 0
+            return
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == 1:
+            self.say(f"Step {step}: a gradient is not finite, so nothing was updated ({self.skipped} such steps).")
+        if self.in_a_row > self.run.train.max_skipped:
+            raise ConfigError(
+                f"no step since {step + 1 - self.in_a_row} has changed anything: the gradients of "
+                f"{self.in_a_row} steps in a row were not finite (loss {metrics['loss']:.3f}, lr {metrics['lr']:.2g}, "
+                f"train.max_skipped={self.run.train.max_skipped}). Lower optim.lr, or set engine.precision=fp32"
+            )
+
     def log(self, step: int, metrics: dict) -> None:
         """Record the newest step's loss and the speed since the last record."""
         (since, then), self.clock = self.clock, (step, time.monotonic())
         if self.tracker:
             speed = (step - since) * self.run.train.global_batch / (self.clock[1] - then)
             record = {f"train.{name}": value for name, value in metrics.items()}
-            self.tracker.log(step, **record, **{"train.studies_per_s": speed, "train.unread": len(self.unread.named)})
+            record |= {"train.studies_per_s": speed, "train.unread": len(self.unread.named)}
+            self.tracker.log(step, **record, **{"train.skipped": self.skipped})
 
     def say(self, sentence: str) -> None:
         """An event of the run; rank 0 speaks for all."""
@@ -195,15 +275,24 @@ class Worker:
             "validation_loss": self.validation_loss,
             "lowest_loss": self.lowest_loss if self.lowest_loss < float("inf") else None,
             "since_lowest": self.since_lowest,
+            "skipped": self.skipped,
             "run": self.run.model_dump(mode="json"),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        write_checkpoint(self.run.directory, self.engine.state(), state, self.rank, self.world, dist.barrier)
+        written = write_checkpoint(
+            self.run.directory, self.engine.state(), state, self.rank, self.world, self._gather, self.attempt
+        )
         self.saved_at = step
         if self.rank == 0:
-            prune(self.run.directory, self.run.train.checkpoints_kept)
+            prune(self.run.directory, self.run.train.checkpoints_kept, written=written)
         loss = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.3f}"
         self.say(f"Checkpoint at step {step} of {self.plan.steps}{loss}.")
+
+    def _gather(self, mine: Any) -> list[Any]:
+        """What every worker gives, by rank."""
+        given: list[Any] = [None] * self.world
+        dist.all_gather_object(given, mine)
+        return given
 
     def finish(self, step: int, metrics: dict) -> dict:
         """Close tracking at the last step; say what was not seen."""
@@ -212,14 +301,14 @@ class Worker:
             self.say(tracking_note(self.tracker.close(), self.tracker))
         return {"step": step, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
 
-    def _steps(self, first: int) -> Iterator[tuple[int, list[Rows]]]:
+    def _steps(self, first: int, stream: Iterator[Rows]) -> Iterator[tuple[int, list[Rows]]]:
         """(step, this worker's micro-batches of it) from step `first` on; DataError when the stream ends early."""
         train, consumed = self.run.train, None
         if train.record_studies:
             path = RunFiles(self.run.directory).consumed / f"{self.rank:05d}-of-{self.world:05d}.jsonl"
             path.parent.mkdir(exist_ok=True)
             consumed = path.open("a")
-        stream, step = read_batches(ray.train.get_dataset_shard("train"), train.micro_batch), first
+        step = first
         while len(rows := list(islice(stream, train.accumulation))) == train.accumulation:
             if int(rows[0]["step"][0]) != step:
                 raise CheckpointError(f"the stream gave step {int(rows[0]['step'][0])}, the weights are at {step}")

@@ -23,9 +23,9 @@ from shards.tars.verify import faults_of, verify
 MAY_CHANGE = (
     "root", "data.shards", "data.features", "data.sides", "data.verify", "data.on_bad", "engine", "tracking",
     "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers", "train.micro_batch",
-    "train.gpus", "train.cpus_per_worker", "train.max_restarts", "train.wait_minutes", "train.checkpoint_every",
-    "train.checkpoints_kept", "train.validate_every", "train.patience", "train.choose", "train.log_every",
-    "train.record_studies", "train.accept_changes",
+    "train.gpus", "train.cpus_per_worker", "train.max_restarts", "train.wait_minutes", "train.max_skipped",
+    "train.checkpoint_every", "train.checkpoints_kept", "train.validate_every", "train.patience", "train.choose",
+    "train.log_every", "train.record_studies", "train.accept_changes",
 )  # fmt: skip
 
 

@@ -7,9 +7,10 @@ leaves nothing that can be listed. Local files get the same by a temporary name,
 import hashlib
 import os
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -28,6 +29,10 @@ MERGE_BYTES = 1 << 16
 """Ranges of one remote file that lie closer than this are fetched as one..."""
 MERGED_BYTES = 16 << 20
 """...of at most this size."""
+REMEMBERED_BYTES = 1 << 20
+"""Smaller files are hashed every time."""
+RACY_NS = 2_000_000_000
+"""A file that changed within this is hashed every time: many file systems keep no finer time."""
 
 
 def place(where: str | Place) -> Place:
@@ -130,10 +135,34 @@ def size_of(path: Place) -> int:
         return -1
 
 
-def sha256_of(path: Place) -> str:
-    """SHA-256 of a file, read in pieces."""
+def sha256_of(path: Place, fresh: bool = False) -> str:
+    """SHA-256 of a file, read in pieces.
+
+    Of a large local file it is remembered, by path, inode, size and times, below the user's cache directory: shards,
+    weights and checkpoints are read for it once a machine, not once by every process. `fresh` reads them anyway.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO lacks readinto
+        note = None
+        if is_local(path) and (stat := os.fstat(file.fileno())).st_size >= REMEMBERED_BYTES:
+            name = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+            note = cache_directory() / "sha256" / hashlib.sha256(name.encode()).hexdigest()
+            if time.time_ns() - stat.st_ctime_ns < RACY_NS:  # a change in the same tick would not show in its times
+                note = None
+        if note and not fresh:
+            with suppress(OSError):
+                if len(found := note.read_text()) == 64:
+                    return found
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO lacks readinto
+    if note:
+        with suppress(OSError):  # a cache that cannot be written is none
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(note, digest.encode())
+    return digest
+
+
+def cache_directory() -> Path:
+    """Where this user's programs keep what they can make again: XDG_CACHE_HOME/r2kg, else ~/.cache/r2kg."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r2kg"
 
 
 _open: OrderedDict[tuple[str, str], int] = OrderedDict()

@@ -13,10 +13,11 @@ How = Literal["sha256", "size"]
 THREADS = 8
 
 
-def faults_of(root: str | Place, tars: Sequence[Tar], how: How = "sha256") -> list[str]:
+def faults_of(root: str | Place, tars: Sequence[Tar], how: How = "sha256", fresh: bool = False) -> list[str]:
     """One sentence for every tar that is missing or changed and every index that is torn.
 
-    "size" reads no tar, "sha256" every byte; indices are always read.
+    "size" reads no tar, "sha256" every byte that this machine has not read before (`sha256_of`), with `fresh` all;
+    indices are always read.
     """
     root = place(root)
 
@@ -26,7 +27,7 @@ def faults_of(root: str | Place, tars: Sequence[Tar], how: How = "sha256") -> li
             wrong = f"{tar.name} is missing"
         elif size != tar.bytes:
             wrong = f"{tar.name} has {size} bytes, the manifest says {tar.bytes}"
-        elif how == "sha256" and (digest := sha256_of(path)) != tar.sha256:
+        elif how == "sha256" and (digest := sha256_of(path, fresh)) != tar.sha256:
             wrong = f"{tar.name} has sha256 {digest[:12]}, the manifest says {tar.sha256[:12]}"
         try:
             read_index(root, tar)
@@ -52,7 +53,7 @@ def verify(root: str | Place, manifest: Manifest, how: How = "sha256") -> None:
 def contents_faults(root: str | Place, manifest: Manifest) -> list[str]:
     """What `faults_of` finds, and whether every index points at its tar's members and all counts add up."""
     root, tally = place(root), Tally()
-    faults = faults_of(root, manifest.shards)
+    faults = faults_of(root, manifest.shards, fresh=True)
     for shard in manifest.shards:
         try:
             index = read_index(root, shard)

@@ -21,13 +21,28 @@ from r2kg.training.checkpoint import (
 from shards.errors import CheckpointError
 
 
-def write(directory, step, validation_loss=None, world=2):
+def gathering(world):
+    """Function (rank, value) → all workers' values, as torch.distributed's all_gather_object gives them."""
+    barrier, given = Barrier(world), [None] * world
+
+    def gather(rank, mine):
+        given[rank] = mine
+        barrier.wait()
+        everyone = list(given)
+        barrier.wait()
+        return everyone
+
+    return gather
+
+
+def write(directory, step, validation_loss=None, world=2, attempt="one"):
     """Write with one thread per worker, as the workers of a run do."""
-    barrier = Barrier(world)
+    gather = gathering(world)
 
     def worker(rank):
         part = {f"w{rank}": torch.full((3,), float(step)), f"w{rank}@exp_avg": torch.ones(3)}
-        write_checkpoint(directory, part, {"step": step, "validation_loss": validation_loss}, rank, world, barrier.wait)
+        state = {"step": step, "validation_loss": validation_loss}
+        write_checkpoint(directory, part, state, rank, world, lambda mine: gather(rank, mine), attempt)
 
     threads = [Thread(target=worker, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -66,11 +81,54 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
 
 def test_a_write_that_broke_off_is_no_checkpoint(tmp_path):
     good = write(tmp_path, 1)
-    partial = good.with_name(".step-00000002.partial")
+    partial = good.with_name(".step-00000002.another.partial")
     partial.mkdir()
     (partial / "part-00000-of-00002.safetensors").write_bytes(b"half")
     assert newest_checkpoint(tmp_path) == good
     assert read_state(write(tmp_path, 2))["step"] == 2
+    assert not list(good.parent.glob(".*")), "what another attempt has left is gone"
+
+
+def test_values_that_are_no_numbers_are_never_written(tmp_path):
+    good, gather = write(tmp_path, 1), gathering(2)
+    errors: list[CheckpointError] = []
+
+    def worker(rank):
+        part = {f"w{rank}": torch.ones(3), f"w{rank}@exp_avg": torch.tensor([0.0, float("nan") if rank else 0.0])}
+        try:
+            write_checkpoint(tmp_path, part, {"step": 2}, rank, 2, lambda mine: gather(rank, mine))
+        except CheckpointError as error:
+            errors.append(error)
+
+    threads = [Thread(target=worker, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [str(error)[:62] for error in errors] == [
+        "1 tensors hold values that are not finite at step 2 (first w1@"
+    ] * 2
+    assert checkpoints(tmp_path) == [good]
+
+
+def test_a_damaged_checkpoint_costs_no_good_one(tmp_path):
+    """Neither as one of the newest, nor as the best by a loss that nobody can have again."""
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, 2.6)):
+        write(tmp_path, step, loss)
+    for step in (2, 5):
+        part = next(checkpoints(tmp_path)[step - 1].glob("part-00001*"))
+        content = part.read_bytes()
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    prune(tmp_path, kept=1)
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [2, 3, 4, 5]
+    assert find_checkpoint(tmp_path, "best").name == "step-00000003"
+
+
+def test_a_manifest_without_sizes_is_read_too(tmp_path):
+    path = write(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({"sha256": manifest["sha256"]}))
+    assert not complaints(path) and len(read_tensors(path)) == 4
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path):

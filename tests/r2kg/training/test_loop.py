@@ -180,16 +180,14 @@ def test_impossible_requests_stop_before_any_worker(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize("micro_batches", [0, 5])
-def test_a_stream_that_ends_early_is_no_whole_run(recipe, monkeypatch, micro_batches):
+def test_a_stream_that_ends_early_is_no_whole_run(recipe, micro_batches):
     stream = iter([{"step": np.full(2, number // 2), "bad": []} for number in range(micro_batches)])
-    monkeypatch.setattr("r2kg.training.loop.ray.train.get_dataset_shard", lambda name: None)
-    monkeypatch.setattr("r2kg.training.loop.read_batches", lambda shard, micro_batch: stream)
     worker = object.__new__(Worker)
     worker.run, worker.plan = recipe.change({"train.record_studies": False}), SimpleNamespace(steps=STEPS)
     worker.unread = SimpleNamespace(add=list)
     taken = []
     with pytest.raises(DataError, match=f"ended after step {micro_batches // 2} of {STEPS}"):
-        taken.extend(step for step, _ in worker._steps(0))
+        taken.extend(step for step, _ in worker._steps(0, stream))
     assert not taken or taken == [0, 1]
 
 
@@ -204,7 +202,7 @@ def test_a_failure_that_cannot_be_noted_still_tells_no_text(tmp_path, monkeypatc
         raise ValueError("the report says: a large effusion")
 
     monkeypatch.setattr("r2kg.training.loop._train", fails)
-    config = {"run": run.model_dump_json(), "plan": asdict(plan)}
+    config = {"run": run.model_dump_json(), "plan": asdict(plan), "attempt": "one"}
     with pytest.raises(RuntimeError, match="its message is withheld") as caught:
         train_worker(config)  # there is no run directory to note it in
     assert "effusion" not in "".join(traceback.format_exception(caught.value))

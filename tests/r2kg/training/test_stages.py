@@ -54,7 +54,7 @@ def save(run: Run, step: int, loss: float, seed: int) -> dict[str, torch.Tensor]
     moments = {f"{name}@.exp_avg": torch.ones(1) for name in weights}
     RunFiles(run.directory).begin(run)
     state = {"step": step, "validation_loss": loss, "artefacts": {}}
-    write_checkpoint(run.directory, weights | moments, state, 0, 1, lambda: None)
+    write_checkpoint(run.directory, weights | moments, state, 0, 1, lambda mine: [mine])
     return weights
 
 
@@ -107,7 +107,7 @@ def test_the_chain_names_every_stage_before(stage1):
     save(stage2, 3, loss=1.0, seed=3)
     checkpoint = newest_checkpoint(stage2.directory)
     state = read_state(checkpoint) | {"artefacts": {"init": {"settings": settings(stage2)}}, "step": 5}
-    write_checkpoint(stage2.directory, read_tensors(checkpoint), state, 0, 1, lambda: None)
+    write_checkpoint(stage2.directory, dict(read_tensors(checkpoint)), state, 0, 1, lambda mine: [mine])
     chain = settings(with_init(stage1.change({"name": "stage3", "train.init_from": "stage2@last"})))["chain"]
     assert [(one["run"], one["step"]) for one in chain] == [("stage1", 4), ("stage2", 5)]
     assert all(len(one["checkpoint"]) == 64 for one in chain)

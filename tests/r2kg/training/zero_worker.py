@@ -2,7 +2,7 @@
 
 Arguments: LM directory, output file, settings as zero:precision:micro_batch:word+word+...; words are none, resume,
 compile and offload_* (of the engine), amsgrad and clip_value (of the optimiser), memory and terms (the system `Memory`
-in place of R2GenGPT, with and without its memory).
+in place of R2GenGPT, with and without its memory), overflow (gradients of the last worker are no numbers at two steps).
 """
 
 import json
@@ -19,6 +19,7 @@ from r2kg.systems.contract import Term, build_model
 from r2kg.training.engine import Engine
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5
+OVERFLOWS = (0, 3)
 WORDS = "the heart is large . there a small effusion on left right lungs are clear no nodule".split()  # noqa: SIM905
 
 
@@ -32,7 +33,7 @@ class Memory(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        self.rate = rate
+        self.rate, self.poisoned = rate, False
         self.encoder, self.norm, self.head = nn.Linear(64, 24), nn.LayerNorm(24), nn.Linear(24, 2)
         self.register_buffer("memory", torch.zeros(24))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
@@ -55,6 +56,8 @@ class Memory(nn.Module):
             self.memory.lerp_(state.detach().mean(0).float(), self.rate)
             self.passes += 1 + int(os.environ["RANK"])
         words, valid = batch["words"], batch["valid"]
+        if self.poisoned:  # adds nothing, and its gradient is 0 times infinity
+            written = written + (written * 0).sqrt()
         text = (written[:, 0] - batch["line"].sum(1)) ** 2 * words * valid
         label = ((written[:, 1] - words % 2) ** 2 * (valid & (words % 3 == 0))).double()
         return {"text": Term(text.sum(), 0, 0.2), "label": Term(label.sum(), 0, 3.0)}
@@ -82,7 +85,8 @@ def rows(step: int, rank: int, world: int, micro: int) -> list[dict]:
 def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
     """Ten losses; "resume" stops after five, takes the state through host memory and goes on with a new engine.
 
-    Of `Memory` also the whole of its memory and its count of passes, which all ranks must share.
+    Of `Memory` also the whole of its memory and its count of passes, which all ranks must share, and the steps that
+    changed nothing.
     """
     zero, precision, micro, option = setting.split(":")
     words = option.split("+")
@@ -110,19 +114,29 @@ def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
         return Memory(0.3 if "memory" in words else 0.0) if small else build_model(run.model)
 
     engine, model = new_engine(run, build, None)
-    found = []
+    found, skipped = [], []
     for step in range(STEPS):
         if "resume" in words and step == RESUME_AT:
             state = whole(engine.state(), world)
             assert ("head.weight@max_exp_avg_sq" in state) == (small and "amsgrad" in words)
-            engine, model = new_engine(run, build, {"tensors": state, "step": step})
-        found.append(engine.step([model.collate(micro) for micro in rows(step, rank, world, int(micro))])["loss"])
+            engine, model = new_engine(run, build, {"tensors": state, "step": step, "skipped": len(skipped)})
+        overflow = "overflow" in words and step in OVERFLOWS
+        before = whole(engine.state(), world) if overflow else {}
+        if small:
+            model.poisoned = overflow and rank == world - 1
+        metrics = engine.step([model.collate(micro) for micro in rows(step, rank, world, int(micro))])
+        found.append(metrics["loss"])
+        if metrics["skipped"]:
+            skipped.append(step)
+            after = whole(engine.state(), world)
+            fixed = [name for name in before if name not in model.mutable]
+            assert metrics["grad_norm"] == float("inf") and all(torch.equal(before[n], after[n]) for n in fixed)
     if small:
         assert model.memory.dtype == torch.float32
         mine = [float(model.memory.double().norm()), float(model.passes)]
         everywhere = whole({rank: mine}, world)
         assert all(theirs == mine for theirs in everywhere.values()), everywhere
-        found += mine
+        found += [*mine, skipped]
     return found
 
 

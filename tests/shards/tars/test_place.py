@@ -1,5 +1,7 @@
 """The same operations on local directories and on object storage (a real S3 server on this machine)."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,35 @@ def test_a_tar_missing_from_object_storage_is_named_study_by_study(s3: str, phan
     ]
     assert [bad.partition(": ")[0] for bad in rows["bad"] if bad] == lost and len(lost) == 16
     assert all("train-00001.tar cannot be read" in bad for bad in rows["bad"] if bad)
+
+
+def test_a_large_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(2 << 20))
+    first = sha256_of(path)
+    assert first == hashlib.sha256(bytes(2 << 20)).hexdigest()
+    monkeypatch.setattr("shards.tars.place.RACY_NS", 0)
+    assert sha256_of(path) == first
+    monkeypatch.setattr("shards.tars.place.hashlib.file_digest", lambda *_: pytest.fail("it was read again"))
+    assert sha256_of(path) == first
+    with pytest.raises(pytest.fail.Exception):
+        sha256_of(path, fresh=True)
+    monkeypatch.undo()
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as bad tools do; the inode's own time tells
+    assert sha256_of(path) == hashlib.sha256(b"x" + bytes((2 << 20) - 1)).hexdigest()
+
+
+def test_a_file_that_has_just_changed_is_not_remembered_and_a_cache_that_cannot_be_written_is_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(2 << 20))
+    sha256_of(path)
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "cache").write_bytes(b"a file stands there")
+    monkeypatch.setattr("shards.tars.place.RACY_NS", 0)
+    assert sha256_of(path) == sha256_of(path, fresh=True)
