@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a recipe; a run whose name exists is continued",
     "generate": "write a trained run's reports on a split",
     "evaluate": "score a predictions file",
+    "track": "send a run's records to MLflow, which was away",
     "demo": "all of it on drawn films, on this machine",
 }
 EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 4, RetryableError: 75}

@@ -1,11 +1,12 @@
 """Tracking: records go to metrics.jsonl beside the run first, and from there to MLflow.
 
 A thread forwards them, so training never waits for a server. What a lost server did not take stays in the file behind
-a cursor and is sent by the next `Tracker` of the same run.
+a cursor, one for every server, and is sent by the next `Tracker` of the same run or by `r2kg track RUN`.
 """
 
 import json
 import os
+import secrets
 import threading
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 RETRY_SECONDS = 15.0
 BATCH = 500
+PARAMS = 100
+"""As many as MLflow takes at once."""
 
 
 def tracking_uri(run: Run) -> str:
@@ -32,12 +35,21 @@ def tracking_uri(run: Run) -> str:
 class Tracker:
     """Writes a run's records and forwards them to MLflow. One writer per run directory: rank 0, then the driver."""
 
-    def __init__(self, run: Run):
-        """Open (or continue) the records of `run`; the directory must exist."""
+    def __init__(self, run: Run, running: bool = False):
+        """Open (or continue) the records of `run`; the directory must exist.
+
+        `running` says that training goes on, in MLflow too; else the run there keeps the status it ended with.
+        """
         self.run, self.uri, self.files = run, tracking_uri(run), RunFiles(run.directory)
-        self.problem = ""
+        self.problem, self._lock = "", threading.Lock()
+        if self.files.metrics.exists():  # a kill may have cut the last line
+            with self.files.metrics.open("r+b") as records:
+                content = records.read()
+                records.truncate(content.rfind(b"\n") + 1)
         self._file = self.files.metrics.open("a")
-        self._status, self._stop = "FINISHED", threading.Event()
+        self._reopen, self._stop = running, threading.Event()
+        if running:
+            self._note(status="RUNNING")
         self._thread = threading.Thread(target=self._forward_until_stopped, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -52,14 +64,18 @@ class Tracker:
         with self.files.log.open("a") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
 
-    def close(self, status: str = "FINISHED", patience: float = 60.0) -> int:
-        """Send what is left, for at most `patience` seconds, and end the MLflow run with `status`.
+    def close(self, status: str = "", patience: float = 60.0) -> int:
+        """Send what is left, for at most `patience` seconds, and end the MLflow run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED; empty: what it was closed with before, FINISHED where it never was.
 
         Returns:
             records that MLflow has not taken; `problem` then says why.
         """
         self._file.close()
-        self._status = status
+        if status:
+            self._note(status=status)
         self._stop.set()
         self._thread.join(timeout=patience)
         return self.unsent()
@@ -83,7 +99,7 @@ class Tracker:
     def _forward(self, ending: bool) -> None:
         """Send the records behind the cursor, at most BATCH at a time; when `ending`, end the MLflow run."""
         state = self._state()
-        if state and not ending and not self.unsent():
+        if state and not ending and not self._reopen and not self.unsent():
             return
         from mlflow import MlflowClient  # heavy: only the thread waits for it
         from mlflow.entities import Metric
@@ -100,7 +116,10 @@ class Tracker:
                     aside.rename(store)
             aside.unlink(missing_ok=True)
         client = MlflowClient(tracking_uri=self.uri)
-        state = state or self._open_run(client)
+        state = state if state.get("params") else self._open_run(client)
+        if self._reopen:
+            client.update_run(state["run_id"], status="RUNNING")
+            self._reopen = False
         while True:
             with self.files.metrics.open("rb") as file:
                 file.seek(state["bytes"])
@@ -114,20 +133,26 @@ class Tracker:
             ]
             client.log_batch(state["run_id"], metrics=metrics)
             state["bytes"] += sum(map(len, lines))
-            write_atomic(self.files.cursor, json.dumps(state).encode())
-        if ending:
-            client.set_terminated(state["run_id"], self._status)
+            self._note(bytes=state["bytes"])
+        status = self._notes().get("status", "FINISHED")
+        if ending and status != "RUNNING":
+            client.set_terminated(state["run_id"], status)
 
     def _open_run(self, client: Any) -> dict[str, Any]:
-        """Make the MLflow run, and its experiment and parent where they are missing; returns the cursor at 0."""
-        run, tracking = self.run, self.run.tracking
+        """Make the MLflow run, and its experiment and parent where they are missing; returns the cursor.
+
+        Begun again wherever it broke off: a run that was made is known by its key, which is noted before.
+        """
+        run, tracking, state = self.run, self.run.tracking, self._state()
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment:
             experiment_id = experiment.experiment_id
         else:  # artefacts of an SQLite-tracked experiment stand beside its file, not in the working directory
             beside = (run.directory.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
             experiment_id = client.create_experiment(tracking.experiment, artifact_location=beside)
-        tags = {"mlflow.runName": run.name, "recipe": run.recipe}
+        if not state:
+            state = self._note(key=secrets.token_hex(16), bytes=0)
+        tags = {"mlflow.runName": run.name, "recipe": run.recipe, "r2kg_key": state["key"]}
         if (card := Path(run.train.init_from) / CARD).is_file():
             tags["init"] = json.dumps(json.loads(card.read_text())["settings"]["chain"])[:5000]
         if name := tracking.parent:
@@ -135,21 +160,42 @@ class Tracker:
             parents = list(client.search_runs([experiment_id], query))
             if not parents:
                 parents = [client.create_run(experiment_id, run_name=name, tags={"r2kg_parent": "yes"})]
+                client.set_terminated(parents[0].info.run_id)  # nothing runs in it
             tags["mlflow.parentRunId"] = parents[0].info.run_id
-        run_id = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
-        for key, value in _flat(run.model_dump(mode="json")).items():
-            client.log_param(run_id, key, str(value)[:500])
-        state = {"run_id": run_id, "experiment_id": experiment_id, "uri": self.uri, "bytes": 0}
-        write_atomic(self.files.cursor, json.dumps(state).encode())
-        return state
+        if made := list(client.search_runs([experiment_id], f"tags.r2kg_key = '{state['key']}'")):
+            run_id = made[0].info.run_id
+        else:
+            run_id = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
+        self._note(run_id=run_id, experiment_id=experiment_id)
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:500]) for key, value in _flat(run.model_dump(mode="json")).items()]
+        for first in range(0, len(params), PARAMS):
+            client.log_batch(run_id, params=params[first : first + PARAMS])
+        return self._note(params=len(params))
+
+    def _notes(self) -> dict[str, Any]:
+        """{"status": how training ended, "servers": {uri: cursor}} as noted in the run's directory."""
+        try:
+            notes = json.loads(self.files.cursor.read_text())
+        except (OSError, ValueError):
+            return {"servers": {}}
+        return notes if "servers" in notes else {"servers": {}}
 
     def _state(self) -> dict[str, Any]:
-        """The cursor; {} until the MLflow run exists on this server."""
-        try:
-            state = json.loads(self.files.cursor.read_text())
-        except (OSError, ValueError):
-            return {}
-        return state if state["uri"] == self.uri else {}
+        """The cursor of this server; {} before anything was made there. With "params" in it the MLflow run is whole."""
+        return self._notes()["servers"].get(self.uri, {})
+
+    def _note(self, status: str = "", **cursor: Any) -> dict[str, Any]:
+        """Note how training stands, or what this server has; returns its cursor."""
+        with self._lock:
+            notes = self._notes()
+            if status:
+                notes["status"] = status
+            if cursor:
+                notes["servers"][self.uri] = notes["servers"].get(self.uri, {}) | cursor
+            write_atomic(self.files.cursor, json.dumps(notes).encode())
+            return notes["servers"].get(self.uri, {})
 
 
 def tracking_note(unsent: int, tracker: Tracker) -> str:
@@ -158,8 +204,20 @@ def tracking_note(unsent: int, tracker: Tracker) -> str:
         return f"MLflow at {tracker.uri} holds all records of {tracker.run.name}."
     return (
         f"MLflow at {tracker.uri} has not taken {unsent} records of {tracker.run.name} ({tracker.problem}); they are "
-        f"kept in {tracker.files.metrics} and are sent when the run is submitted again with a server that answers."
+        f"kept in {tracker.files.metrics}: `r2kg track {tracker.files.directory}` sends them once a server answers."
     )
+
+
+def close_run(run: Run, status: str) -> str:
+    """End the MLflow run of a run that cannot do it itself any more, as FAILED or KILLED; returns a note.
+
+    In bounded time and without an error of the server's; one that is not under way keeps the status it has.
+    """
+    files = RunFiles(run.directory)
+    if not files.cursor.exists() or json.loads(files.cursor.read_text()).get("status") != "RUNNING":
+        return ""
+    tracker = Tracker(run)
+    return tracking_note(tracker.close(status, patience=30.0), tracker)
 
 
 def track_scores(predictions: Path, scores: dict) -> str:

@@ -17,6 +17,7 @@ from multiprocessing import get_context, parent_process
 from r2kg.attempts.lease import lease
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, new_attempt
+from r2kg.tracking import close_run
 from shards.session import joining
 
 Target = Callable[[str, str, int], None]
@@ -43,35 +44,43 @@ def supervise(run: Run, target: Target) -> int:
         ConfigError: the run is being trained already.
     """
     run = run.absolute()
-    limit, lost = run.train.max_restarts, 0
     if not joining():  # a session of our own is over with its head: no use in waiting a minute for that
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     attempts = Attempts(run, target)
     before = {number: signal.signal(number, attempts.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with lease(run.directory, f"{run.name} is being trained", attempts.taken):
-            while True:
-                began, code = time.monotonic(), attempts.make(limit if limit < 0 else limit - lost)
-                if attempts.told is not None:
-                    return attempts.told
-                if code not in (RETRY, 1) and code >= 0:
-                    return 1 if code == FAULT else code
-                lost += attempts.losses()
-                what = "Ray's head was lost. " if code == 1 else ""
-                if code < 0:
-                    what = f"The driver died of {signal.Signals(-code).name}. "
-                if 0 <= limit < lost:
-                    print(
-                        f"{what}{run.name} was lost {lost} time{'s' * (lost != 1)}, train.max_restarts={limit}. Submit "
-                        "it again to go on from its newest checkpoint.",
-                        file=sys.stderr,
-                    )
-                    return RETRY
-                print(f"{what}Starting {run.name} again, restart {lost}{f' of {limit}' * (limit >= 0)}.", flush=True)
-                attempts.pause(2.0**lost - (time.monotonic() - began))
+            code = _attempts(run, attempts)
+            if code and attempts.told != RETRY and (note := close_run(run, "FAILED" if code < RETRY else "KILLED")):
+                print(note, flush=True)
+            return code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _attempts(run: Run, attempts: "Attempts") -> int:
+    """One after another, until one ends the run or too many were lost; the exit code."""
+    limit, lost = run.train.max_restarts, 0
+    while True:
+        began, code = time.monotonic(), attempts.make(limit if limit < 0 else limit - lost)
+        if attempts.told is not None:
+            return attempts.told
+        if code not in (RETRY, 1) and code >= 0:
+            return 1 if code == FAULT else code
+        lost += attempts.losses()
+        what = "Ray's head was lost. " if code == 1 else ""
+        if code < 0:
+            what = f"The driver died of {signal.Signals(-code).name}. "
+        if 0 <= limit < lost:
+            print(
+                f"{what}{run.name} was lost {lost} time{'s' * (lost != 1)}, train.max_restarts={limit}. Submit it "
+                "again to go on from its newest checkpoint.",
+                file=sys.stderr,
+            )
+            return RETRY
+        print(f"{what}Starting {run.name} again, restart {lost}{f' of {limit}' * (limit >= 0)}.", flush=True)
+        attempts.pause(2.0**lost - (time.monotonic() - began))
 
 
 class Attempts:

@@ -22,6 +22,7 @@ from r2kg.attempts.lease import lease
 from r2kg.config.run import Run, load_run
 from r2kg.protocol import parse_choice, protocols_of
 from r2kg.rundir import RunFiles, new_attempt
+from r2kg.tracking import close_run
 from r2kg.training.artefacts import prepared
 from r2kg.training.checkpoint import newest_checkpoint, read_state
 from r2kg.training.features import film_bytes, refuse_tuned
@@ -52,7 +53,12 @@ def train(run: Run) -> dict:
     """
     run = run.absolute()
     with lease(run.directory, f"{run.name} is being trained", lambda sentence: interrupt_main()):
-        return attempt(run, new_attempt(), run.train.max_restarts)
+        try:
+            return attempt(run, new_attempt(), run.train.max_restarts)
+        except BaseException as error:
+            if note := close_run(run, "FAILED" if isinstance(error, Exception) else "KILLED"):
+                print(note)
+            raise
 
 
 def attempt(run: Run, name: str, restarts: int) -> dict:

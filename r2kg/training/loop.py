@@ -167,7 +167,7 @@ class Worker:
         self.run, self.plan, self.model, self.engine, self.frozen = run, plan, model, engine, frozen
         self.attempt = attempt
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.tracker = Tracker(run) if self.rank == 0 else None
+        self.tracker = Tracker(run, running=True) if self.rank == 0 else None
         self.unread = UnreadStudies(run.directory, self.rank)
         self.validation_loss: float | None = None
         self.validated_at = self.saved_at = -1
@@ -298,7 +298,7 @@ class Worker:
         """Close tracking at the last step; say what was not seen."""
         if self.tracker:
             self.tracker.log(step, **{"train.unread": len(self.unread.named)})
-            self.say(tracking_note(self.tracker.close(), self.tracker))
+            self.say(tracking_note(self.tracker.close("FINISHED"), self.tracker))
         return {"step": step, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
 
     def _steps(self, first: int, stream: Iterator[Rows]) -> Iterator[tuple[int, list[Rows]]]:

@@ -9,8 +9,9 @@ import time
 import pytest
 from mlflow import MlflowClient
 
+from jobs.track import main as track
 from r2kg.config.run import Run
-from r2kg.tracking import Tracker, tracking_note, tracking_uri
+from r2kg.tracking import Tracker, close_run, tracking_note, tracking_uri
 
 
 @pytest.fixture
@@ -42,6 +43,69 @@ def test_one_mlflow_run_under_its_parent_however_often_it_is_continued(run):
     parent = next(found for found in runs if found.data.tags["mlflow.runName"] == "table-1")
     assert len(runs) == 2 and child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.params["train.seed"] == "42" and child.info.status == "FINISHED"
+
+
+def status(run: Run, uri: str = "") -> list[str]:
+    """Of every MLflow run of its name."""
+    client = MlflowClient(tracking_uri=uri or tracking_uri(run))
+    experiment = client.get_experiment_by_name(run.tracking.experiment)
+    found = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'a-run'")
+    return [one.info.status for one in found]
+
+
+def test_an_mlflow_run_that_was_made_but_not_finished_making_is_gone_on_with(run, monkeypatch):
+    monkeypatch.setattr("r2kg.tracking.RETRY_SECONDS", 0.1)
+    real, calls = MlflowClient.log_batch, []
+
+    def breaks(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionError("the server went away")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", breaks)
+    tracker = Tracker(run)
+    tracker.log(1, loss=1.0)
+    for _ in range(600):
+        if not tracker.unsent():
+            break
+        time.sleep(0.1)
+    assert tracker.close() == 0 and len(calls) > 3
+    assert status(run) == ["FINISHED"] and history(run, tracking_uri(run), "loss") == [(1, 1.0)]
+
+
+def test_an_mlflow_run_has_the_status_that_training_has(run):
+    tracker = Tracker(run, running=True)
+    tracker.log(1, loss=1.0)
+    for _ in range(600):
+        if not tracker.unsent():
+            break
+        time.sleep(0.1)
+    assert status(run) == ["RUNNING"]
+    tracker.close(patience=0)  # a worker that is lost ends nothing
+    assert "holds all records" in close_run(run, "KILLED")
+    assert status(run) == ["KILLED"]
+    scores = Tracker(run)
+    scores.log(1, bleu=0.5)
+    assert scores.close() == 0 and status(run) == ["KILLED"]
+    again = Tracker(run, running=True)
+    again.log(2, loss=0.5)
+    assert again.close("FINISHED") == 0 and status(run) == ["FINISHED"]
+    assert close_run(run, "FAILED") == "" and status(run) == ["FINISHED"], "it was not under way"
+
+
+def test_a_run_that_has_ended_is_sent_to_another_server_and_none_has_anything_twice(run, tmp_path, capsys):
+    tracker = Tracker(run)
+    for step in range(3):
+        tracker.log(step, loss=float(step))
+    assert tracker.close("FINISHED") == 0
+    run.save(run.directory / "run.json")
+    with run.directory.joinpath("metrics.jsonl").open("a") as records:
+        records.write('{"step": 9, "time_')  # a kill cut it
+    for uri in (f"sqlite:///{tmp_path / 'other.db'}", tracking_uri(run)):
+        track(run.directory, uri, 90.0)
+        assert "holds all records of a-run" in capsys.readouterr().out
+        assert status(run, uri) == ["FINISHED"] and [step for step, _ in history(run, uri, "loss")] == [0, 1, 2]
 
 
 def test_every_record_that_waits_is_counted(run):
