@@ -62,7 +62,7 @@ class MemoryWorker(Worker):
         self.rank, self.world = 0, 1
         self.tracker: Tracker | None = Tracker(run)
         self.unread = UnreadStudies(run.directory, self.rank)
-        self.validation_loss = None
+        self.validation_loss = self.probe = None
         self.validated_at = self.saved_at = -1
         self.lowest_loss, self.since_lowest = float("inf"), 0
         self.skipped, self.in_a_row = 0, 0

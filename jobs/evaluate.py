@@ -7,22 +7,31 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
-from r2kg.protocol import DEFAULT_PROTOCOLS
 from r2kg.tracking import track_scores
+from shards.errors import DataError
 from shards.tars.format import read_manifest
 
 
 def main(
-    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl")],
-    protocol: Annotated[list[str] | None, typer.Option(help="may be given more than once")] = None,
+    predictions: Annotated[
+        Path, typer.Argument(help="predictions.jsonl, or a directory, as RUN, for the newest one below it")
+    ],
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="may be given more than once; default: those of the run")
+    ] = None,
     shards: Annotated[str | None, typer.Option(help="take vocabulary and floor from these shards")] = None,
 ) -> None:
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
     # numpy and scipy take a second, for which help need not wait
     from r2kg.scoring.context import scoring_context
-    from r2kg.scoring.evaluate import evaluate, scores_table, task_beside
+    from r2kg.scoring.evaluate import evaluate, protocols_beside, scores_table
 
-    names = tuple(protocol or DEFAULT_PROTOCOLS[task_beside(predictions)])
+    if predictions.is_dir():
+        found = sorted(predictions.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise DataError(f"there is no predictions.jsonl below {predictions}: write it with `r2kg generate`")
+        predictions = found[-1]
+    names = tuple(protocol or protocols_beside(predictions))
     context = scoring_context(shards, read_manifest(shards), names) if shards else None
     scores = evaluate(predictions, names, context)
     Console(width=110).print(scores_table(scores))

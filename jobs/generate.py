@@ -6,9 +6,13 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
+from r2kg.config.overrides import parse_overrides
 from r2kg.rundir import saved_run
+from shards.errors import ConfigError
 from shards.tars.format import read_manifest
 from shards.tars.place import place
+
+MAY_CHANGE = ("model.decoding", "data.on_bad", "data.verify", "data.features", "data.sides", "train.micro_batch")
 
 
 def main(
@@ -16,10 +20,23 @@ def main(
     shards: Annotated[str | None, typer.Option(help="shards to write about; default: those it was trained on")] = None,
     split: Annotated[str, typer.Option(help="train, val or test")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
-    writers: Annotated[int, typer.Option(min=1, help="actors that hold the model")] = 1,
+    writers: Annotated[
+        int, typer.Option(min=0, help="actors that hold the model; 0: one per GPU, without GPUs as many as trained it")
+    ] = 0,
+    changes: Annotated[
+        list[str] | None, typer.Argument(help="key=value of model.decoding and data, e.g. model.decoding.beams=5")
+    ] = None,
 ) -> None:
-    """Write RUN/predictions/SPLIT/predictions.jsonl, and beside it what scoring needs."""
-    trained = saved_run(run_directory)
+    """Write predictions.jsonl below RUN/predictions/SPLIT, and beside it what scoring needs; goes on after a kill.
+
+    The directory is named after the checkpoint and the decoding, so that those of another stand beside it.
+    """
+    given = parse_overrides(changes or [])
+    if strange := sorted(key for key in given if not key.startswith(MAY_CHANGE)):
+        raise ConfigError(
+            f"{', '.join(strange)} cannot be changed for a run that is trained: {', '.join(MAY_CHANGE)} can"
+        )
+    trained = saved_run(run_directory).change(given)
     where = place(shards or trained.data.shards)
     read_manifest(where)
     from r2kg.scoring.generate import generate  # seconds of torch and Ray, after what is refused without them

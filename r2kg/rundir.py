@@ -36,7 +36,7 @@ class RunFiles:
         self.consumed = directory / "consumed"  # RANK-of-WORLD.jsonl: the studies of every step
         self.checkpoints = directory / "checkpoints"  # step-STEP/, see r2kg.training.checkpoint
         self.validation = directory / "validation"  # step-STEP.json: what a checkpoint scores on the validation split
-        self.predictions = directory / "predictions"  # SPLIT/: predictions, control, context and scores
+        self.predictions = directory / "predictions"  # SPLIT/HOW/: predictions, control, context and scores
         self.ray = directory / "ray"  # what Ray Train keeps of its own
 
     def begin(self, run: Run) -> None:
@@ -115,6 +115,6 @@ def saved_run(directory: Path) -> Run:
 
 
 def directory_of(predictions: Path) -> Path | None:
-    """The run that wrote RUN/predictions/SPLIT/FILE; None for a file outside a run."""
+    """The run that wrote RUN/predictions/SPLIT/HOW/FILE; None for a file outside a run."""
     parents = predictions.resolve().parents
-    return parents[2] if len(parents) > 2 and RunFiles(parents[2]).run.is_file() else None
+    return parents[3] if len(parents) > 3 and RunFiles(parents[3]).run.is_file() else None

@@ -62,7 +62,8 @@ def test_from_films_to_scores_by_the_commands(tmp_path):
     block = next(text for text in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "\nr2kg generate" in text)
     chain = [line for line in block.splitlines() if line.startswith("r2kg") and "--raw" not in line]
     printed = [run(command, tmp_path) for command in chain]
-    scores = Path(printed[-1].splitlines()[-1])
+    (evaluated,) = [text for command, text in zip(chain, printed, strict=True) if command.startswith("r2kg evaluate")]
+    scores = Path(evaluated.splitlines()[-1])
     assert scores.name == "scores.json" and scores.is_file()
 
 

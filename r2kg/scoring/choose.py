@@ -1,12 +1,13 @@
 """Which checkpoint is the best one, by a metric of what each writes about validation studies."""
 
 import json
+import shutil
 from pathlib import Path
 
 from r2kg.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.rundir import RunFiles, saved_run
 from r2kg.scoring.evaluate import score_protocol
-from r2kg.scoring.generate import write_reports
+from r2kg.scoring.generate import joined, write_reports
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training.checkpoint import MANIFEST, checkpoints, complaints, find_checkpoint, prune, scored
@@ -55,14 +56,17 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
             unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
             context["vocabulary"] = vocabulary(read_targets(run.data.shards, "train", unread), protocol.threshold)
         files.validation.mkdir(exist_ok=True)
-        tracker, writers = Tracker(run), train.workers if train.gpus else 1
+        tracker = Tracker(run)
         try:
             with Meteor() as meteor:
                 for checkpoint in waiting:
                     print(f"{run.name}: scoring {checkpoint.name} by {train.choose}, {len(waiting)} in all.")
-                    lines, _ = write_reports(
-                        run, index, manifest.licence, checkpoint, writers, first=train.validation_studies
-                    )
+                    sha256 = sha256_of(checkpoint / MANIFEST)
+                    parts = files.validation / f"{checkpoint.name}-{sha256[:8]}-{train.validation_studies}"
+                    write_reports(run, index, manifest.licence, checkpoint, 0, parts, first=train.validation_studies)
+                    joined(parts, parts / "written.jsonl", index)
+                    lines = [json.loads(line) for line in (parts / "written.jsonl").read_bytes().splitlines()]
+                    shutil.rmtree(parts)
                     if not lines:
                         raise DataError(f"no validation study of {run.data.shards} can be read: nothing to choose by")
                     result = score_protocol(protocol, lines, None, context, meteor)
@@ -76,7 +80,7 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
                     tracker.log(
                         int(checkpoint.name.removeprefix("step-")), **{f"val.{k}": v for k, v in values.items()}
                     )
-                    record = {"checkpoint_sha256": sha256_of(checkpoint / MANIFEST), "scored": len(lines)}
+                    record = {"checkpoint_sha256": sha256, "scored": len(lines)}
                     content = json.dumps(of_data | record | {"values": values}, indent=1, sort_keys=True)
                     write_atomic(files.validation / f"{checkpoint.name}.json", content.encode())
         finally:

@@ -123,7 +123,8 @@ def evaluate(
     """Score a predictions file under each protocol, with both floors, and write scores.json beside it.
 
     `context.json` beside the predictions gives the training vocabulary, the manifest's cleaning, the floor texts and
-    the task, which has protocols of its own where none is named; `context` fills in what it does not say.
+    the task and the protocols, which the task has of its own where none is named; `context` fills in what it does not
+    say.
     `shuffled.jsonl` beside it holds the predictions from other studies' films. What could not be computed is null, with
     the reason under `unavailable`. The same files give the same bytes. Raises `DataError` for faulty files,
     `ConfigError` for protocols that are unknown or of another task.
@@ -132,7 +133,8 @@ def evaluate(
     named = [protocol_named(item) if isinstance(item, str) else item for item in protocols]
     merged = _read_context(path.with_name("context.json"), context or {})
     task = merged.get("task") or (named[0].task if named else "report")
-    usual = protocols_of([each.name for each in named if each.name in PROTOCOLS], task)
+    given = [each.name for each in named if each.name in PROTOCOLS]
+    usual = protocols_of(given or merged.get("protocols", ()), task)
     named = named or [protocol_named(name) for name in usual]
     lines, sha256 = _read_lines(path)
     shuffled = _read_shuffled(path, lines)
@@ -145,6 +147,9 @@ def evaluate(
         "n": len(lines),
         "splits": dict(sorted(Counter(str(line.get("split") or "unnamed") for line in lines).items())),
         "shards": merged.get("shards"),
+        "checkpoint": merged.get("checkpoint"),
+        "checkpoint_sha256": merged.get("checkpoint_sha256"),
+        "decoding": merged.get("decoding"),
         "context_sha256": hashlib.sha256(used.encode()).hexdigest(),
         "shuffled_sha256": None if other is None else hashlib.sha256(other.encode()).hexdigest(),
     }
@@ -155,9 +160,10 @@ def evaluate(
     return scores
 
 
-def task_beside(predictions: Path) -> str:
-    """The task that context.json beside a predictions file names; "report" where it names none."""
-    return _read_context(predictions.with_name("context.json"), {}).get("task") or "report"
+def protocols_beside(predictions: Path) -> tuple[str, ...]:
+    """The protocols that context.json beside a predictions file names, else those of its task, else of reports."""
+    context = _read_context(predictions.with_name("context.json"), {})
+    return protocols_of(context.get("protocols", ()), context.get("task") or "report")
 
 
 def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -225,6 +231,10 @@ def score_protocol(
     if protocol.hypothesis_cleaning == AS_MANIFEST and not cleaning:
         unavailable["hypothesis_cleaning"] = "context.json names no cleaning: predictions were compared as generated"
     result: dict[str, Any] = {"hash": protocol.hash, "unavailable": unavailable}
+    if protocol.max_length:
+        whole = protocol.model_copy(update={"max_length": None})
+        lengths = [len(whole.reference(line, vocabulary).split()) for line in lines]
+        result["cut_references"] = sum(length >= protocol.max_length for length in lengths)
     for name, system in systems.items():
         if system is None:
             result[name] = None
@@ -245,9 +255,14 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
     facts = (
         f"{health['unique_share']:.0%} of predictions are unique, {health['commonest_share']:.0%} are the commonest one"
     )
+    cut = [
+        f"{name} cuts {result['cut_references']} of {predictions['n']} references"
+        for name, result in by_protocol.items()
+        if result.get("cut_references")
+    ]
     table = Table(
         title=f"{predictions['n']} studies, predictions {predictions['sha256'][:12]}",
-        caption="\n".join([facts, *sorted(reasons)]),
+        caption="\n".join([facts, *cut, *sorted(reasons)]),
     )
     for column in ("protocol", "metric", "ours", "floor: one answer for all", "shuffled: other films"):
         table.add_column(column, justify="left" if column in ("protocol", "metric") else "right")

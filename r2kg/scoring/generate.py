@@ -1,7 +1,12 @@
 """Predictions: every study of a split exactly once, written by Ray Data actors outside the training workers."""
 
+import hashlib
 import json
+import shutil
 import sys
+from _thread import interrupt_main
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,71 +17,144 @@ import ray.data
 import torch
 from rich.progress import track
 
+from r2kg.attempts.lease import lease
 from r2kg.config.run import Run
+from r2kg.modules.beams import Generated
 from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
 from r2kg.systems.contract import load_stored, to_bf16, to_device
 from r2kg.training.artefacts import built
-from r2kg.training.checkpoint import find_checkpoint, read_state, read_tensors, weights_of
+from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
-from shards.errors import ConfigError, DataError
+from shards.errors import CheckpointError, ConfigError, DataError
 from shards.privacy import fence
 from shards.session import connect_ray
-from shards.stream.blocks import Rows, stream_blocks
-from shards.stream.index import Index, numbered_studies
+from shards.stream.blocks import Rows, read_block, stream_blocks
+from shards.stream.index import Index
 from shards.stream.order import Indices, sequential_blocks
+from shards.stream.side import Side
+from shards.study import Study
+from shards.tars.format import Manifest
 from shards.tars.kinds import description_hash, read_side
-from shards.tars.place import Place, write_atomic
+from shards.tars.place import Place, create, sha256_of, write_atomic
+
+Probe = tuple[Rows, float]
+"""Rows of the validation split, and the loss that a checkpoint had on them."""
+PART = "part-{:09d}.jsonl"
+"""Lines of a block, by the row of the split at which it begins."""
+BLOCKS, BLOCK_ROWS = 256, 256
+"""A split is cut into about so many blocks of at least a micro-batch and at most so many rows, however many write:
+enough for every writer to have work to the end, and few enough to cost nothing."""
+PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
+"""How far a writer's loss may lie from the one in training, of the loss or of 1: other kernels, or autocast, round."""
 
 
 class Writer:
-    """One actor: the model with a checkpoint's weights, from films to reports."""
+    """One actor: the model with a checkpoint's weights, from blocks of films to files of reports."""
 
-    def __init__(self, run: Run, checkpoint: Path, licence: str):
-        """Build the model of `run` and put the trained weights of `checkpoint` over its frozen ones."""
-        self.run, self.licence = run, licence
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, run: Run, checkpoint: Path, licence: str, parts: Path | None = None, probe: Probe | None = None):
+        """Build the model of `run` and put the trained weights of `checkpoint` over its frozen ones.
+
+        Args:
+            parts: where a block's lines go.
+            probe: rows of the validation split, and the loss that the checkpoint had on them.
+
+        Raises:
+            CheckpointError: the model has another loss on the probe: its reports would be another model's.
+        """
+        self.run, self.licence, self.parts = run, licence, parts
+        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
         torch.manual_seed(run.train.seed)
         self.model = built(run)
         load_stored(self.model, weights_of(read_tensors(checkpoint)))
         if run.engine.precision == "bf16":
             to_bf16(self.model)
         self.model.to(self.device).eval()
+        if probe:
+            rows, wanted = probe
+            with fence(licence, run.privacy.allow_text), torch.inference_mode():
+                self._refuse_another_model(checkpoint, rows, wanted)
+
+    def _refuse_another_model(self, checkpoint: Path, rows: Rows, wanted: float) -> None:
+        sums, counts, weights = Counter[str](), Counter[str](), dict[str, float]()
+        for micro in _micro_batches(rows, self.run.train.micro_batch):
+            batch = self.model.collate(micro)
+            counts.update(self.model.counts(batch))
+            for name, term in self.model.loss(to_device(batch, self.device)).items():
+                sums[name] += float(term.sum)  # type: ignore[assignment]
+                weights[name] = term.weight
+        found = sum(weight * sums[name] / max(1.0, counts[name]) for name, weight in weights.items())
+        if not abs(found - wanted) <= PROBE_TOLERANCE[self.run.engine.precision] * max(1.0, abs(wanted)):
+            raise CheckpointError(
+                f"{checkpoint} had a loss of {wanted:.4f} on {len(rows['index'])} validation studies when it was "
+                f"written, and has {found:.4f} here: this is not the model that was trained. Its frozen weights, their "
+                "precision or a library must have changed: restore them, or train again"
+            )
 
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
-        """Rows of the stream → {index, bad, text, tokens, truncated} of the valid ones and of those that are bad."""
+        """Write a block's lines into a file of their own, and instead of a study's that is unread why; their number."""
+        lines = list[dict[str, Any]]()
         with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
-            shown = self.run.inputs.shown
-            rows = rows | {"record": np.array([shown(record) for record in rows["record"]], object)}
-            batch = to_device(self.model.collate(rows), self.device)
-            written = self.model.generate(batch, self.run.model.decoding)
-            keep = np.flatnonzero(rows["index"] >= 0)
-            return {
-                "index": rows["index"][keep],
-                "bad": np.array([rows["bad"][row] for row in keep], object),
-                "text": np.array([written[row].text for row in keep], object),
-                "tokens": np.array([written[row].tokens for row in keep], np.int64),
-                "truncated": np.array([written[row].truncated for row in keep], bool),
-            }
+            for micro in _micro_batches(rows, self.run.train.micro_batch):
+                shown = np.array([self.run.inputs.shown(record) for record in micro["record"]], object)
+                batch = to_device(self.model.collate(micro | {"record": shown}), self.device)
+                written = self.model.generate(batch, self.run.model.decoding)
+                for row in np.flatnonzero(micro["index"] >= 0):
+                    if cause := micro["bad"][row]:
+                        lines.append({"row": int(micro["index"][row]), "unread": str(cause)})
+                    else:
+                        study = Study.model_validate_json(micro["record"][row])
+                        lines.append(prediction_line(study, written[row], self.run.model.task))
+            if self.parts:
+                content = "".join(json.dumps(line) + "\n" for line in lines)
+                write_atomic(self.parts / PART.format(int(rows["index"][0])), content.encode())
+        return {"written": np.array([len(lines)])}
 
 
-def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str = "best", writers: int = 1) -> Path:
+def _micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """A block's rows as training's micro-batches: what a row is padded to must not depend on how blocks are cut."""
+    for at in range(0, len(rows["index"]), size):
+        yield {name: column[at : at + size] for name, column in rows.items()}
+
+
+def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
+    """What predictions.jsonl says of a study."""
+    return {
+        "id": study.id,
+        "key": study.key,
+        "split": study.split,
+        "prediction": written.text,
+        **answer_of(study, task),
+        "labels": study.labels,
+        "triples": study.triples,
+        "tokens": written.tokens,
+        "truncated": written.truncated,
+    }
+
+
+def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str = "best", writers: int = 0) -> Path:
     """Write predictions of a trained run on a split.
+
+    Everything that can be refused is refused before the first report is written. What is written lies in part files;
+    the same call after a kill goes on behind them, and after the end it finds what is there.
 
     Args:
         checkpoint: "best" (by train.choose), "last", or a step number.
-        writers: actors that hold the model; one GPU each when the cluster has them.
+        writers: actors that hold the model, one GPU each where the cluster has some; 0: as many as it has GPUs,
+            without any as many as the run has workers. The files do not depend on their number.
 
     Returns:
-        RUN/predictions/SPLIT/predictions.jsonl; beside it shuffled.jsonl (each study with what is written when the
-        films are another study's) and context.json (vocabulary, floors, fingerprints).
+        RUN/predictions/SPLIT/CHECKPOINT-DECODING-HASH/predictions.jsonl, the hash being that of all that decides the
+        file; beside it shuffled.jsonl (each study with what is written when the films are another study's) and
+        context.json (vocabulary, floors, fingerprints).
 
     Raises:
-        ConfigError: a protocol that is unknown or of another task than the system's, or a side of another meaning.
+        ConfigError: a protocol that is unknown or of another task than the system's, a side of another meaning, more
+            writers than GPUs, or the same is being written already.
         DataError: shards missing or changed, empty split, or a study that got no prediction.
-        CheckpointError: no such checkpoint, or a damaged one.
+        CheckpointError: no such checkpoint, or a damaged one, or it does not give the loss any more that it had.
     """
     run = run.change({"data.shards": str(shards)}).absolute()
     protocols = protocols_of(run.protocols, run.model.task)
@@ -89,48 +167,85 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         )
     source = find_checkpoint(run.directory, checkpoint)
     state = read_state(source)
-    for kind in run.shown_sides.keys() & state["sides"].keys():
-        if description_hash(read_side(run.shown_sides[kind])) != state["sides"][kind]:
+    sides = {kind: description_hash(read_side(where)) for kind, where in run.shown_sides.items() if kind != "features"}
+    for kind, found in sides.items():
+        if found != state["sides"].get(kind, found):
             raise ConfigError(
                 f"the {kind} at {run.shown_sides[kind]} are described otherwise than those {run.name} was trained "
                 "with, so their numbers would mean other things: write them as those were, or name those in data.sides"
             )
-    print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
-    lines, unread = write_reports(run, index, manifest.licence, source, writers)
-    context = {
+    decided = {
+        "checkpoint_sha256": sha256_of(source / MANIFEST),
+        "decoding": run.model.decoding.model_dump(mode="json"),
+        "shards": manifest.fingerprint,
+        "sides": sides,
+        "features": bool(run.data.features),
+        "precision": run.engine.precision,
+        "micro_batch": run.train.micro_batch,
+        "protocols": list(protocols),
+    }
+    decoding = run.model.decoding
+    how = "sampled" if decoding.sample else f"beams{decoding.beams}"
+    digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+    out = RunFiles(run.directory).predictions / split / f"{source.name}-{how}-{digest[:8]}"
+    predictions = out / "predictions.jsonl"
+    if predictions.exists():
+        print(f"{predictions} is written already; delete its directory to have it written again.")
+        return predictions
+    context = decided | {
         "run": run.name,
         "checkpoint": source.name,
         "step": state["step"],
         "split": split,
-        "shards": manifest.fingerprint,
         "trained_on": state["shards"],
         "licence": manifest.licence,
-        "protocols": list(protocols),
     }
     context |= scoring_context(run.data.shards, manifest, protocols, run.data.on_bad)
-    context |= {"given": len(index), "unread": unread}
-    inputs, control = run.inputs, list[dict[str, Any]]()
-    donors = derangement(len(lines), run.train.seed)
-    if inputs.image_px is None and not run.data.features:
-        context["no_control"] = f"{run.model.system} reads no films, so none can be another study's"
-    elif not len(donors):
-        context["no_control"] = f"{len(lines)} study was written about: there are no films of another one"
-    elif inputs.text or inputs.sides:
-        print(f"{run.name}: writing them again with the films of other studies, for the control.")
-        row_of = {key.decode(): row for row, key in enumerate(index.keys)}
-        written, whose = [row_of[line["key"]] for line in lines], np.arange(len(index))
-        whose[written] = np.array(written)[donors]
-        control, _ = write_reports(run, index, manifest.licence, source, writers, whose)
-    else:
-        control = shuffled(lines, donors)
-    out = RunFiles(run.directory).predictions / split
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
-    (out / "shuffled.jsonl").unlink(missing_ok=True)  # an older control would be taken for this one's
-    for name, answers in {"shuffled.jsonl": control, "predictions.jsonl": lines}.items():
-        if answers:
-            write_atomic(out / name, "".join(json.dumps(line) + "\n" for line in answers).encode())
-    return out / "predictions.jsonl"
+    probe = probe_of(run, manifest, state)
+    with lease(out, f"{split} of {run.name} is being written", lambda sentence: interrupt_main()):
+        print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
+        write_reports(run, index, manifest.licence, source, writers, out / "parts", probe=probe)
+        offsets, unread = joined(out / "parts", out / "written.jsonl", index)
+        context |= {"given": len(index), "unread": unread}
+        inputs = run.inputs
+        donors = derangement(len(offsets), run.train.seed)
+        if inputs.image_px is None and not run.data.features:
+            context["no_control"] = f"{run.model.system} reads no films, so none can be another study's"
+        elif not len(donors):
+            context["no_control"] = f"{len(offsets)} study was written about: there are no films of another one"
+        elif inputs.text or inputs.sides:
+            print(f"{run.name}: writing them again with the films of other studies, for the control.")
+            row_of = {key.decode(): row for row, key in enumerate(index.keys)}
+            with (out / "written.jsonl").open("rb") as file:
+                written, whose = [row_of[json.loads(line)["key"]] for line in file], np.arange(len(index))
+            whose[written] = np.array(written)[donors]
+            write_reports(run, index, manifest.licence, source, writers, out / "control", whose)
+            joined(out / "control", out / "shuffled.jsonl", index)
+        else:
+            with create(out / "shuffled.jsonl") as file:
+                for line in shuffled(out / "written.jsonl", offsets, donors):
+                    file.write(json.dumps(line).encode() + b"\n")
+        write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
+        (out / "written.jsonl").replace(predictions)  # last: where it stands, all of it does
+        for parts in ("parts", "control"):
+            shutil.rmtree(out / parts, ignore_errors=True)
+    return predictions
+
+
+def probe_of(run: Run, manifest: Manifest, state: dict[str, Any]) -> Probe | None:
+    """Rows of the validation split and the loss that the checkpoint had on them; None, said, where there are none."""
+    probe = state.get("probe")
+    if not probe or manifest.fingerprint != state["shards"]:
+        why = "it was trained on other shards" if probe else "it was not measured in training"
+        print(f"{run.name}: the model's validation loss is not checked, {why}.")
+        return None
+    index, count = Index.open(run.data.shards, "val", run.data.on_bad), probe["studies"]
+    block = sequential_blocks(count, 1, count, count)[0]
+    beside = {
+        kind: Side.open(where, index, manifest, kind, run.data.on_bad) for kind, where in run.sides.items()
+    }  # those that are targets too
+    inputs = run.inputs
+    return read_block(index, block, inputs.image_px, inputs.views, run.data.on_bad, beside), probe["loss"]
 
 
 def write_reports(
@@ -139,56 +254,72 @@ def write_reports(
     licence: str,
     checkpoint: Path,
     writers: int,
+    parts: Path,
     films: Indices | None = None,
     first: int | None = None,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Prediction lines of a split in index order, and the keys of the studies that could not be read, with the cause.
+    probe: Probe | None = None,
+) -> None:
+    """Write what is lacking of a split's part files.
 
     Args:
+        parts: a directory for one checkpoint, decoding and split: a block whose file stands there is not written again.
         films: [n], by row of the index the row whose films are shown in place of its own.
         first: only so many studies, from the beginning of the split.
 
     Raises:
+        ConfigError: more writers than GPUs.
         DataError: a study got no prediction.
     """
     connect_ray(run.directory)
     size, count = run.train.micro_batch, min(len(index), first or len(index))
-    blocks = sequential_blocks(count, 1, size)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and writers > gpus:
+        raise ConfigError(f"{writers} writers need a GPU each, the Ray cluster has {gpus}: lower --writers")
+    blocks = sequential_blocks(count, 1, size, max(size, min(BLOCK_ROWS, count // BLOCKS)))
     if films is not None:
         blocks = [replace(b, films=np.where(b.index < 0, b.index, films[b.index])) for b in blocks]
-    studies = stream_blocks(
-        run.data.shards, index.split, blocks, run.inputs.image_px, run.inputs.views, run.data.on_bad, index,
-        run.shown_sides,
-    )  # fmt: skip
-    reports = studies.map_batches(
-        Writer,
-        fn_constructor_args=(run, checkpoint, licence),
-        batch_size=size,
-        compute=ray.data.ActorPoolStrategy(size=writers),
-        num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= writers else 0,
-        num_cpus=min(1.0, run.train.cpus_per_worker),
-    )
-    rows = track(reports.iter_rows(), "writing", total=count, disable=not sys.stdout.isatty())
-    answers = {int(row["index"]): row for row in rows}
-    keys = [key.decode() for key in index.keys[:count]]
-    if lost := [key for row, key in enumerate(keys) if row not in answers]:
-        raise DataError(f"{len(lost)} studies of {index.split} got no prediction, first {lost[0]}: generate again")
-    lines = [
-        {
-            "id": study.id,
-            "key": study.key,
-            "split": study.split,
-            "prediction": str(answers[row]["text"]),
-            **answer_of(study, run.model.task),
-            "labels": study.labels,
-            "triples": study.triples,
-            "tokens": int(answers[row]["tokens"]),
-            "truncated": bool(answers[row]["truncated"]),
-        }
-        for row, study in numbered_studies(index, unread={}, first=count)
-        if not answers[row]["bad"]
-    ]
-    return lines, {keys[row]: answer["bad"] for row, answer in answers.items() if answer["bad"]}
+    parts.mkdir(parents=True, exist_ok=True)
+    files = [parts / PART.format(int(block.index.flat[0])) for block in blocks]
+    left = [block for block, file in zip(blocks, files, strict=True) if not file.exists()]
+    if 0 < len(left) < len(blocks):
+        print(f"{len(blocks) - len(left)} of {len(blocks)} blocks were written before.")
+    if left:
+        studies = stream_blocks(
+            run.data.shards, index.split, left, run.inputs.image_px, run.inputs.views, run.data.on_bad, index,
+            run.shown_sides,
+        )  # fmt: skip
+        reports = studies.map_batches(
+            Writer,
+            fn_constructor_args=(run, checkpoint, licence, parts, probe),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=min(len(left), writers or gpus or run.train.workers)),
+            num_gpus=1 if gpus else 0,
+            num_cpus=min(1.0, run.train.cpus_per_worker),
+        )
+        for _ in track(reports.iter_rows(), "writing", total=len(left), disable=not sys.stdout.isatty()):
+            pass
+    if lacking := [file.name for file in files if not file.exists()]:
+        raise DataError(f"{len(lacking)} blocks of {index.split} were not written, first {lacking[0]}: generate again")
+
+
+def joined(parts: Path, path: Path, index: Index) -> tuple[Indices, dict[str, str]]:
+    """All part files in the order of the split, in one.
+
+    Returns:
+        the byte at which each line begins, int64 [lines], and the keys of the studies that could not be read, with the
+        cause.
+    """
+    starts, unread, at = list[int](), dict[str, str](), 0
+    with create(path) as file:
+        for part in sorted(parts.glob("part-*.jsonl")):
+            for line in part.read_bytes().splitlines(keepends=True):
+                if line.startswith(b'{"row"'):
+                    told = json.loads(line)
+                    unread[index.keys[told["row"]].decode()] = told["unread"]
+                else:
+                    starts.append(at)
+                    at += file.write(line)
+    return np.array(starts, np.int64), unread
 
 
 def derangement(n: int, seed: int) -> Indices:
@@ -201,11 +332,14 @@ def derangement(n: int, seed: int) -> Indices:
     return donor
 
 
-def shuffled(lines: list[dict], donors: Indices) -> list[dict]:
-    """Every study with the report written for another study's films.
+def shuffled(predictions: Path, offsets: Indices, donors: Indices) -> Iterator[dict]:
+    """Every study with the report written for another study's films; `offsets` as `joined` gives them.
 
     A system that sees nothing but films writes the same report whichever study it is asked about, so its control is a
     derangement of its own predictions.
     """
-    taken = ("prediction", "tokens", "truncated")
-    return [line | {field: lines[donor][field] for field in taken} for line, donor in zip(lines, donors, strict=True)]
+    with predictions.open("rb") as own, predictions.open("rb") as others:
+        for line, donor in zip(own, donors, strict=True):
+            others.seek(offsets[donor])
+            other = json.loads(others.readline())
+            yield json.loads(line) | {field: other[field] for field in ("prediction", "tokens", "truncated")}

@@ -160,7 +160,10 @@ class Engine:
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """loss and loss.TERM over `batches` of all workers, as in `step`; every worker gives as many batches."""
+        """loss and loss.TERM over `batches` of all workers, as in `step`; every worker gives as many batches.
+
+        "first" is the loss over the first batch of every worker.
+        """
         self.deepspeed.eval()
         sums, counts = list[dict[str, float]](), list[dict[str, float]]()
         for batch in batches:
@@ -169,8 +172,11 @@ class Engine:
             self.weights = {name: term.weight for name, term in terms.items()}
             sums.append({name: float(term.sum) for name, term in terms.items()})
         self.deepspeed.train()
-        total, count = self._sum(_added(sums)), self._sum(_added(counts))
-        return _terms({name: value / max(1.0, count[name]) for name, value in total.items()}, self.weights)
+        whole, first = (
+            {name: total / max(1.0, number[name]) for name, total in self._sum(_added(some)).items()}
+            for some, number in ((sums, self._sum(_added(counts))), (sums[:1], self._sum(_added(counts[:1]))))
+        )
+        return _terms(whole, self.weights) | {"first": _terms(first, self.weights)["loss"]}
 
     def state(self) -> dict[str, Tensor]:
         """This worker's part of what `stored` names and of what the optimiser keeps of it, on host.

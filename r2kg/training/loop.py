@@ -170,6 +170,7 @@ class Worker:
         self.tracker = Tracker(run, running=True) if self.rank == 0 else None
         self.unread = UnreadStudies(run.directory, self.rank)
         self.validation_loss: float | None = None
+        self.probe: dict[str, float] | None = None  # a few validation studies and the loss on them
         self.validated_at = self.saved_at = -1
         self.lowest_loss = float("inf")  # of all validations so far, those before a restart too
         self.since_lowest = 0  # validations
@@ -250,6 +251,8 @@ class Worker:
             return
         rows = read_batches(ray.train.get_dataset_shard("val"), self.run.train.micro_batch)
         terms = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
+        studies = min(self.plan.validation_studies, self.world * self.run.train.micro_batch)
+        self.probe = {"studies": studies, "loss": terms.pop("first")}
         self.validation_loss, self.validated_at = terms["loss"], step
         if terms["loss"] < self.lowest_loss:
             self.lowest_loss, self.since_lowest = terms["loss"], 0
@@ -273,6 +276,7 @@ class Worker:
             "sides": self.plan.sides,
             "frozen": self.frozen,
             "validation_loss": self.validation_loss,
+            "probe": self.probe,
             "lowest_loss": self.lowest_loss if self.lowest_loss < float("inf") else None,
             "since_lowest": self.since_lowest,
             "skipped": self.skipped,

@@ -78,8 +78,7 @@ def test_nothing_of_a_patient_leaves_the_data(bench: Bench) -> None:
     bench.run("shards", "verify", "data/shards")
     bench.run("train", *TINY, "name=whole")
     bench.run("generate", "runs/whole", "--split", "test")
-    predictions = bench.folder / "runs" / "whole" / "predictions" / "test" / "predictions.jsonl"
-    bench.run("evaluate", str(predictions), "--protocol", "full-text", "--protocol", "r2gen-2020-mimic")
+    bench.run("evaluate", "runs/whole", "--protocol", "full-text", "--protocol", "r2gen-2020-mimic")
 
     first = bench.folder / "data" / "shards" / "train-00000.tar"
     first.write_bytes(first.read_bytes()[:9000])

@@ -80,5 +80,5 @@ def test_unread_studies_of_all_workers_are_named_once_each(run, capsys):
 def test_predictions_belong_to_the_run_above_them(run, tmp_path):
     files = RunFiles(run.directory)
     files.begin(run)
-    assert directory_of(files.predictions / "test" / "predictions.jsonl") == run.directory
+    assert directory_of(files.predictions / "test" / "how" / "predictions.jsonl") == run.directory
     assert directory_of(tmp_path / "predictions.jsonl") is None and directory_of(Path("/p.jsonl")) is None

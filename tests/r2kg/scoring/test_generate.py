@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from r2kg.config.needs import Inputs
 from r2kg.config.parts import Data
 from r2kg.config.run import Run, System
-from r2kg.scoring.generate import Writer, derangement, shuffled
+from r2kg.modules.beams import Generated
+from r2kg.scoring.generate import PART, Writer, derangement, joined, shuffled
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from shards.errors import ConfigError
 from shards.stream.blocks import read_block, stream_blocks
@@ -65,7 +67,7 @@ def test_a_record_is_cut_to_what_the_inputs_name() -> None:
     assert Inputs().shown("") == ""
 
 
-def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path) -> None:
+def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path, tmp_path: Path) -> None:
     """The writer itself, with a model that keeps what it is given."""
     writer, seen = object.__new__(Writer), []
 
@@ -75,14 +77,16 @@ def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path) -> None
             return {}
 
         def generate(self, batch: dict, decoding: object) -> list:
-            return [type("Text", (), {"text": "x", "tokens": 1, "truncated": False})] * len(seen)
+            return [Generated("x", 1, False)] * len(seen)
 
-    writer.run, writer.licence, writer.device = Run(name="x", model=Asked()), "", "cpu"
+    run = Run(name="x", model=Asked(), train={"micro_batch": 64, "global_batch": 64})
+    writer.run, writer.licence, writer.device, writer.parts = run, "", "cpu", tmp_path
     writer.model = Model()  # type: ignore[assignment]
     index = Index.open(phantom_shards, "test")
     rows = read_block(index, sequential_blocks(len(index), 1, len(index) + 1)[0], 64, 2)
-    answers = writer(rows)
-    assert len(answers["index"]) == len(index) and len(seen) == len(index) + 1
+    assert writer(rows)["written"] == [len(index)] and len(seen) == len(index) + 1
+    lines = [json.loads(line) for line in (tmp_path / PART.format(0)).read_text().splitlines()]
+    assert [line["reference"] for line in lines] == [study.target for study in read_studies(phantom_shards, "test")]
     for study, record in zip(read_studies(phantom_shards, "test"), seen, strict=False):
         assert study.report not in record and study.target not in record and study.key in record
     assert seen[-1] == "" and any(study.report in rows["record"][0] for study in read_studies(phantom_shards, "test"))
@@ -109,11 +113,18 @@ def test_what_tells_the_report_is_refused_before_anything_starts() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 50])
-def test_a_derangement_gives_everybody_another(n: int) -> None:
+def test_a_derangement_gives_everybody_another(n: int, tmp_path: Path) -> None:
     donors = derangement(n, seed=1)
     assert sorted(donors) == list(range(n)) and not (donors == np.arange(n)).any()
     lines = [{"id": i, "prediction": f"p{i}", "tokens": i, "truncated": False} for i in range(n)]
-    assert [line["prediction"] for line in shuffled(lines, donors)] == [f"p{i}" for i in donors]
+    for first in range(0, n, 3):
+        part = "".join(json.dumps(line) + "\n" for line in lines[first : first + 3])
+        (tmp_path / PART.format(first)).write_text(part)
+    offsets, unread = joined(tmp_path, tmp_path / "whole", SimpleNamespace(keys=[]))  # type: ignore[arg-type]
+    assert len(offsets) == n and not unread
+    written = list(shuffled(tmp_path / "whole", offsets, donors))
+    assert [line["prediction"] for line in written] == [f"p{i}" for i in donors]
+    assert [line["id"] for line in written] == list(range(n))
     assert not len(derangement(1, 0)) and not len(derangement(0, 0))
 
 

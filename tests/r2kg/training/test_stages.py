@@ -223,8 +223,8 @@ def test_two_stages_survive_kill_9_and_the_second_needs_the_first_no_more(twelve
     (link,) = state["artefacts"]["init"]["settings"]["chain"]
     assert (link["run"], link["step"]) == ("stage1", step)
     assert "begins with stage1@best" in (killed.directory / "log.txt").read_text()
-    cursor = json.loads(RunFiles(killed.directory).cursor.read_text())
-    assert json.loads(MlflowClient(cursor["uri"]).get_run(cursor["run_id"]).data.tags["init"]) == [link]
+    ((uri, cursor),) = json.loads(RunFiles(killed.directory).cursor.read_text())["servers"].items()
+    assert json.loads(MlflowClient(uri).get_run(cursor["run_id"]).data.tags["init"]) == [link]
 
     shutil.rmtree(stage1)
     assert train(killed)["step"] == killed.train.steps, "submitted again with the same words it has nothing left to do"
