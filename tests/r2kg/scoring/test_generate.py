@@ -1,6 +1,10 @@
 """What a model is shown when it writes, and whose films its control shows."""
 
 import json
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,14 +12,19 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
+import torch
 
 from r2kg.config.needs import Inputs
 from r2kg.config.parts import Data
 from r2kg.config.run import Run, System
 from r2kg.modules.beams import Generated
-from r2kg.scoring.generate import PART, Writer, derangement, joined, shuffled
+from r2kg.rundir import saved_run
+from r2kg.scoring.evaluate import read_predictions
+from r2kg.scoring.generate import PART, Writer, derangement, generate, joined, probe_of, shuffled
 from r2kg.systems.r2genkg.config import R2GenKGConfig
-from shards.errors import ConfigError
+from r2kg.training.artefacts import built
+from r2kg.training.checkpoint import find_checkpoint, read_state
+from shards.errors import CheckpointError, ConfigError
 from shards.stream.blocks import read_block, stream_blocks
 from shards.stream.index import Index, read_studies
 from shards.stream.order import sequential_blocks
@@ -141,3 +150,56 @@ def test_films_of_another_study_stand_beside_its_own_record(phantom_shards: Path
     assert not swapped["valid"][n] and not swapped["images"][n].any()
     (streamed,) = stream_blocks(phantom_shards, "test", [other], 32, 3).iter_batches(batch_size=None)
     assert (streamed["images"] == swapped["images"]).all() and (streamed["record"] == swapped["record"]).all()
+
+
+@pytest.mark.slow
+def test_a_kill_and_the_number_of_writers_change_no_byte(undisturbed: Run, tmp_path: Path) -> None:
+    """kill -9 of `r2kg generate` once some blocks are there; the same call goes on behind them."""
+    changes = {"model.decoding": {"max_new_tokens": 6, "beams": 2}}
+    whole, killed = (Path(shutil.copytree(undisturbed.directory, tmp_path / name)) for name in ("whole", "killed"))
+    command = [sys.executable, "-m", "jobs.generate", str(killed), "--split", "train", "--writers", "1"]
+    command += ["model.decoding.max_new_tokens=6", "model.decoding.beams=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    parts: list[Path] = []
+    for _ in range(1200):
+        parts = list(killed.glob("predictions/train/*/parts/part-*"))
+        if len(parts) >= 2 or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    written = {path.name: path.stat().st_mtime_ns for path in killed.glob("predictions/train/*/parts/part-*")}
+    assert 2 <= len(written) < 23, "it was killed half-way"
+    run = saved_run(killed).change(changes)
+    two = generate(run, run.data.shards, "train", writers=2)
+    assert two.parent.name.startswith("step-000000") and "-beams2-" in two.parent.name
+    one = generate(saved_run(whole).change(changes), run.data.shards, "train", writers=1)
+    for name in ("predictions.jsonl", "shuffled.jsonl"):
+        assert two.with_name(name).read_bytes() == one.with_name(name).read_bytes()
+    ids = [line["id"] for line in read_predictions(two)]
+    assert ids == [study.id for study in read_studies(Path(run.data.shards), "train")]
+    assert json.loads(two.with_name("context.json").read_text())["decoding"]["beams"] == 2
+    assert {path.name for path in two.parent.iterdir()} == {"context.json", "predictions.jsonl", "shuffled.jsonl"}
+    stamp = two.stat().st_mtime_ns
+    assert generate(run, run.data.shards, "train") == two and two.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_a_writer_refuses_a_model_that_is_not_the_trained_one(undisturbed: Run, monkeypatch) -> None:
+    run, checkpoint = saved_run(undisturbed.directory), find_checkpoint(undisturbed.directory, "last")
+    probe = probe_of(run, run.manifest(), read_state(checkpoint))
+    assert probe and len(probe[0]["index"]) == 4
+    for precision in ("fp32", "bf16"):
+        Writer(run.change({"engine.precision": precision}), checkpoint, "synthetic", None, probe)
+
+    def otherwise(run: Run) -> torch.nn.Module:
+        model: torch.nn.Module = built(run)  # type: ignore[assignment]
+        frozen = [p for name, p in model.named_parameters() if "embed_tokens" in name and not p.requires_grad]
+        assert frozen
+        for parameter in frozen:  # another language model of the same shape
+            parameter.data = parameter.data.roll(1, 0)
+        return model
+
+    monkeypatch.setattr("r2kg.scoring.generate.built", otherwise)
+    with pytest.raises(CheckpointError, match=r"had a loss of .* on 4 validation studies .* and has .* here"):
+        Writer(run, checkpoint, "synthetic", None, probe)
