@@ -103,7 +103,9 @@ def _train(run: Run, plan: Plan, attempt: str) -> dict:
     dist.broadcast_object_list(agreed)
     frozen, state = agreed
     restore = None
-    if state and visible(start / MANIFEST):
+    if state:
+        if not visible(start / MANIFEST):  # going on without it would be another run than the other workers'
+            raise RetryableError(f"{socket.gethostname()} does not see {start}, which the first worker has read")
         restore = {"tensors": read_tensors(start), "step": step, "skipped": state.get("skipped", 0)}
     engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
     del restore  # the engine lets it go when its moments are back
