@@ -143,6 +143,8 @@ class Tracker:
 
         Begun again wherever it broke off: a run that was made is known by its key, which is noted before.
         """
+        from mlflow.entities import Param
+
         run, tracking, state = self.run, self.run.tracking, self._state()
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment:
@@ -167,8 +169,6 @@ class Tracker:
         else:
             run_id = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
         self._note(run_id=run_id, experiment_id=experiment_id)
-        from mlflow.entities import Param
-
         params = [Param(key, str(value)[:500]) for key, value in _flat(run.model_dump(mode="json")).items()]
         for first in range(0, len(params), PARAMS):
             client.log_batch(run_id, params=params[first : first + PARAMS])

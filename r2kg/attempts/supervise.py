@@ -120,7 +120,7 @@ class Attempts:
             later = threading.Timer(GRACE_SECONDS, self._kill)
             later.daemon = True
             later.start()
-        elif self.child.is_alive():
+        else:
             self._kill()
         self._end(128 + number)
         if self.child.pid and self.child.is_alive():

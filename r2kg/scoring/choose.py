@@ -7,7 +7,7 @@ from pathlib import Path
 from r2kg.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.rundir import RunFiles, saved_run
 from r2kg.scoring.evaluate import score_protocol
-from r2kg.scoring.generate import joined, write_reports
+from r2kg.scoring.generate import lines_of, write_reports
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training.checkpoint import MANIFEST, checkpoints, complaints, find_checkpoint, prune, scored
@@ -64,8 +64,7 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
                     sha256 = sha256_of(checkpoint / MANIFEST)
                     parts = files.validation / f"{checkpoint.name}-{sha256[:8]}-{train.validation_studies}"
                     write_reports(run, index, manifest.licence, checkpoint, 0, parts, first=train.validation_studies)
-                    joined(parts, parts / "written.jsonl", index)
-                    lines = [json.loads(line) for line in (parts / "written.jsonl").read_bytes().splitlines()]
+                    lines = [line for _, line in lines_of(parts) if "unread" not in line]
                     shutil.rmtree(parts)
                     if not lines:
                         raise DataError(f"no validation study of {run.data.shards} can be read: nothing to choose by")

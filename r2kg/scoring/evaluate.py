@@ -215,7 +215,9 @@ def score_protocol(
             f"the cleaning {protocol.cleaning}"
         )
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
-    references = [protocol.reference(line, vocabulary) for line in lines]
+    uncut = protocol.model_copy(update={"max_length": None})
+    whole = [uncut.reference(line, vocabulary) for line in lines]
+    references = [protocol.cut(text, vocabulary) for text in whole]
     systems = {
         "score": lines,
         "floor": None if floor is None else [{**line, "prediction": floor} for line in lines],
@@ -232,9 +234,7 @@ def score_protocol(
         unavailable["hypothesis_cleaning"] = "context.json names no cleaning: predictions were compared as generated"
     result: dict[str, Any] = {"hash": protocol.hash, "unavailable": unavailable}
     if protocol.max_length:
-        whole = protocol.model_copy(update={"max_length": None})
-        lengths = [len(whole.reference(line, vocabulary).split()) for line in lines]
-        result["cut_references"] = sum(length >= protocol.max_length for length in lengths)
+        result["cut_references"] = sum(len(text.split()) >= protocol.max_length for text in whole)
     for name, system in systems.items():
         if system is None:
             result[name] = None

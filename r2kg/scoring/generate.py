@@ -31,7 +31,7 @@ from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.privacy import fence
 from shards.session import connect_ray
-from shards.stream.blocks import Rows, read_block, stream_blocks
+from shards.stream.blocks import Rows, micro_batches, read_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import Indices, sequential_blocks
 from shards.stream.side import Side
@@ -79,7 +79,7 @@ class Writer:
 
     def _refuse_another_model(self, checkpoint: Path, rows: Rows, wanted: float) -> None:
         sums, counts, weights = Counter[str](), Counter[str](), dict[str, float]()
-        for micro in _micro_batches(rows, self.run.train.micro_batch):
+        for micro in micro_batches(rows, self.run.train.micro_batch):
             batch = self.model.collate(micro)
             counts.update(self.model.counts(batch))
             for name, term in self.model.loss(to_device(batch, self.device)).items():
@@ -97,7 +97,7 @@ class Writer:
         """Write a block's lines into a file of their own, and instead of a study's that is unread why; their number."""
         lines = list[dict[str, Any]]()
         with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
-            for micro in _micro_batches(rows, self.run.train.micro_batch):
+            for micro in micro_batches(rows, self.run.train.micro_batch):
                 shown = np.array([self.run.inputs.shown(record) for record in micro["record"]], object)
                 batch = to_device(self.model.collate(micro | {"record": shown}), self.device)
                 written = self.model.generate(batch, self.run.model.decoding)
@@ -111,12 +111,6 @@ class Writer:
                 content = "".join(json.dumps(line) + "\n" for line in lines)
                 write_atomic(self.parts / PART.format(int(rows["index"][0])), content.encode())
         return {"written": np.array([len(lines)])}
-
-
-def _micro_batches(rows: Rows, size: int) -> Iterator[Rows]:
-    """A block's rows as training's micro-batches: what a row is padded to must not depend on how blocks are cut."""
-    for at in range(0, len(rows["index"]), size):
-        yield {name: column[at : at + size] for name, column in rows.items()}
 
 
 def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
@@ -207,29 +201,36 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         write_reports(run, index, manifest.licence, source, writers, out / "parts", probe=probe)
         offsets, unread = joined(out / "parts", out / "written.jsonl", index)
         context |= {"given": len(index), "unread": unread}
-        inputs = run.inputs
-        donors = derangement(len(offsets), run.train.seed)
-        if inputs.image_px is None and not run.data.features:
-            context["no_control"] = f"{run.model.system} reads no films, so none can be another study's"
-        elif not len(donors):
-            context["no_control"] = f"{len(offsets)} study was written about: there are no films of another one"
-        elif inputs.text or inputs.sides:
-            print(f"{run.name}: writing them again with the films of other studies, for the control.")
-            row_of = {key.decode(): row for row, key in enumerate(index.keys)}
-            with (out / "written.jsonl").open("rb") as file:
-                written, whose = [row_of[json.loads(line)["key"]] for line in file], np.arange(len(index))
-            whose[written] = np.array(written)[donors]
-            write_reports(run, index, manifest.licence, source, writers, out / "control", whose)
-            joined(out / "control", out / "shuffled.jsonl", index)
-        else:
-            with create(out / "shuffled.jsonl") as file:
-                for line in shuffled(out / "written.jsonl", offsets, donors):
-                    file.write(json.dumps(line).encode() + b"\n")
+        context |= write_control(run, index, manifest.licence, source, writers, out, offsets)
         write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
         (out / "written.jsonl").replace(predictions)  # last: where it stands, all of it does
         for parts in ("parts", "control"):
             shutil.rmtree(out / parts, ignore_errors=True)
     return predictions
+
+
+def write_control(
+    run: Run, index: Index, licence: str, checkpoint: Path, writers: int, out: Path, offsets: Indices
+) -> dict[str, str]:
+    """Write shuffled.jsonl beside written.jsonl in `out`; returns {}, or {"no_control": why there can be none}."""
+    inputs, donors = run.inputs, derangement(len(offsets), run.train.seed)
+    if inputs.image_px is None and not run.data.features:
+        return {"no_control": f"{run.model.system} reads no films, so none can be another study's"}
+    if not len(donors):
+        return {"no_control": f"{len(offsets)} study was written about: there are no films of another one"}
+    if inputs.text or inputs.sides:
+        print(f"{run.name}: writing them again with the films of other studies, for the control.")
+        row_of = {key.decode(): row for row, key in enumerate(index.keys)}
+        with (out / "written.jsonl").open("rb") as file:
+            written, whose = [row_of[json.loads(line)["key"]] for line in file], np.arange(len(index))
+        whose[written] = np.array(written)[donors]
+        write_reports(run, index, licence, checkpoint, writers, out / "control", whose)
+        joined(out / "control", out / "shuffled.jsonl", index)
+    else:
+        with create(out / "shuffled.jsonl") as file:
+            for line in shuffled(out / "written.jsonl", offsets, donors):
+                file.write(json.dumps(line).encode() + b"\n")
+    return {}
 
 
 def probe_of(run: Run, manifest: Manifest, state: dict[str, Any]) -> Probe | None:
@@ -302,6 +303,16 @@ def write_reports(
         raise DataError(f"{len(lacking)} blocks of {index.split} were not written, first {lacking[0]}: generate again")
 
 
+def lines_of(parts: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Every line that writers have left, as it stands and as what it says, in the order of the split.
+
+    A study that could not be read is {"row", "unread": cause}.
+    """
+    for part in sorted(parts.glob("part-*.jsonl")):
+        for line in part.read_bytes().splitlines(keepends=True):
+            yield line, json.loads(line)
+
+
 def joined(parts: Path, path: Path, index: Index) -> tuple[Indices, dict[str, str]]:
     """All part files in the order of the split, in one.
 
@@ -311,14 +322,12 @@ def joined(parts: Path, path: Path, index: Index) -> tuple[Indices, dict[str, st
     """
     starts, unread, at = list[int](), dict[str, str](), 0
     with create(path) as file:
-        for part in sorted(parts.glob("part-*.jsonl")):
-            for line in part.read_bytes().splitlines(keepends=True):
-                if line.startswith(b'{"row"'):
-                    told = json.loads(line)
-                    unread[index.keys[told["row"]].decode()] = told["unread"]
-                else:
-                    starts.append(at)
-                    at += file.write(line)
+        for line, told in lines_of(parts):
+            if "unread" in told:
+                unread[index.keys[told["row"]].decode()] = told["unread"]
+            else:
+                starts.append(at)
+                at += file.write(line)
     return np.array(starts, np.int64), unread
 
 

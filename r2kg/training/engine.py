@@ -172,11 +172,12 @@ class Engine:
             self.weights = {name: term.weight for name, term in terms.items()}
             sums.append({name: float(term.sum) for name, term in terms.items()})
         self.deepspeed.train()
-        whole, first = (
-            {name: total / max(1.0, number[name]) for name, total in self._sum(_added(some)).items()}
-            for some, number in ((sums, self._sum(_added(counts))), (sums[:1], self._sum(_added(counts[:1]))))
-        )
-        return _terms(whole, self.weights) | {"first": _terms(first, self.weights)["loss"]}
+        return self._means(sums, counts) | {"first": self._means(sums[:1], counts[:1])["loss"]}
+
+    def _means(self, sums: list[dict[str, float]], counts: list[dict[str, float]]) -> dict[str, float]:
+        """loss and loss.TERM over these batches of all workers."""
+        total, count = self._sum(_added(sums)), self._sum(_added(counts))
+        return _terms({name: value / max(1.0, count[name]) for name, value in total.items()}, self.weights)
 
     def state(self) -> dict[str, Tensor]:
         """This worker's part of what `stored` names and of what the optimiser keeps of it, on host.
@@ -220,8 +221,7 @@ class Engine:
     def _update_if_finite(self, *arguments: Any, **named: Any) -> None:
         """The optimiser's step at stage 0, where DeepSpeed does not look: every worker has the same gradients then."""
         gradients = [parameter.grad for _, parameter in self._names if parameter.grad is not None]
-        norms = torch._foreach_norm([gradient.float() for gradient in gradients])
-        self._overflow = not bool(torch.stack(norms).isfinite().all()) if norms else False
+        self._overflow = not bool(torch.nn.utils.get_total_norm(gradients).isfinite())
         if not self._overflow:
             self._update(*arguments, **named)
 

@@ -199,20 +199,20 @@ def check_cluster(run: Run) -> None:
             f"{wanted['CPU']:g} of {most['CPU']:g} CPUs would go to training and none to reading films: "
             f"set train.cpus_per_worker to at most {max(0.1, (most['CPU'] - 1) / train.workers):.2g}"
         )
-    began = said = time.monotonic() - 60
+    deadline, next_word = time.monotonic() + 60 * train.wait_minutes, 0.0
     while lacking := [f"{n - have.get(kind, 0):g} {kind}" for kind, n in wanted.items() if have.get(kind, 0) < n]:
-        if (now := time.monotonic()) - said >= 60:
-            said = now
+        if (now := time.monotonic()) >= next_word:
+            next_word = now + 60
             print(f"Waiting for nodes with {' and '.join(lacking)} more (train.wait_minutes={train.wait_minutes:g}).")
             request_resources(bundles=[each] * train.workers)
-        if now - began - 60 > 60 * train.wait_minutes:
+        if now > deadline:
             raise RetryableError(
                 f"no node with {' and '.join(lacking)} came in train.wait_minutes={train.wait_minutes:g}: see what the "
                 "autoscaler says (`ray status`), and submit the run again"
             )
         time.sleep(1.0)
         have = ray.cluster_resources()
-    if said > began:  # the workers' placement group holds the nodes from now on
+    if next_word:  # the workers' placement group holds the nodes from now on
         request_resources(bundles=[])
 
 

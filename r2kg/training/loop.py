@@ -85,8 +85,7 @@ def train_worker(config: dict) -> dict:
 def _train(run: Run, plan: Plan, attempt: str) -> dict:
     """From the checkpoint at which the stream begins, if it belongs to these shards and weights, to the plan's end."""
     torch.manual_seed(run.train.seed)
-    world = ray.train.get_context().get_world_size()
-    refuse_unshared(run, attempt, world)
+    refuse_unshared(run, attempt)
     stream = read_batches(ray.train.get_dataset_shard("train"), run.train.micro_batch)
     with ThreadPoolExecutor(1) as beside:  # films are read while the model is built
         first = beside.submit(next, stream, None)
@@ -110,14 +109,20 @@ def _train(run: Run, plan: Plan, attempt: str) -> dict:
     engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
     del restore  # the engine lets it go when its moments are back
     worker = Worker(run, plan, model, engine, frozen, attempt)
-    if state:
-        worker.skipped = state.get("skipped", 0)
+    worker.skipped = state.get("skipped", 0)
     if state.get("lowest_loss") is not None:
         worker.lowest_loss, worker.since_lowest = state["lowest_loss"], state["since_lowest"]
     return worker.fit(step, chain([rows] if rows else [], stream))
 
 
-def refuse_unshared(run: Run, attempt: str, world: int) -> None:
+def gathered(mine: Any) -> list[Any]:
+    """What every worker gives, by rank, once all have."""
+    given: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(given, mine)
+    return given
+
+
+def refuse_unshared(run: Run, attempt: str) -> None:
     """ConfigError naming the machines that do not see what the driver has written into the run's directory.
 
     Collective: found out here, not when the first checkpoint is written.
@@ -125,9 +130,7 @@ def refuse_unshared(run: Run, attempt: str, world: int) -> None:
     files, deadline, seen = RunFiles(run.directory), time.monotonic() + 30, False
     while not (seen := files.groups_of(attempt) > 0) and time.monotonic() < deadline:
         time.sleep(0.5)
-    blind: list[Any] = [None] * world
-    mine = "" if seen and os.access(run.directory, os.W_OK) else socket.gethostname()
-    dist.all_gather_object(blind, mine)
+    blind = gathered("" if seen and os.access(run.directory, os.W_OK) else socket.gethostname())
     if machines := sorted({host for host in blind if host}):
         raise ConfigError(
             f"root={run.root} is not shared: workers on {', '.join(machines)} do not see, or cannot write, what the "
@@ -286,19 +289,13 @@ class Worker:
             "versions": {name: version(name) for name in LIBRARIES},
         }
         written = write_checkpoint(
-            self.run.directory, self.engine.state(), state, self.rank, self.world, self._gather, self.attempt
+            self.run.directory, self.engine.state(), state, self.rank, self.world, gathered, self.attempt
         )
         self.saved_at = step
         if self.rank == 0:
             prune(self.run.directory, self.run.train.checkpoints_kept, written=written)
         loss = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.3f}"
         self.say(f"Checkpoint at step {step} of {self.plan.steps}{loss}.")
-
-    def _gather(self, mine: Any) -> list[Any]:
-        """What every worker gives, by rank."""
-        given: list[Any] = [None] * self.world
-        dist.all_gather_object(given, mine)
-        return given
 
     def finish(self, step: int, metrics: dict) -> dict:
         """Close tracking at the last step; say what was not seen."""

@@ -177,5 +177,10 @@ def read_batches(iterator: DataIterator, micro_batch: int) -> Iterator[Rows]:
         for block in iterator.iter_batches(
             batch_size=whole_blocks, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
         ):
-            for start in range(0, len(block["valid"]), micro_batch):
-                yield {name: column[start : start + micro_batch] for name, column in block.items()}
+            yield from micro_batches(block, micro_batch)
+
+
+def micro_batches(block: Rows, size: int) -> Iterator[Rows]:
+    """Views of `size` rows of a block at a time, the last of what is left."""
+    for start in range(0, len(block["valid"]), size):
+        yield {name: column[start : start + size] for name, column in block.items()}
