@@ -11,7 +11,7 @@ from r2kg.attempts.supervise import supervise
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
-from shards.errors import ConfigError, RetryableError
+from shards.errors import ConfigError
 
 
 def main(
@@ -31,20 +31,13 @@ def main(
 def attempt(saved: str, name: str, restarts: int) -> None:
     """One attempt at a run, in a process of its own: train, choose the best checkpoint, say what came out."""
     # seconds of torch and Ray, after what is refused without them
-    from ray.exceptions import RayError, RayTaskError
-
     from r2kg.scoring.choose import choose_checkpoint
     from r2kg.training import launch
 
     resolved = Run.model_validate_json(saved)
     with one_sentence():
-        try:
-            summary = launch.attempt(resolved, name, restarts)
-            choose_checkpoint(resolved.directory)
-        except RayError as error:
-            if isinstance(error, RayTaskError):
-                raise
-            raise RetryableError(f"{resolved.name} lost its Ray session ({type(error).__name__})") from error
+        summary = launch.attempt(resolved, name, restarts)
+        choose_checkpoint(resolved.directory)
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."
     validation = "" if summary["validation_loss"] is None else f" Validation loss {summary['validation_loss']:.3f}."
     print(f"{resolved.name} is trained: {summary['step']} steps.{loss}{validation}")

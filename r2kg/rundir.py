@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,9 +41,14 @@ class RunFiles:
         self.ray = directory / "ray"  # what Ray Train keeps of its own
 
     def begin(self, run: Run) -> None:
-        """Make the directory and save `run`, keep the one saved before it beside it, forget a noted failure."""
+        """Make the directory and save `run`, keep the one saved before it beside it.
+
+        For who holds the lease: a noted failure is forgotten, checkpoints that were not finished are deleted.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         self.failure.unlink(missing_ok=True)
+        for partial in self.checkpoints.glob(".step-*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
         if self.run.exists():
             write_atomic(self.before, self.run.read_bytes())
         run.save(self.run)

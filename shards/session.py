@@ -63,9 +63,13 @@ def quiet(dataset: "Dataset") -> "Dataset":
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
-    """Raise an error of ours that a worker met as it was there; others stay Ray's."""
-    from ray.exceptions import RayTaskError
+def in_our_words(what: str = "what worked on this") -> Iterator[None]:
+    """Raise an error of ours that a worker met as it was there, and another's as Ray's.
+
+    Raises:
+        RetryableError: `what` was lost: a worker, its node or the session.
+    """
+    from ray.exceptions import RayError, RayTaskError
 
     try:
         yield
@@ -73,3 +77,5 @@ def in_our_words() -> Iterator[None]:
         if isinstance(error.cause, OURS):
             raise error.cause from None
         raise
+    except RayError as error:
+        raise RetryableError(f"{what} was lost ({type(error).__name__}): run the same command again") from error

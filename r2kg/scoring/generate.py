@@ -8,6 +8,7 @@ from _thread import interrupt_main
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from r2kg.modules.beams import Generated
 from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import load_stored, to_bf16, to_device
+from r2kg.systems.contract import Model, load_stored, to_bf16, to_device
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.privacy import fence
-from shards.session import connect_ray
+from shards.session import connect_ray, in_our_words
 from shards.stream.blocks import Rows, micro_batches, read_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import Indices, sequential_blocks
@@ -55,40 +56,45 @@ class Writer:
     """One actor: the model with a checkpoint's weights, from blocks of films to files of reports."""
 
     def __init__(self, run: Run, checkpoint: Path, licence: str, parts: Path | None = None, probe: Probe | None = None):
-        """Build the model of `run` and put the trained weights of `checkpoint` over its frozen ones.
+        """Take what the model is made of: an error in an actor's first call comes back as it was, one in here does not.
 
         Args:
             parts: where a block's lines go.
             probe: rows of the validation split, and the loss that the checkpoint had on them.
+        """
+        self.run, self.checkpoint, self.licence, self.parts, self.probe = run, checkpoint, licence, parts, probe
+        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
+
+    @cached_property
+    def model(self) -> Model:
+        """The model of the run, with the trained weights of the checkpoint over its frozen ones.
 
         Raises:
-            CheckpointError: the model has another loss on the probe: its reports would be another model's.
+            CheckpointError: it has another loss on the probe: its reports would be another model's.
         """
-        self.run, self.licence, self.parts = run, licence, parts
-        self.device = "cuda" if ray.get_gpu_ids() else "cpu"
-        torch.manual_seed(run.train.seed)
-        self.model = built(run)
-        load_stored(self.model, weights_of(read_tensors(checkpoint)))
-        if run.engine.precision == "bf16":
-            to_bf16(self.model)
-        self.model.to(self.device).eval()
-        if probe:
-            rows, wanted = probe
-            with fence(licence, run.privacy.allow_text), torch.inference_mode():
-                self._refuse_another_model(checkpoint, rows, wanted)
+        torch.manual_seed(self.run.train.seed)
+        model = built(self.run)
+        load_stored(model, weights_of(read_tensors(self.checkpoint)))
+        if self.run.engine.precision == "bf16":
+            to_bf16(model)
+        model.to(self.device).eval()
+        if self.probe:
+            with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
+                self._refuse_another(model, *self.probe)
+        return model
 
-    def _refuse_another_model(self, checkpoint: Path, rows: Rows, wanted: float) -> None:
+    def _refuse_another(self, model: Model, rows: Rows, wanted: float) -> None:
         sums, counts, weights = Counter[str](), Counter[str](), dict[str, float]()
         for micro in micro_batches(rows, self.run.train.micro_batch):
-            batch = self.model.collate(micro)
-            counts.update(self.model.counts(batch))
-            for name, term in self.model.loss(to_device(batch, self.device)).items():
+            batch = model.collate(micro)
+            counts.update(model.counts(batch))
+            for name, term in model.loss(to_device(batch, self.device)).items():
                 sums[name] += float(term.sum)  # type: ignore[assignment]
                 weights[name] = term.weight
         found = sum(weight * sums[name] / max(1.0, counts[name]) for name, weight in weights.items())
         if not abs(found - wanted) <= PROBE_TOLERANCE[self.run.engine.precision] * max(1.0, abs(wanted)):
             raise CheckpointError(
-                f"{checkpoint} had a loss of {wanted:.4f} on {len(rows['index'])} validation studies when it was "
+                f"{self.checkpoint} had a loss of {wanted:.4f} on {len(rows['index'])} validation studies when it was "
                 f"written, and has {found:.4f} here: this is not the model that was trained. Its frozen weights, their "
                 "precision or a library must have changed: restore them, or train again"
             )
@@ -297,8 +303,9 @@ def write_reports(
             num_gpus=1 if gpus else 0,
             num_cpus=min(1.0, run.train.cpus_per_worker),
         )
-        for _ in track(reports.iter_rows(), "writing", total=len(left), disable=not sys.stdout.isatty()):
-            pass
+        with in_our_words("a writer"):
+            for _ in track(reports.iter_rows(), "writing", total=len(left), disable=not sys.stdout.isatty()):
+                pass
     if lacking := [file.name for file in files if not file.exists()]:
         raise DataError(f"{len(lacking)} blocks of {index.split} were not written, first {lacking[0]}: generate again")
 

@@ -16,7 +16,6 @@ from typing import Any
 import ray
 import torch
 from filelock import FileLock, Timeout
-from ray.exceptions import RayError, RayTaskError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ from r2kg.config.run import Run, load_run, local_fields
 from r2kg.rundir import RunFiles
 from r2kg.systems.contract import Model, build_model, fill
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
-from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
-from shards.privacy import OURS, fence
-from shards.session import connect_ray
+from shards.errors import CheckpointError, ConfigError, DataError
+from shards.privacy import fence
+from shards.session import connect_ray, in_our_words
 from shards.tars.format import Manifest
 from shards.tars.place import sha256_of, size_of, write_atomic
 
@@ -116,7 +115,7 @@ def make_artefact(artefact: Artefact, run: Run, licence: str = "synthetic") -> P
         held = lock.acquire()
     except NotImplementedError as error:
         raise ConfigError(f"the file system of {where} has no locks: set root= to one that has") from error
-    with held:
+    with held, in_our_words(f"the Ray job that makes {artefact.name}"):
         if (folder / CARD).is_file():
             return folder
         print(f"{artefact.sentence}, into {folder}.")
@@ -140,10 +139,6 @@ def make_artefact(artefact: Artefact, run: Run, licence: str = "synthetic") -> P
             write_atomic(partial / CARD, json.dumps(card, indent=1).encode())
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, OURS) else error) from None
-        except RayError as error:
-            raise RetryableError(f"the Ray job that makes {artefact.name} was lost: submit the run again") from error
         except Exception as error:
             error.add_note(f"{artefact.name} was not made, nothing of it is left in {where}")
             raise

@@ -6,6 +6,7 @@ Written beside its final name and renamed when whole. "Newest good" is the newes
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from r2kg.protocol import parse_choice
 from r2kg.rundir import RunFiles
-from shards.errors import CheckpointError, ConfigError
+from shards.errors import CheckpointError, ConfigError, RetryableError
 from shards.tars.place import sha256_of, size_of, write_atomic
 
 MANIFEST = "manifest.json"
@@ -43,16 +44,18 @@ def write_checkpoint(
         state: contents of state.json; "step" names the directory.
         gather: returns what every worker gave, by rank, when all have. What one worker wrote is told to the others this
             way: a shared file system may list it late.
-        attempt: marks what is not finished yet, so that another attempt, lost sight of, cannot write into it.
+        attempt: marks what is not finished yet, so that another attempt, lost sight of, neither writes into it nor
+            deletes it. What earlier attempts have left is deleted when a run begins (`RunFiles.begin`).
 
     Raises:
         CheckpointError: a tensor is not finite; it is named, and nothing is written. Not enough room, with both sizes.
+        RetryableError: this worker does not see what the first one has made.
     """
     final = RunFiles(run_directory).checkpoints / f"step-{state['step']:08d}"
     partial = final.with_name(f".{final.name}.{attempt}.partial")
     broken = [name for name, value in part.items() if value.is_floating_point() and not value.isfinite().all()]
     if rank == 0:
-        for left in final.parent.glob(".step-*.partial"):
+        for left in final.parent.glob(f".step-*.{attempt}.partial"):  # of workers that were lost
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     if broken := [name for names in gather(broken) for name in names]:
@@ -62,8 +65,7 @@ def write_checkpoint(
         )
     check_room(final.parent, sum(t.numel() * t.element_size() for t in part.values()) * world)
     file = partial / f"part-{rank:05d}-of-{world:05d}.safetensors"
-    visible(partial)
-    save_file(part, file)
+    save_file(part, seen(partial) / file.name)
     with file.open("rb") as written:
         os.fsync(written.fileno())
     parts = gather((file.name, file.stat().st_size, sha256_of(file)))
@@ -92,16 +94,22 @@ def _flush(directory: Path) -> None:
         os.close(handle)
 
 
-def visible(path: Path, seconds: float = 60.0) -> bool:
-    """Whether a path is there, which another machine may have made a moment ago: shared file systems show it late."""
+def seen(path: Path, seconds: float = 60.0) -> Path:
+    """A path that another machine may have made a moment ago, once it is there: shared file systems show it late.
+
+    Raises:
+        RetryableError: it is not, after `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
-            return False
+            raise RetryableError(
+                f"{socket.gethostname()} does not see {path}, which another worker has written or read"
+            )
         time.sleep(0.2)
         with suppress(OSError):
             os.scandir(path.parent).close()  # asks the server anew
-    return True
+    return path
 
 
 def read_state(checkpoint: Path) -> dict:

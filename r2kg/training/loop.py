@@ -33,7 +33,7 @@ from r2kg.training.checkpoint import (
     prune,
     read_state,
     read_tensors,
-    visible,
+    seen,
     write_checkpoint,
 )
 from r2kg.training.engine import Engine
@@ -103,8 +103,7 @@ def _train(run: Run, plan: Plan, attempt: str) -> dict:
     frozen, state = agreed
     restore = None
     if state:
-        if not visible(start / MANIFEST):  # going on without it would be another run than the other workers'
-            raise RetryableError(f"{socket.gethostname()} does not see {start}, which the first worker has read")
+        seen(start / MANIFEST)
         restore = {"tensors": read_tensors(start), "step": step, "skipped": state.get("skipped", 0)}
     engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
     del restore  # the engine lets it go when its moments are back
@@ -142,10 +141,10 @@ def _checked_state(start: Path, run: Run, plan: Plan, frozen: dict) -> dict[str,
     """state.json of the checkpoint at which the stream begins.
 
     Raises:
-        CheckpointError: it is gone or damaged by now, or of other shards, artefacts, sides or frozen weights.
+        CheckpointError: it is damaged by now, or of other shards, artefacts, sides or frozen weights.
+        RetryableError: it is gone by now, or not seen here.
     """
-    wrong = complaints(start) if visible(start) else [f"{start} is not there"]
-    if wrong:
+    if wrong := complaints(seen(start)):
         raise CheckpointError(f"the stream begins at {start.name}, but {'; '.join(wrong)}: submit the run again")
     state = read_state(start)
     then_and_now = {

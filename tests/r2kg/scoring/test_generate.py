@@ -190,7 +190,7 @@ def test_a_writer_refuses_a_model_that_is_not_the_trained_one(undisturbed: Run, 
     probe = probe_of(run, run.manifest(), read_state(checkpoint))
     assert probe and len(probe[0]["index"]) == 4
     for precision in ("fp32", "bf16"):
-        Writer(run.change({"engine.precision": precision}), checkpoint, "synthetic", None, probe)
+        assert Writer(run.change({"engine.precision": precision}), checkpoint, "synthetic", None, probe).model
 
     def otherwise(run: Run) -> torch.nn.Module:
         model: torch.nn.Module = built(run)  # type: ignore[assignment]
@@ -202,4 +202,8 @@ def test_a_writer_refuses_a_model_that_is_not_the_trained_one(undisturbed: Run, 
 
     monkeypatch.setattr("r2kg.scoring.generate.built", otherwise)
     with pytest.raises(CheckpointError, match=r"had a loss of .* on 4 validation studies .* and has .* here"):
-        Writer(run, checkpoint, "synthetic", None, probe)
+        Writer(run, checkpoint, "synthetic", None, probe).model  # noqa: B018  # it is made when it is asked for
+    rows, loss = probe
+    monkeypatch.setattr("r2kg.scoring.generate.probe_of", lambda *_: (rows, loss + 1))
+    with pytest.raises(CheckpointError, match=r"had a loss of .* on 4 validation studies .* and has .* here"):
+        generate(run, run.data.shards, "val")  # from an actor, as it was there

@@ -6,6 +6,8 @@ from threading import Barrier, Thread
 import pytest
 import torch
 
+from r2kg.config.run import Run
+from r2kg.rundir import RunFiles
 from r2kg.training.checkpoint import (
     check_room,
     checkpoints,
@@ -86,6 +88,9 @@ def test_a_write_that_broke_off_is_no_checkpoint(tmp_path):
     (partial / "part-00000-of-00002.safetensors").write_bytes(b"half")
     assert newest_checkpoint(tmp_path) == good
     assert read_state(write(tmp_path, 2))["step"] == 2
+    assert list(good.parent.glob(".*")) == [partial], "it may be another's that goes on"
+    run = Run(name=tmp_path.name, root=str(tmp_path.parent))
+    RunFiles(run.directory).begin(run)
     assert not list(good.parent.glob(".*")), "what another attempt has left is gone"
 
 
