@@ -41,6 +41,8 @@ PROCESSES = {
     "r2kg train": "from jobs.cli import main",
 }
 """What is killed → what its command line holds."""
+STARTING = ("worker", "controller", "raylet", "head", "attempt")
+"""What is there while workers start."""
 
 
 class Storm:
@@ -78,10 +80,13 @@ class Storm:
 
     def kill(self, what: str) -> bool:
         """kill -9 of one such process; False when there is none at this moment."""
-        found = [process for process, command in self.mine() if PROCESSES[what] in command]
-        if found:
-            self.random.choice(sorted(found, key=lambda process: process.pid)).send_signal(signal.SIGKILL)
-        return bool(found)
+        if pids := self.pids(what):
+            os.kill(self.random.choice(pids), signal.SIGKILL)
+        return bool(pids)
+
+    def pids(self, what: str) -> list[int]:
+        """Such processes, as they stand at this moment."""
+        return sorted(process.pid for process, command in self.mine() if PROCESSES[what] in command)
 
     def step(self) -> int:
         """The newest step of which a record is there."""
@@ -101,18 +106,15 @@ class Storm:
             RuntimeError: the run ended otherwise than by 75 or our own kill, or took no step in `patience` seconds.
         """
         self.submit()
-        for number, what in enumerate(kills):
+        for number, what in enumerate(kills, 1):
             groups, step, deadline = self.groups(), self.step(), time.monotonic() + patience
-            early = what in ("worker", "controller", "raylet", "head", "attempt") and self.random.random() < 1 / 3
-            while not (early and self.groups() > groups - (number > 0)) and self.step() <= step:
+            early = what in STARTING and self.random.random() < 1 / 3
+            while not (self.groups() > groups and self.pids("worker") if early else self.step() > step):
                 self.go_on(deadline)
-            if early:
-                while not any(PROCESSES["worker"] in command for _, command in self.mine()) and self.step() <= step:
-                    self.go_on(deadline)
             time.sleep(self.random.uniform(0, 10 if early else 3))
             while not self.kill(what):
                 self.go_on(deadline)
-            print(f"{number + 1:2}: {what} killed {'early' if early else f'at step {self.step()}'}.", flush=True)
+            print(f"{number:2}: {what} killed {'early' if early else f'at step {self.step()}'}.", flush=True)
         deadline = time.monotonic() + 4 * patience
         while self.ended() != 0:
             self.go_on(deadline)

@@ -1,7 +1,9 @@
 """Train a recipe on the Ray cluster at hand."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Annotated
 
 import typer
@@ -12,6 +14,7 @@ from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
+from shards.session import connect_ray
 
 
 def main(
@@ -30,12 +33,16 @@ def main(
 
 def attempt(saved: str, name: str, restarts: int) -> None:
     """One attempt at a run, in a process of its own: train, choose the best checkpoint, say what came out."""
-    # seconds of torch and Ray, after what is refused without them
-    from r2kg.scoring.choose import choose_checkpoint
-    from r2kg.training import launch
-
     resolved = Run.model_validate_json(saved)
+    # seconds of torch and transformers, which pass while Ray's processes start
+    libraries = Thread(target=import_module, args=("r2kg.modules.vision",), daemon=True)
+    libraries.start()
     with one_sentence():
+        connect_ray(resolved.directory)
+        libraries.join()
+        from r2kg.scoring.choose import choose_checkpoint
+        from r2kg.training import launch
+
         summary = launch.attempt(resolved, name, restarts)
         choose_checkpoint(resolved.directory)
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."

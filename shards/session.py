@@ -44,7 +44,9 @@ def connect_ray(beside: Path | None = None) -> None:
         where["object_spilling_directory"] = str(spill)
     try:
         ray.init(**where, log_to_driver=joining())
-    except (RuntimeError, OSError, RayError) as error:  # a ConnectionError is an OSError
+    except Exception as error:
+        if not isinstance(error, RuntimeError | OSError | RayError) and type(error) is not Exception:
+            raise  # a mistake; a plain Exception is what Ray raises when its processes are slow to start
         what = f"the Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "a Ray session"
         cause = " ".join(str(error).split())[:300]
         raise RetryableError(f"{what} could not be {'joined' if joining() else 'started'}: {cause}") from error
