@@ -5,19 +5,22 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-long lint bench clean
+.PHONY: demo test test-slow test-long test-fuzz lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/r2kg demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not fuzz"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not long"
+	$(BIN)/python -m pytest -m "slow and not long and not fuzz"
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
+
+test-fuzz: $(STAMP)
+	$(BIN)/python -m pytest -m fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

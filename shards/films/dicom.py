@@ -41,8 +41,9 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import BaseTag, Tag
 
 from shards.errors import DataError
-from shards.films.limits import HEAD_BYTES, MAX_FILE_BYTES, Film, refuse_content, refuse_size
-from shards.films.tones import MAX_BITS, PALETTES, Header, film_of, number_of
+from shards.films.containers import picture_of
+from shards.films.limits import HEAD_BYTES, MAX_FILE_BYTES, Film, cause_of, refuse_content, refuse_size
+from shards.films.tones import ITEM_TAGS, MAX_BITS, PALETTES, Header, film_of, number_of, refuse_long
 
 MAX_PADDING_BYTES = 4096
 PREAMBLE_BYTES = 132
@@ -66,33 +67,48 @@ READ: list[BaseTag | int] = [
 """The only tags that are kept of a file (and the character set, which pydicom always keeps)."""
 PILLOW = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000Lossless, uid.JPEG2000)
 """Transfer syntaxes that Pillow decodes."""
+MAX_READS = 100_000
+"""Two or three for an element, an item or a fragment; of a film 10,000 at most."""
+MAX_RLE_RUNS = 10_000_000
+"""Of one segment: pydicom takes them one by one. A film has one for every few pixels."""
+ONE_OFFSET = (b"\0\0\0\0", b"\4\0\0\0")
+"""Lengths of the table of offsets of one frame."""
 JP2_SIGNATURE = b"\0\0\0\x0cjP  "
 J2K_START = b"\xff\x4f\xff\x51"
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its log records, as its warnings, quote values of a file
 
 
 def read_dicom(file: BinaryIO, suffix: str) -> Film:
     """A DICOM film as grey uint8 [H, W] by the rules of this module; errors of pydicom and Pillow are the caller's."""
-    data = file.read()
-    refuse_content(data[:HEAD_BYTES], "DICOM", suffix)
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # its log records, as its warnings, quote values of the file
     try:
-        try:
-            dataset, syntax = _parse(data)
-            header = _header(dataset)
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(f"the DICOM header is damaged ({type(error).__name__})") from None
-        return film_of(dataset, header, _stored_values(dataset, header, syntax))
-    finally:
-        logger.setLevel(level)
+        dataset, syntax = _parse(file.read(), suffix)
+        refuse_long(dataset)
+        header = _header(dataset)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the DICOM header is damaged ({type(error).__name__})") from None
+    return film_of(dataset, header, _stored_values(dataset, header, syntax))
 
 
-def _parse(data: bytes) -> tuple[Dataset, uid.UID]:
+class _Header(io.BytesIO):
+    """Bytes that pydicom reads at most `MAX_READS` times: headers can be built that it reads for minutes."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file; DataError when it has been asked too often."""
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise DataError("the DICOM header has more elements and items than any film's")
+        return super().read(size)
+
+
+def _parse(data: bytes, suffix: str) -> tuple[Dataset, uid.UID]:
     """The tags of `READ`, with the transfer syntax that the file names."""
-    file = io.BytesIO(data)
+    refuse_content(data[:HEAD_BYTES], "DICOM", suffix)
+    file = _Header(data)
     file.seek(PREAMBLE_BYTES)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
     syntax = uid.UID(str(meta.get("TransferSyntaxUID") or ""))
@@ -105,7 +121,7 @@ def _parse(data: bytes) -> tuple[Dataset, uid.UID]:
             raise DataError(f"the deflated data is more than {MAX_FILE_BYTES:,} bytes long when inflated")
         if not stream.eof:
             raise DataError("the deflated data is cut off")
-        file = io.BytesIO(inflated)
+        file = _Header(inflated)
     dataset = read_dataset(file, syntax.is_implicit_VR, syntax.is_little_endian, specific_tags=READ)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -116,18 +132,20 @@ def _header(dataset: Dataset) -> Header:
     """How the stored values are laid out; DataError when no film can be laid out so."""
     if "SharedFunctionalGroupsSequence" in dataset:
         raise DataError("it is an Enhanced DICOM object, whose windows lie in functional groups not read here")
-    if (frames := number_of(dataset, "NumberOfFrames") or 1) != 1:
-        raise DataError(f"the file holds {frames:.0f} frames; a film has one")
+    if (number_of(dataset, "NumberOfFrames") or 1) != 1:
+        raise DataError("the file holds several frames; a film has one")
     if missing := [keyword for keyword in REQUIRED if number_of(dataset, keyword) is None]:
         raise DataError(f"the DICOM header lacks {', '.join(missing)}")
     rows, columns, samples, allocated, stored, signed = (int(number_of(dataset, keyword) or 0) for keyword in REQUIRED)
-    refuse_size(columns, rows, samples=samples)
+    if max(rows, columns, samples, allocated, stored, signed) > 65535:
+        raise DataError(f"one of {', '.join(REQUIRED)} has more than 16 bits")
+    refuse_size(columns, rows, samples=samples * (2 if allocated > MAX_BITS else 1))
     given = number_of(dataset, "HighBit")
     high = stored - 1 if given is None else int(given)
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
     if PHOTOMETRIC.get(photometric) != samples:
         known = ", ".join(PHOTOMETRIC)
-        raise DataError(f"{samples} samples per pixel with {photometric[:16]!r}; read are {known}")
+        raise DataError(f"{samples} samples per pixel with another PhotometricInterpretation; read are {known}")
     if allocated not in (1, 8, 16, 32) or not 0 < stored <= high + 1 <= allocated:
         raise DataError(f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high} cannot be")
     if stored > MAX_BITS:
@@ -156,10 +174,13 @@ def _stored_values(dataset: Dataset, header: Header, syntax: uid.UID) -> NDArray
     try:
         values, _ = get_decoder(syntax).as_array(dataset, index=0, decoding_plugin=plugin, **options)
     except Exception as error:
-        last_line = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:150]
-        raise DataError(f"{syntax.name} pixels are damaged or of a kind not read here ({last_line})") from error
+        what = f"{syntax.name} pixels are damaged or of a kind not read here"
+        raise DataError(f"{what} ({cause_of(error)})") from None
+    del dataset.PixelData
     if own and header.allocated > 1:
-        values = (values << (header.allocated - 1 - header.high)) >> (header.allocated - header.stored)
+        values = values if values.flags.writeable else values.copy()
+        values <<= header.allocated - 1 - header.high
+        values >>= header.allocated - header.stored
     return values
 
 
@@ -183,6 +204,8 @@ def _plugin(header: Header, syntax: uid.UID) -> str:
 
 def _frame(pixel_data: bytes, header: Header, syntax: uid.UID) -> bytes:
     """The one frame; DataError when it is not one, not of the header's size, or inflates beyond."""
+    if pixel_data.count(ITEM_TAGS[0]) > MAX_READS or pixel_data[4:8] not in ONE_OFFSET:
+        raise DataError("the pixel data holds several frames where the header says one")
     fragments = io.BytesIO(pixel_data)
     offsets = parse_basic_offsets(fragments)
     if len(offsets) > 1 or (syntax == uid.RLELossless and parse_fragments(fragments)[0] > 1):
@@ -193,6 +216,8 @@ def _frame(pixel_data: bytes, header: Header, syntax: uid.UID) -> bytes:
     elif syntax in PILLOW:
         if frame.startswith(JP2_SIGNATURE):  # in the boxes of a JP2 file: pydicom loops for ever over one of no size
             frame = frame[max(0, frame.find(J2K_START)) :]
+        if frame.startswith(b"\xff\xd8"):
+            frame = picture_of(frame, "JPEG")
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
             width, height, samples = *picture.size, len(picture.getbands())
         if (width, height, samples) != (header.columns, header.rows, header.samples):
@@ -205,10 +230,12 @@ def _refuse_rle(frame: bytes, pixels: int) -> None:
     """DataError when a segment inflates beyond the film: found without inflating it, since pydicom sets no bound."""
     count, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
     for start, end in pairwise([*starts[:count], len(frame)]):
-        at, inflated = start, 0
-        while at < min(end, len(frame)) and inflated <= pixels + MAX_PADDING_BYTES:
-            length = frame[at]
+        at, inflated, runs = start, 0, 0
+        while at < min(end, len(frame)) and inflated <= pixels + MAX_PADDING_BYTES and runs <= MAX_RLE_RUNS:
+            length, runs = frame[at], runs + 1
             inflated += length + 1 if length < 128 else 257 - length if length > 128 else 0
             at += length + 2 if length < 128 else 2 if length > 128 else 1
+        if runs > MAX_RLE_RUNS:
+            raise DataError(f"the RLE pixels have more than {MAX_RLE_RUNS:,} runs")
         if inflated > pixels + MAX_PADDING_BYTES:
             raise DataError(f"the RLE pixels inflate to more than the {pixels:,} the header means")

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
 
 from shards.errors import DataError
 
@@ -10,7 +9,8 @@ MIN_SIDE_PX = 32
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 10
 """No radiograph is ten times as long as wide; a strip that is would stay long when its short side is shrunk."""
-MAX_FILE_BYTES = 400_000_000
+MAX_FILE_BYTES = 256_000_000
+"""`MAX_PIXELS` of 16 bits, and what lies around them."""
 DEPTHS_BITS = (8, 10, 12, 14, 16)
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -26,18 +26,24 @@ SIGNATURES = {
     b"\x1f\x8b": "GZIP",
 }
 HEAD_BYTES = 132
+KNOWN_CAUSES = ("truncated", "broken data stream", "embedded null byte")
+"""Phrases in the errors of libraries that are repeated to the user."""
 
 Film = NDArray[np.uint8]
 
 
 def undecodable(name: str, error: Exception) -> DataError:
     """The error of a film that is no film: its name, and the cause in one line."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    if isinstance(error, UnidentifiedImageError):
-        text = "the content is neither JPEG nor PNG"
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
-    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-    return DataError(f"{name}: image does not decode: {kind}{line}".rstrip(": "))
+    return DataError(f"{name}: image does not decode: {cause_of(error)}")
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong, in words that cannot be a file's: libraries quote values of it, a patient's name for one."""
+    if isinstance(error, DataError):
+        return str(error)
+    known = error.strerror if isinstance(error, OSError) else None
+    text = known or next((phrase for phrase in KNOWN_CAUSES if phrase in str(error)), "the data is damaged")
+    return f"{type(error).__name__}: {text}"
 
 
 def refuse_size(width: int, height: int, least: int = MIN_SIDE_PX, samples: int = 1) -> None:
@@ -47,7 +53,7 @@ def refuse_size(width: int, height: int, least: int = MIN_SIDE_PX, samples: int 
     if least > 1 and max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(f"it is {width}x{height} px; no side may be more than {MAX_ASPECT} times the other")
     if width * height * samples > MAX_PIXELS:
-        of = "" if samples == 1 else f" of {samples} colours"
+        of = "" if samples == 1 else f" of {samples} samples"
         raise DataError(f"it claims {width}x{height} px{of}; at most {MAX_PIXELS:,} pixels are read")
 
 

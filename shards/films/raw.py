@@ -56,4 +56,4 @@ def open_film(path: Path, data: bytes | None = None) -> Film:
             warnings.simplefilter("ignore")
             return read(file, path.suffix)
     except Exception as error:  # hostile bytes: Pillow and pydicom document no closed set
-        raise undecodable(name, error) from error
+        raise undecodable(name, error) from None

@@ -5,8 +5,11 @@ import io
 import numpy as np
 from PIL import Image
 
-from shards.films.limits import Film, refuse_size, undecodable
-from shards.films.raster import grey_of
+from shards.errors import DataError
+from shards.films.limits import Film, undecodable
+from shards.films.raster import grey_of, open_picture
+
+STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
 
 
 def decode(data: bytes | memoryview, size: int, name: str = "film") -> Film:
@@ -16,13 +19,15 @@ def decode(data: bytes | memoryview, size: int, name: str = "film") -> Film:
     JPEG much larger than `size` is decoded at 1/2, 1/4 or 1/8 of its side, the smallest that is not below `size`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            refuse_size(*image.size, least=1)
+        format_ = next((kind for start, kind in STARTS.items() if data[: len(start)] == start), None)
+        if format_ is None:
+            raise DataError("the content is neither JPEG nor PNG")
+        with open_picture(bytes(data), format_) as image:
             image.draft("L", (size, size))
             grey = image if image.mode == "L" else Image.fromarray(grey_of(image))
             return np.asarray(grey.resize((size, size), Image.Resampling.BICUBIC))
     except Exception as error:  # hostile bytes: Pillow documents no closed set
-        raise undecodable(name, error) from error
+        raise undecodable(name, error) from None
 
 
 def shrink(film: Film, short_side: int) -> Film:

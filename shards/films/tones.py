@@ -17,6 +17,12 @@ from shards.errors import DataError
 from shards.films.limits import Film, depth_of
 
 MAX_BITS = 16
+STRIP_VALUES = 1 << 20
+PIXEL_DATA = 0x7FE00010
+MAX_VALUE_BYTES, MAX_ITEMS = 1 << 20, 1000
+"""Of an element other than the pixels: a table has 131,072 bytes, and a sequence a few of them."""
+ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""What items of a sequence and fragments of pixels begin with, in either order of bytes."""
 PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
 
 Values = NDArray[np.float64]
@@ -63,25 +69,45 @@ def number_of(dataset: Dataset, keyword: str) -> float | None:
     return number
 
 
+def refuse_long(dataset: Dataset) -> None:
+    """DataError for an element longer than any film's: found before pydicom makes objects of its values."""
+    for tag in dataset.keys():  # noqa: SIM118 - a Dataset iterates over elements, which it would convert
+        value = dataset.get_item(tag).value
+        if tag == PIXEL_DATA or not isinstance(value, bytes):
+            continue
+        if len(value) > MAX_VALUE_BYTES or sum(value.count(start) for start in ITEM_TAGS) > MAX_ITEMS:
+            raise DataError(f"an element has more than {MAX_VALUE_BYTES:,} bytes or {MAX_ITEMS:,} items")
+
+
 def film_of(dataset: Dataset, header: Header, stored: NDArray[Any]) -> Film:
-    """The film of stored values [H, W], or [H, W, 3] when they are colours."""
+    """The film of stored values [H, W], or [H, W, 3] when they are colours; in strips, which bounds the memory."""
     low, high = _range(header.stored, header.signed)
     if stored.min() < low or stored.max() > high:
         raise DataError(f"pixel values {stored.min()} to {stored.max()} do not fit the {header.stored} bits stored")
     every = np.arange(low, high + 1, dtype=np.float64)
+    rows = max(1, STRIP_VALUES // stored[0].size)
+    strips = [slice(top, top + rows) for top in range(0, len(stored), rows)]
+    film = np.empty(stored.shape[:2], np.uint8)
     if header.samples == 3:
-        tones = _to_8_bits(every / _used(header, stored)[1])
-        return np.array(Image.fromarray(tones[stored]).convert("L"))
-    at = stored.astype(np.int32) - low
+        tones = _to_8_bits(every / _used(header, int(stored.min()), int(stored.max()))[1])
+        for strip in strips:
+            film[strip] = np.asarray(Image.fromarray(tones[stored[strip]]).convert("L"))
+        return film
     if header.photometric == "PALETTE COLOR":
         tables = [_table(dataset, palette, least=0) for palette in PALETTES]
         colours = np.stack([_to_8_bits(table.of(every) / (2**table.bits - 1)) for table in tables], axis=-1)
-        return np.array(Image.fromarray(colours[None]).convert("L"))[0][at]
-    padding = _padding(dataset, header, every)
-    shown = stored[~padding[at]] if header.stored == MAX_BITS and padding.any() else stored
-    white = _white(dataset, every, _used(header, shown))
-    tones = _to_8_bits(1 - white if header.photometric == "MONOCHROME1" else white)
-    return np.where(padding, np.uint8(0), tones)[at]
+        tones = np.array(Image.fromarray(colours[None]).convert("L"))[0]
+    else:
+        padding, there = _padding(dataset, header, every), np.zeros(len(every), bool)
+        for strip in strips:
+            there[stored[strip].astype(np.int32) - low] = True
+        shown = every[there & ~padding] if (there & ~padding).any() else every
+        white = _white(dataset, every, _used(header, int(shown[0]), int(shown[-1])))
+        tones = _to_8_bits(1 - white if header.photometric == "MONOCHROME1" else white)
+        tones = np.where(padding, np.uint8(0), tones)
+    for strip in strips:
+        film[strip] = tones[stored[strip].astype(np.int32) - low]
+    return film
 
 
 def _range(bits: int, signed: bool) -> tuple[int, int]:
@@ -89,11 +115,10 @@ def _range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
-def _used(header: Header, stored: NDArray[Any]) -> tuple[int, int]:
+def _used(header: Header, least: int, most: int) -> tuple[int, int]:
     """The range that is black to white without a window: what BitsStored can hold, of 16 bits what is in use."""
-    if header.stored < MAX_BITS or stored.size == 0:
+    if header.stored < MAX_BITS:
         return _range(header.stored, header.signed)
-    least, most = int(stored.min()), int(stored.max())
     if least >= 0:
         return _range(depth_of(most), signed=False)
     return _range(depth_of(2 * max(most, -1 - least) + 1), signed=True)
@@ -125,7 +150,7 @@ def _white(dataset: Dataset, every: Values, used: tuple[int, int]) -> Values:
         slope, intercept = 1 if slope is None else slope, intercept or 0
         least, most = sorted(end * slope + intercept for end in used)
         if least == most or not np.isfinite([least, most]).all():
-            raise DataError(f"RescaleSlope {slope} makes one grey of all values")
+            raise DataError("RescaleSlope makes one grey of all values")
         values = every * slope + intercept
     if lut := _lut(dataset, "VOILUTSequence", least):
         bits = depth_of(lut.entries.max()) if lut.bits == MAX_BITS else lut.bits
@@ -135,11 +160,13 @@ def _white(dataset: Dataset, every: Values, used: tuple[int, int]) -> Values:
         return (values - least) / (most - least)
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     if centre is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
-        raise DataError(f"WindowCenter {centre} with WindowWidth {width} is no {function[:16]} window")
+        raise DataError(
+            "WindowCenter or WindowWidth is missing, or the width is below the least that VOILUTFunction has"
+        )
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
     if function not in ("LINEAR", "LINEAR_EXACT"):
-        raise DataError(f"VOILUTFunction {function[:16]!r} is none of LINEAR, LINEAR_EXACT, SIGMOID")
+        raise DataError("VOILUTFunction is none of LINEAR, LINEAR_EXACT, SIGMOID")
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     return (values > centre).astype(np.float64) if width == 0 else (values - centre) / width + 0.5
@@ -151,7 +178,10 @@ def _lut(dataset: Dataset, keyword: str, least: float) -> Table | None:
         item = next(iter(dataset.get(keyword) or ()), None)
     except Exception as error:
         raise DataError(f"{keyword} is damaged ({type(error).__name__})") from None
-    return None if item is None else _table(item, "LUT", least)
+    if item is None:
+        return None
+    refuse_long(item)
+    return _table(item, "LUT", least)
 
 
 def _table(item: Dataset, name: str, least: float) -> Table:
