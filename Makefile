@@ -14,7 +14,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not fuzz"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not long and not fuzz"
+	$(BIN)/python -m pytest -m "slow and not long"
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
