@@ -43,7 +43,7 @@ from pydicom.tag import BaseTag, Tag
 from shards.errors import DataError
 from shards.films.containers import picture_of
 from shards.films.limits import HEAD_BYTES, MAX_FILE_BYTES, Film, cause_of, refuse_content, refuse_size
-from shards.films.tones import ITEM_TAGS, MAX_BITS, PALETTES, Header, film_of, number_of, refuse_long
+from shards.films.tones import ITEM_TAGS, MAX_BITS, MAX_VALUE_BYTES, PALETTES, Header, film_of, number_of, refuse_long
 
 MAX_PADDING_BYTES = 4096
 PREAMBLE_BYTES = 132
@@ -69,8 +69,12 @@ PILLOW = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000Lossless, uid
 """Transfer syntaxes that Pillow decodes."""
 MAX_READS = 100_000
 """Two or three for an element, an item or a fragment; of a film 10,000 at most."""
+MAX_CHARSET_BYTES = 10_000
+"""Of all Specific Character Sets, which pydicom splits into names and looks up while it reads."""
+CHARSET, PIXEL_DATA_TAGS = (b"\x08\0\x05\0", b"\0\x08\0\x05"), (b"\xe0\x7f\x10\0", b"\x7f\xe0\0\x10")
+"""Tags, in either order of bytes."""
 MAX_RLE_RUNS = 10_000_000
-"""Of one segment: pydicom takes them one by one. A film has one for every few pixels."""
+"""Of all segments: pydicom takes them one by one. A film has one for every few pixels."""
 ONE_OFFSET = (b"\0\0\0\0", b"\4\0\0\0")
 """Lengths of the table of offsets of one frame."""
 JP2_SIGNATURE = b"\0\0\0\x0cjP  "
@@ -93,15 +97,22 @@ def read_dicom(file: BinaryIO, suffix: str) -> Film:
 
 
 class _Header(io.BytesIO):
-    """Bytes that pydicom reads at most `MAX_READS` times: headers can be built that it reads for minutes."""
+    """Bytes of which pydicom reads no more than a film has: headers can be built that keep it busy for minutes."""
 
-    reads = 0
+    reads = charset_bytes = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file; DataError when it has been asked too often."""
+        """As of any file; DataError when too much has been asked for."""
         self.reads += 1
-        if self.reads > MAX_READS:
+        at = self.tell()
+        self.seek(max(0, at - 12))
+        element = super().read(at - self.tell())
+        if any(tag in element for tag in CHARSET):
+            self.charset_bytes += size or 0
+        if self.reads > MAX_READS or self.charset_bytes > MAX_CHARSET_BYTES:
             raise DataError("the DICOM header has more elements and items than any film's")
+        if not 0 <= (size or 0) <= MAX_VALUE_BYTES and not any(tag in element for tag in PIXEL_DATA_TAGS):
+            raise DataError(f"an element other than Pixel Data has more than {MAX_VALUE_BYTES:,} bytes")
         return super().read(size)
 
 
@@ -229,8 +240,9 @@ def _frame(pixel_data: bytes, header: Header, syntax: uid.UID) -> bytes:
 def _refuse_rle(frame: bytes, pixels: int) -> None:
     """DataError when a segment inflates beyond the film: found without inflating it, since pydicom sets no bound."""
     count, *starts = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
+    runs = 0
     for start, end in pairwise([*starts[:count], len(frame)]):
-        at, inflated, runs = start, 0, 0
+        at, inflated = start, 0
         while at < min(end, len(frame)) and inflated <= pixels + MAX_PADDING_BYTES and runs <= MAX_RLE_RUNS:
             length, runs = frame[at], runs + 1
             inflated += length + 1 if length < 128 else 257 - length if length > 128 else 0

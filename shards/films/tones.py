@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from shards.errors import DataError
 from shards.films.limits import Film, depth_of
 
 MAX_BITS = 16
 STRIP_VALUES = 1 << 20
-PIXEL_DATA = 0x7FE00010
-MAX_VALUE_BYTES, MAX_ITEMS = 1 << 20, 1000
-"""Of an element other than the pixels: a table has 131,072 bytes, and a sequence a few of them."""
+PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
+LUTS = ("ModalityLUTSequence", "VOILUTSequence")
+MAX_VALUE_BYTES, MAX_NUMBER_BYTES, MAX_ITEMS = 1 << 20, 1024, 1000
+"""Of an element other than the pixels: a table has 131,072 bytes, a sequence holds a few; others are a few numbers."""
+LONG_TAGS = {Tag(keyword) for keyword in ("LUTData", *LUTS, *(f"{palette}Data" for palette in PALETTES))}
 ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 """What items of a sequence and fragments of pixels begin with, in either order of bytes."""
-PALETTES = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
 
 Values = NDArray[np.float64]
 Tones = NDArray[np.uint8]
@@ -73,10 +76,11 @@ def refuse_long(dataset: Dataset) -> None:
     """DataError for an element longer than any film's: found before pydicom makes objects of its values."""
     for tag in dataset.keys():  # noqa: SIM118 - a Dataset iterates over elements, which it would convert
         value = dataset.get_item(tag).value
-        if tag == PIXEL_DATA or not isinstance(value, bytes):
+        if tag.group != 0x0028 or not isinstance(value, bytes):
             continue
-        if len(value) > MAX_VALUE_BYTES or sum(value.count(start) for start in ITEM_TAGS) > MAX_ITEMS:
-            raise DataError(f"an element has more than {MAX_VALUE_BYTES:,} bytes or {MAX_ITEMS:,} items")
+        most = MAX_VALUE_BYTES if tag in LONG_TAGS else MAX_NUMBER_BYTES
+        if len(value) > most or sum(value.count(start) for start in ITEM_TAGS) > MAX_ITEMS:
+            raise DataError(f"{keyword_for_tag(tag)} has more than {most:,} bytes or {MAX_ITEMS:,} items")
 
 
 def film_of(dataset: Dataset, header: Header, stored: NDArray[Any]) -> Film:

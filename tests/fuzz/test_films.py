@@ -211,8 +211,9 @@ def big_dicom(bits: int, **tags: object) -> bytes:
     return dicom(pixels=pixels, **size | {"HighBit": min(bits, 16) - 1} | tags)
 
 
-def big_j2k(side: int, **options: object) -> bytes:
-    picture = saved("JPEG2000", Image.new("L", (side, side), 9), no_jp2=True, **options)
+def big_j2k(side: int, noise: bool = False, **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256 if noise else 1, (side, side), np.uint8)
+    picture = saved("JPEG2000", pixels, no_jp2=True, **options)
     return dicom(uid.JPEG2000Lossless, picture, Rows=side, Columns=side)
 
 
@@ -263,17 +264,23 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "sequences.dcm": lambda: dicom_with(element(0x0027, 0x1001, b"SQ", ITEM * 1_000_000 + END, UNDEFINED)),
     "nested.dcm": lambda: dicom_with((element(0x0027, 1, b"SQ", ITEM[:4] + b"\xff" * 4, UNDEFINED)) * 100_000),
     "values.dcm": lambda: dicom(uid.ImplicitVRLittleEndian, WindowCenter=["1"] * 1_000_000),
+    "many-values.dcm": lambda: dicom(
+        uid.ImplicitVRLittleEndian, **dict.fromkeys(("WindowCenter", "WindowWidth", "RescaleSlope"), ["1"] * 400_000)
+    ),
+    "charset.dcm": lambda: charsets(100_000_000),
+    "charsets.dcm": lambda: charsets(1000, 50_000),
     "fragments.dcm": lambda: fragments(90_000),
     "more-fragments.dcm": lambda: fragments(4_000_000),
     "offsets.dcm": lambda: offsets(50_000_000),
     "rle-nothing.dcm": lambda: rle_dicom(b"\x80" * 200_000_000),
-    "rle-pairs.dcm": lambda: rle_dicom(b"\xff\7" * 9_900_000, 4450),
+    "rle-pairs.dcm": lambda: rle_dicom(b"\xff\7" * (3160 * 3160 // 2), 3160),
     "rle-whole.dcm": lambda: rle_dicom(b"\x81\7" * (SIDE * SIDE // 128 + 1)),
     "deflated.dcm": lambda: deflated(),
     "jpeg-scans.dcm": lambda: dicom(uid.JPEGBaseline8Bit, scans(1000, 2000), Rows=1000, Columns=1000),
     "jpeg-large.dcm": lambda: dicom(
         uid.JPEGBaseline8Bit, saved("JPEG", Image.new("L", (SIDE, SIDE), 9)), Rows=SIDE, Columns=SIDE
     ),
+    "j2k-noise.dcm": lambda: big_j2k(2500, noise=True),
     "j2k-large.dcm": lambda: big_j2k(SIDE),
     "j2k-blocks.dcm": lambda: big_j2k(5000, codeblock_size=(4, 4)),
     "j2k-tiles.dcm": lambda: big_j2k(5000, tile_size=(20, 20)),
@@ -314,13 +321,24 @@ def tiff_of_pieces(count: int) -> bytes:
     return tiff(entries, 0, struct.pack("<I", 64) * count + bytes(4096))
 
 
+def charsets(size: int, count: int = 1) -> bytes:
+    """Sets of characters in a sequence of undefined length, of implicit VR."""
+    values = struct.pack("<HHI", 8, 5, size) + b"\\" * size
+    sequence = struct.pack("<HHI", 0x0008, 0x1140, UNDEFINED) + ITEM[:4] + b"\xff" * 4 + values * count + END_ITEM + END
+    data = dicom(uid.ImplicitVRLittleEndian)
+    at = data.index(struct.pack("<HHI", 0x0010, 0x0010, len(SECRET)))
+    return data[:at] + sequence + data[at:]
+
+
 def fragments(count: int) -> bytes:
     pixels = ITEM + ITEM * count + END
-    return dicom(uid.JPEGBaseline8Bit, b"", PixelData=pixels)
+    return dicom(uid.JPEGBaseline8Bit, b"\0\0", PixelData=pixels)
 
 
 def offsets(count: int) -> bytes:
-    return dicom(uid.JPEGBaseline8Bit, b"", PixelData=ITEM[:4] + struct.pack("<I", 4 * count) + bytes(4 * count) + END)
+    return dicom(
+        uid.JPEGBaseline8Bit, b"\0\0", PixelData=ITEM[:4] + struct.pack("<I", 4 * count) + bytes(4 * count) + END
+    )
 
 
 def deflated() -> bytes:

@@ -1,5 +1,6 @@
 """Hostile inputs for the readers' fuzz tests, and a child process that judges what a reader does with them."""
 
+import ctypes
 import io
 import logging
 import os
@@ -90,7 +91,7 @@ def fault_of(read: Reader, data: bytes, right: Callable[[object], bool] = lambda
         told.write(spoken.read().decode("latin-1") + "".join(str(warning.message) for warning in warned))
     if (took := time.process_time() - start) > CPU_SECONDS:
         fault = fault or f"{took:.0f} CPU seconds"
-    if (grown := _memory("VmHWM") - before) > MEMORY_BYTES:
+    if (grown := _memory("VmHWM") - before + len(data)) > MEMORY_BYTES:
         fault = fault or f"{grown / 1e6:,.0f} MB"
     if SECRET in told.getvalue():
         fault = fault or "text of the file is told"
@@ -108,6 +109,7 @@ def hunt(read: Reader, inputs: Iterable[bytes], folder: Path, seconds: float = 0
     if child == 0:
         try:
             os.close(receiver)
+            ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would be used again, uncounted
             size = _memory("VmSize") + 4 * 1024**3
             resource.setrlimit(resource.RLIMIT_AS, (size, size))  # the machine is not the victim of a bomb
             end = time.monotonic() + seconds
