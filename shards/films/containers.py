@@ -1,4 +1,4 @@
-"""What Pillow would not check, or could be kept busy with, in files of JPEG, PNG, BMP and TIFF. Faults are DataError.
+"""What Pillow would not check, or could be kept busy with, in JPEG, JPEG 2000, PNG, BMP and TIFF: DataError.
 
 A film's bytes are walked once without decoding them, and what is handed to Pillow is the picture alone: no text,
 profile, preview or further picture, which are as many ways to take memory and time, and hold what nobody should read.
@@ -6,9 +6,11 @@ profile, preview or further picture, which are as many ways to take memory and t
 What can be known of damage:
 
 - PNG: every chunk has a checksum, all are checked
-- JPEG of one scan (baseline): a scan that is cut and closed by an end marker is found; libjpeg alone fills it with grey
-- JPEG of several scans (progressive): scans that are missing are found. A cut inside the last scan is not: what follows
-  an early end is laid out like what follows a whole scan
+- JPEG of one scan (baseline): a scan that is cut and closed by an end marker is found, where libjpeg alone goes on in
+  grey; only when no more than its last four blocks of 8 x 8 pixels are missing, it is not
+- JPEG of several scans (progressive): scans that are missing are found. A cut inside the last one, which has the last
+  bit of the coefficients, is not: what follows an early end is laid out like what follows a whole scan
+- JPEG 2000: OpenJPEG refuses a code stream that ends early
 - a flipped bit in the pixels of JPEG, BMP or TIFF, also TIFF with LZW, deflate or PackBits, cannot be known: they have
   no checksum, or one that libtiff does not look at. Owners' checksums (SHA256SUMS of MIMIC-CXR) are the way.
 """
@@ -34,6 +36,11 @@ MAX_GAP_BYTES = 1000
 SOF, OTHER_SOF, SOS, EOI = (0xC0, 0xC1, 0xC2), {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}, 0xDA, 0xD9
 PADDING = b"\xff\0" * 8
 """What libjpeg may look ahead at behind a whole scan: 64 bits, as many as its buffer holds; no code is all ones."""
+J2K_COD, J2K_COC, J2K_SOT, J2K_SOD, J2K_EOC = 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9
+J2K_MAX_PIXELS, J2K_MAX_TILES, J2K_MAX_LEVELS = 25_000_000, 1024, 10
+"""OpenJPEG decodes 5 million pixels a second, and takes 10 kB for a tile and up to 30 bytes for a pixel."""
+J2K_LEAST_PRECINCT, J2K_LEAST_BLOCK = 4, 8
+"""Precincts have at least 16 x 16 samples, code blocks 256; as powers of two."""
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 MAX_EXIF_BYTES = 65_536
 BMP_PLAIN = (0, 3)
@@ -47,10 +54,10 @@ TIFF_SIZES = dict(enumerate((0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)))
 
 
 def picture_of(data: bytes, format_: str) -> bytes:
-    """The bytes of the picture alone, in the same format, for a file of `format_` (JPEG, PNG, BMP, TIFF)."""
+    """The bytes of the picture alone, in the same format, for a file of `format_` (JPEG, JPEG2000, PNG, BMP, TIFF)."""
     try:
-        return {"JPEG": _jpeg, "PNG": _png, "BMP": _bmp, "TIFF": _tiff}[format_](data)
-    except (IndexError, struct.error):
+        return {"JPEG": _jpeg, "JPEG2000": _jpeg2000, "PNG": _png, "BMP": _bmp, "TIFF": _tiff}[format_](data)
+    except (IndexError, ZeroDivisionError, struct.error):
         raise DataError("the data is truncated") from None
 
 
@@ -103,6 +110,32 @@ def _jpeg(data: bytes) -> bytes:
             kept.append(data[at : end.start()])
             at = end.start()
     raise DataError(f"it has more than {MAX_SEGMENTS} JPEG segments")
+
+
+def _jpeg2000(data: bytes) -> bytes:
+    """The code stream as it is, when no table in it makes OpenJPEG build more than a film needs."""
+    right, bottom, left, top, width, height, x, y, colours = struct.unpack_from(">8IH", data, 8)
+    pixels, tiles = (right - left) * (bottom - top) * colours, -(x - right) // width * (-(y - bottom) // height)
+    if pixels > J2K_MAX_PIXELS or tiles > J2K_MAX_TILES or len(data) > 4 * pixels + (1 << 20):
+        raise DataError(f"a JPEG 2000 film has at most {J2K_MAX_PIXELS:,} pixels and {J2K_MAX_TILES} tiles")
+    at, end = 2, len(data)
+    for _ in range(10 * J2K_MAX_TILES):
+        marker = int.from_bytes(data[at : at + 2], "big")
+        if marker == J2K_EOC or at + 4 > len(data):  # what is missing of the code stream is OpenJPEG's to find
+            return data
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker == J2K_SOT:
+            (size,) = struct.unpack_from(">I", data, at + 6)
+            end = at + size if size else len(data)
+        if marker in (J2K_COD, J2K_COC):
+            start = at + (9 if marker == J2K_COD else 6 + (colours > 256))
+            levels, wide, high = struct.unpack_from(">3B", data, start)
+            precincts = data[start + 5 : at + 2 + length]
+            small = any(min(size & 15, size >> 4) < J2K_LEAST_PRECINCT for size in precincts)
+            if small or wide + high + 4 < J2K_LEAST_BLOCK or levels > J2K_MAX_LEVELS:
+                raise DataError("the JPEG 2000 film is cut into smaller blocks than any film's")
+        at = end if marker == J2K_SOD else at + 2 + length
+    raise DataError("it has more segments than a JPEG 2000 film")
 
 
 def _png(data: bytes) -> bytes:

@@ -6,8 +6,8 @@ The rules, in this order, each applied every time (PS3.3 C.7.6.3, C.11.1, C.11.2
 - one frame with Pixel Data; more frames, an Enhanced object or floating-point pixels are refused. Rows and Columns are
   bounded as other films are, before anything is decoded
 - transfer syntaxes: uncompressed, deflated (at most `MAX_FILE_BYTES` when inflated), RLE, JPEG Baseline and 8-bit
-  Extended, JPEG 2000; others need the package that the refusal names. The compressed picture must have the header's
-  size, and decoders are the same on every machine
+  Extended, JPEG 2000 (at most 25 million pixels, which take OpenJPEG 7 s); others need the package that the refusal
+  names. The compressed picture must have the header's size, and decoders are the same on every machine
 - length: fewer bytes than the header demands are refused; up to `MAX_PADDING_BYTES` too many are padding, more refused
 - stored values: the BitsStored bits below HighBit, at most 16; bits above and below (overlays) are cut off, overlay
   planes are ignored; signed where PixelRepresentation says so
@@ -227,8 +227,8 @@ def _frame(pixel_data: bytes, header: Header, syntax: uid.UID) -> bytes:
     elif syntax in PILLOW:
         if frame.startswith(JP2_SIGNATURE):  # in the boxes of a JP2 file: pydicom loops for ever over one of no size
             frame = frame[max(0, frame.find(J2K_START)) :]
-        if frame.startswith(b"\xff\xd8"):
-            frame = picture_of(frame, "JPEG")
+        if frame.startswith((b"\xff\xd8", J2K_START)):
+            frame = picture_of(frame, "JPEG2000" if frame.startswith(J2K_START) else "JPEG")
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as picture:
             width, height, samples = *picture.size, len(picture.getbands())
         if (width, height, samples) != (header.columns, header.rows, header.samples):

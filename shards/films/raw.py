@@ -20,9 +20,12 @@ def open_film(path: Path, data: bytes | None = None) -> Film:
 
     - what is read: `FORMATS` and DICOM, by suffix in any case; the content must be what the suffix says. Regular files
       of 1 to `MAX_FILE_BYTES` bytes, one frame (of a multi-picture JPEG the first: the others are its previews)
-    - size: every side at least `MIN_SIDE_PX`, no side more than `MAX_ASPECT` times the other, at most `MAX_PIXELS`,
-      all read from the header before anything is decoded
-    - truncated or damaged data is refused, never filled with grey
+    - size: every side at least `MIN_SIDE_PX`, no side more than `MAX_ASPECT` times the other, at most `MAX_PIXELS`
+      times samples (colours, alpha; 32 bits count as two), all read from the header before anything is decoded
+    - truncated or damaged data is refused, never filled with grey, as far as a format lets it be known:
+      `shards.films.containers` has what is and what is not
+    - JPEG is baseline, extended or progressive, of few scans; BMP is not compressed; TIFF is not, or by LZW, deflate or
+      PackBits
     - 1-, 2- and 4-bit grey is stretched to 0..255; palette, RGB and CMYK become luminance (ITU-R 601); a CMYK JPEG has
       Adobe's polarity, whatever its markers
     - 16-bit grey films are scaled by the smallest depth of 8, 10, 12, 14, 16 bits that holds the largest value, float
@@ -33,7 +36,8 @@ def open_film(path: Path, data: bytes | None = None) -> Film:
     - a TIFF whose zero is white is inverted; the EXIF orientation is applied, all eight
     - gamma, ICC profiles, resolution and text are ignored
 
-    Raises `DataError` naming the file and the cause, for every fault.
+    Whatever the bytes, it takes at most 10 s and 1 GB, the file's own bytes among them. Raises `DataError` naming the
+    file and the cause, for every fault; no text that stands in the file is quoted, nor kept as the error's cause.
     """
     path = Path(path)
     # Bytes of a name that are no UTF-8, line feeds and the like are escaped.

@@ -17,6 +17,7 @@ def decode(data: bytes | memoryview, size: int, name: str = "film") -> Film:
 
     Bicubic resize that squashes the film to a square: the aspect ratio is lost, as in R2Gen's validation transform. A
     JPEG much larger than `size` is decoded at 1/2, 1/4 or 1/8 of its side, the smallest that is not below `size`.
+    What is refused as damaged, and what cannot be seen to be, is said in `shards.films.containers`.
     """
     try:
         format_ = next((kind for start, kind in STARTS.items() if data[: len(start)] == start), None)

@@ -211,10 +211,11 @@ def big_dicom(bits: int, **tags: object) -> bytes:
     return dicom(pixels=pixels, **size | {"HighBit": min(bits, 16) - 1} | tags)
 
 
-def big_j2k(side: int, noise: bool = False, **options: object) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256 if noise else 1, (side, side), np.uint8)
+def big_j2k(side: int, most: int = 0, bits: int = 8, **options: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, most + 1, (side, side)).astype(f"u{bits // 8}")
     picture = saved("JPEG2000", pixels, no_jp2=True, **options)
-    return dicom(uid.JPEG2000Lossless, picture, Rows=side, Columns=side)
+    depth = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1}
+    return dicom(uid.JPEG2000Lossless, picture, Rows=side, Columns=side, **depth)
 
 
 def rle_dicom(segment: bytes, side: int = SIDE) -> bytes:
@@ -280,9 +281,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "jpeg-large.dcm": lambda: dicom(
         uid.JPEGBaseline8Bit, saved("JPEG", Image.new("L", (SIDE, SIDE), 9)), Rows=SIDE, Columns=SIDE
     ),
-    "j2k-noise.dcm": lambda: big_j2k(2500, noise=True),
+    "j2k-noise.dcm": lambda: big_j2k(4900, 65535, 16),
     "j2k-large.dcm": lambda: big_j2k(SIDE),
     "j2k-blocks.dcm": lambda: big_j2k(5000, codeblock_size=(4, 4)),
+    "j2k-small-blocks.dcm": lambda: big_j2k(5000, codeblock_size=(16, 16)),
+    "j2k-precincts.dcm": lambda: big_j2k(5000, precinct_size=(16, 16), codeblock_size=(16, 16)),
+    "j2k-few-tiles.dcm": lambda: big_j2k(5000, tile_size=(160, 160)),
     "j2k-tiles.dcm": lambda: big_j2k(5000, tile_size=(20, 20)),
     "scans.stored": lambda: scans(1000, 2000),
     "few-scans.stored": lambda: scans(SIDE, 12),

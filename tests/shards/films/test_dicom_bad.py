@@ -4,6 +4,8 @@ import io
 import logging
 import os
 import struct
+import traceback
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from pydicom.encaps import encapsulate
 from shards.errors import DataError
 from shards.films.raw import open_film
 from shards.films.stored import encode
+from shards.films.tones import Header, film_of
 
 GREY = (np.add.outer(np.arange(80), np.arange(64)) * 255 // 142).astype(np.uint8)
 REAL = os.environ.get("R2KG_REAL_DATA")
@@ -66,7 +69,7 @@ def change(**tags: object) -> Edit:
     return edit
 
 
-def j2k(**options: bool) -> bytes:
+def j2k(**options: object) -> bytes:
     out = io.BytesIO()
     Image.fromarray(GREY).save(out, "JPEG2000", **options)
     return out.getvalue()
@@ -114,6 +117,17 @@ PLAIN: dict[str, tuple[Edit, str]] = {
     "short table": (item(LUTDescriptor=[256, 0, 8], LUTData=b"\1\2\3\4"), "8 bits has 4 of 256 entries"),
     "palette": (change(PhotometricInterpretation="PALETTE COLOR"), "RedPaletteColorLookupTableData is missing"),
     "enhanced": (change(SharedFunctionalGroupsSequence=[Dataset()]), "Enhanced DICOM"),
+    "name for a photometric": (change(PhotometricInterpretation="DOE JANE"), "another PhotometricInterpretation"),
+    "name for a function": (change(WindowCenter=9, WindowWidth=9, VOILUTFunction="DOE JANE"), "VOILUTFunction is none"),
+    "many windows": (
+        change(WindowCenter=["1"] * 600, WindowWidth=["9"] * 600),
+        "WindowCenter has more than 1,024 bytes",
+    ),
+    "many items": (change(VOILUTSequence=[Dataset()] * 1001), "VOILUTSequence has more than .* 1,000 items"),
+    "long table": (
+        item(LUTDescriptor=[256, 0, 8], LUTData=bytes(2 << 20)),
+        "other than Pixel Data has more than 1,048,576 bytes",
+    ),
     "float pixels": (change(PixelData=None, FloatPixelData=bytes(4 * GREY.size)), "no Pixel Data"),
 }
 PACKED: dict[str, tuple[str, Edit, str]] = {
@@ -130,6 +144,20 @@ PACKED: dict[str, tuple[str, Edit, str]] = {
     "rle bomb": (uid.RLELossless, packed(rle(b"\x81\x07" * 500)), "RLE pixels inflate to more than the 5,120"),
     "rle too short": (uid.RLELossless, packed(rle(b"\x81\x07" * 30)), "damaged"),
     "rle beyond the end": (uid.RLELossless, packed(struct.pack("<16L", 2, 64, 2**32 - 1, *[0] * 13)), "RLE"),
+    "rle of nothing": (uid.RLELossless, packed(rle(b"\x80" * 5000)), "more than 1,000 runs"),
+    "many offsets": (
+        uid.JPEGBaseline8Bit,
+        change(PixelData=b"\xfe\xff\0\xe0" + struct.pack("<I", 8) + bytes(8) + encapsulate([JPEG])[8:]),
+        "several frames",
+    ),
+    "jpeg cut and closed": (uid.JPEGBaseline8Bit, packed(JPEG[:-200] + b"\xff\xd9"), "truncated"),
+    "jpeg 2000 of small blocks": (uid.JPEG2000, packed(j2k(no_jp2=True, codeblock_size=(4, 4))), "smaller blocks"),
+    "jpeg 2000 of many tiles": (uid.JPEG2000, packed(j2k(no_jp2=True, tile_size=(2, 2))), "1024 tiles"),
+    "jpeg 2000 of many pixels": (
+        uid.JPEG2000,
+        packed(j2k(no_jp2=True)[:8] + struct.pack(">2I", 6000, 5000) + j2k(no_jp2=True)[16:], Rows=6000, Columns=5000),
+        "at most 25,000,000 pixels",
+    ),
     "lossless jpeg": (
         uid.JPEGLosslessSV1,
         packed(JPEG),
@@ -148,16 +176,24 @@ BAD = {name: (uid.ExplicitVRLittleEndian, *case) for name, case in PLAIN.items()
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_refused_by_name_and_in_silence(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+    tmp_path: Path,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     syntax, edit, cause = BAD[name]
+    monkeypatch.setattr("shards.films.dicom.MAX_RLE_RUNS", 1000)
     film = dataset(syntax)
     edit(film)
     path = write(tmp_path, film)
     recwarn.clear()
     caplog.clear()
-    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match=rf"film.dcm: image does not decode: .*{cause}"):
+    told = rf"film.dcm: image does not decode: .*{cause}"
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match=told) as caught:
         open_film(path)
+    everything = "".join(traceback.format_exception(caught.value)).upper()
+    assert not [word for word in ("JANE", "SECRET") if word in everything]
     assert not recwarn.list
     assert not [record for record in caplog.records if record.name.startswith("pydicom")]
 
@@ -233,3 +269,39 @@ def test_patient_tags_are_not_even_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert "Rows" in seen[0]
     assert not {"PatientName", "PatientID", "ImageComments"} & set(seen[0].dir())
     assert "SECRET" not in str(seen[0])
+
+
+def with_elements(folder: Path, inner: bytes, syntax: str = uid.ExplicitVRLittleEndian) -> Path:
+    """A film with a private sequence of no length, in whose one item of no length the elements lie."""
+    path = write(folder, dataset(syntax))
+    start, end = struct.pack("<HHI", 0xFFFE, 0xE000, 2**32 - 1), bytes.fromhex("feff0de000000000feffdde000000000")
+    head = struct.pack("<HH2sHI", 0x0009, 0x1001, b"SQ", 0, 2**32 - 1)
+    whole = path.read_bytes()
+    at = whole.index(struct.pack("<HH2s", 0x0010, 0x0010, b"PN"))
+    path.write_bytes(whole[:at] + head + start + inner + end + whole[at:])
+    return path
+
+
+def test_a_header_that_would_keep_pydicom_busy_is_refused(tmp_path: Path) -> None:
+    assert (open_film(with_elements(tmp_path, struct.pack("<HH2sH", 9, 0x1002, b"LO", 2) + b"ab")) == GREY).all()
+    many = struct.pack("<HH2sH", 9, 0x1002, b"LO", 0) * 100_000
+    charset = struct.pack("<HH2sH", 8, 5, b"CS", 20_000) + b"\\" * 20_000
+    for inner in (many, charset):
+        with pytest.raises(DataError, match="more elements and items than any film's"):
+            open_film(with_elements(tmp_path, inner))
+    long = struct.pack("<HH2sHI", 9, 0x1002, b"OB", 0, 2 << 20) + bytes(2 << 20)
+    with pytest.raises(DataError, match="other than Pixel Data has more than 1,048,576 bytes"):
+        open_film(with_elements(tmp_path, long))
+
+
+def test_films_are_made_in_strips() -> None:
+    side, padded = 3000, Dataset()
+    padded.PixelPaddingValue = 9
+    header = Header(side, side, 1, 16, 16, 15, False, "MONOCHROME2")
+    stored = np.zeros((side, side), np.uint16)
+    tracemalloc.start()
+    try:
+        assert film_of(padded, header, stored).shape == (side, side)
+        assert tracemalloc.get_traced_memory()[1] < side * side + 30_000_000
+    finally:
+        tracemalloc.stop()

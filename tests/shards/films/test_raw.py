@@ -1,8 +1,12 @@
 """One stated rule for every kind of raster film; whatever the bytes, a film or a DataError comes out."""
 
 import io
+import logging
 import os
+import re
 import struct
+import traceback
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -13,11 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from shards.errors import DataError
+from shards.films.raster import grey_of
 from shards.films.raw import open_film
 
 SLOPE = np.add.outer(np.arange(120), np.arange(96)).astype(np.uint8)
@@ -43,9 +48,9 @@ def png(rows: np.ndarray, width: int, bits: int, colour: int, *more: bytes, inte
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def claiming(side: int) -> bytes:
+def claiming(side: int, colour: int = 0) -> bytes:
     """A small PNG whose header claims side x side pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(8)) + chunk(b"IEND", b"")
 
 
@@ -326,3 +331,133 @@ def test_damaged_films_are_films_or_data_errors(
             assert "Jane" not in str(error)
         else:
             assert (found.dtype, found.ndim) == (np.uint8, 2)
+
+
+NOISE = np.clip(SLOPE + np.random.default_rng(0).normal(0, 12, SLOPE.shape), 0, 255).astype(np.uint8)
+RGB_NOISE = Image.fromarray(NOISE).convert("RGB")
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 95, "optimize": True}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("pixels", [NOISE, RGB_NOISE], ids=["grey", "colour"])
+def test_a_jpeg_that_is_cut_and_closed_is_not_taken_as_whole(pixels: Any, options: dict) -> None:
+    whole = stored("JPEG", pixels, **options)
+    assert (open_film(Path("film.jpg"), whole) == np.asarray(Image.open(io.BytesIO(whole)).convert("L"))).all()
+    for end in range(whole.rindex(b"\xff\xda") + 20, len(whole) - 100, 7):
+        with pytest.raises(DataError, match="truncated"):
+            open_film(Path("film.jpg"), whole[:end] + b"\xff\xd9")
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_not_taken_as_whole() -> None:
+    whole = stored("JPEG", RGB_NOISE, progressive=True)
+    scans = [found.start() for found in re.finditer(b"\xff\xda", whole)]
+    assert len(scans) == 10
+    for end in scans[1:]:
+        with pytest.raises(DataError, match="truncated: scans are missing"):
+            open_film(Path("film.jpg"), whole[:end] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("data", [png(SLOPE, 96, 8, 0), png(NOISE.astype(">u2"), 96, 16, 0)], ids=["8 bits", "16 bits"])
+def test_every_flipped_bit_of_a_png_is_seen(data: bytes) -> None:
+    for at in range(8, len(data), 5):
+        damaged = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+        with pytest.raises(DataError, match="damaged|truncated"):
+            open_film(Path("film.png"), damaged)
+
+
+def directory(size: int) -> bytes:
+    """An EXIF directory of 5,000 tags that all have the same `size` bytes."""
+    tags = b"".join(struct.pack("<HHII", tag, 7, size, 8) for tag in range(500, 5500))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 5000) + tags + bytes(size)
+
+
+def frames_tiff() -> bytes:
+    """A TIFF of 40,000 directories."""
+    whole = stored("TIFF")
+    at = struct.unpack_from("<I", whole, 4)[0]
+    end = at + 2 + 12 * struct.unpack_from("<H", whole, at)[0]
+    more = b"".join(struct.pack("<HHHIII", 1, 256, 4, 1, 96, len(whole) + 18 * n) for n in range(1, 40_001))
+    return whole[:end] + struct.pack("<I", len(whole)) + whole[end + 4 :] + more
+
+
+def scans_jpeg() -> bytes:
+    """A progressive JPEG of 2,000 scans."""
+    whole = stored("JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * 2000 + whole[-2:]
+
+
+RLE_BMP = stored("BMP")[:30] + struct.pack("<I", 1) + stored("BMP")[34:]
+ARITHMETIC = stored("JPEG").replace(b"\xff\xc0\0", b"\xff\xc9\0")
+BUSY: dict[str, tuple[bytes, str]] = {
+    "scans.jpg": (scans_jpeg(), "more than 20 scans"),
+    "arithmetic.jpg": (ARITHMETIC, "a kind not read here"),
+    "comments.jpg": (stored("JPEG")[:2] + b"\xff\xfe\0\2" * 2000 + stored("JPEG")[2:], "more than 1000 JPEG segments"),
+    "fill.jpg": (stored("JPEG")[:2] + b"\xff" * 2000 + stored("JPEG")[2:], "damaged between two JPEG segments"),
+    "chunks.png": (png(SLOPE, 96, 8, 0, chunk(b"tEXt", b"") * 100_001), "more than 100,000 PNG chunks"),
+    "exif.png": (png(SLOPE, 96, 8, 0, chunk(b"eXIf", directory(70_000))), "EXIF is longer than 65,536 bytes"),
+    "rle.bmp": (RLE_BMP, "compressed BMP"),
+    "frames.tif": (frames_tiff(), "several frames"),
+    "fax.tif": (stored("TIFF", Image.fromarray(SLOPE).convert("1"), compression="group4"), "compression not read here"),
+}
+
+
+@pytest.mark.parametrize("name", BUSY)
+def test_what_would_keep_pillow_busy_is_refused_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, cause = BUSY[name]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it is decoded"))
+    with pytest.raises(DataError, match=cause):
+        open_film(Path(name), data)
+
+
+def test_text_is_not_read_however_long_and_tags_are_not_however_many() -> None:
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(4 << 20)))
+    assert (open_film(Path("film.png"), png(SLOPE, 96, 8, 0, text)) == SLOPE).all()
+    plain = stored("TIFF")
+    at = struct.unpack_from("<I", plain, 4)[0]
+    count = struct.unpack_from("<H", plain, at)[0]
+    tags = b"".join(struct.pack("<HHII", tag, 7, len(plain), 0) for tag in range(40_000, 60_000))
+    old = plain[at + 2 : at + 2 + 12 * count]
+    many = struct.pack("<H", count + 20_000) + old + tags + bytes(4)
+    assert (open_film(Path("film.tif"), plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + many) == SLOPE).all()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F", "RGBA"])
+def test_grey_is_made_in_strips(mode: str) -> None:
+    picture = Image.new(mode, (4000, 4000))
+    tracemalloc.start()
+    try:
+        assert grey_of(picture).shape == (4000, 4000)
+        assert tracemalloc.get_traced_memory()[1] < 16_000_000 + 40_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_colours_and_wide_values_count_against_the_bound() -> None:
+    floats = stored("TIFF", np.zeros((40, 41), np.float32))
+    for tag, value, claimed in ((256, 41, 7100), (257, 40, 7100)):
+        entry = struct.pack("<HHI", tag, 4, 1)
+        assert floats.count(entry + struct.pack("<I", value)) == 1
+        floats = floats.replace(entry + struct.pack("<I", value), entry + struct.pack("<I", claimed))
+    for name, data in {"a.png": claiming(5001, colour=6), "f.tif": floats}.items():
+        with pytest.raises(DataError, match="px of [24] samples; at most 100,000,000"):
+            open_film(Path(name), data)
+
+
+def test_no_text_of_a_film_is_logged_or_kept_in_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "Doe^Jane"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "Doe^Jane")
+    films = {
+        "film.tif": stored("TIFF", tiffinfo={270: "Doe^Jane"}),
+        "film.png": stored("PNG", pnginfo=text, exif=exif),
+        "film.jpg": stored("JPEG", exif=exif, comment="Doe^Jane"),
+    }
+    with caplog.at_level(logging.DEBUG):
+        for name, data in films.items():
+            assert b"Doe^Jane" in data
+            assert open_film(Path(name), data).shape == SLOPE.shape
+            with pytest.raises(DataError) as caught:
+                open_film(Path(name), data[:-200])
+            assert "Jane" not in "".join(traceback.format_exception(caught.value))
+    assert not [record for record in caplog.records if record.name.startswith("PIL")]

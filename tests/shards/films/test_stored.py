@@ -60,3 +60,28 @@ def test_shrinking_keeps_the_aspect_and_never_enlarges() -> None:
 
 def test_encoding_is_the_same_every_time() -> None:
     assert encode(SLOPE, 95) == encode(SLOPE.copy(), 95)
+
+
+def test_a_cut_film_is_refused_and_whole_ones_decode_as_pillow_does() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (96, 80), np.uint8)
+    for size in (16, 32, 96):
+        with Image.open(io.BytesIO(encode(noise, 90))) as picture:
+            picture.draft("L", (size, size))
+            wanted = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+        assert (decode(encode(noise, 90), size) == wanted).all()
+        for end in range(700, len(encode(noise, 90)) - 500, 97):
+            with pytest.raises(DataError, match="truncated"):
+                decode(encode(noise, 90)[:end] + b"\xff\xd9", size)
+
+
+def test_a_jpeg_of_many_scans_and_a_damaged_png_are_refused() -> None:
+    out = io.BytesIO()
+    Image.fromarray(SLOPE).save(out, "JPEG", progressive=True)
+    last = out.getvalue().rindex(b"\xff\xda")
+    with pytest.raises(DataError, match="more than 20 scans"):
+        decode(out.getvalue()[:last] + out.getvalue()[last:-2] * 2000 + b"\xff\xd9", 32)
+    damaged = bytearray(png(SLOPE))
+    damaged[-30] ^= 1
+    with pytest.raises(DataError, match="checksum") as caught:
+        decode(bytes(damaged), 32)
+    assert caught.value.__cause__ is None
