@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from shards.errors import DataError
 from shards.films.containers import picture_of
-from shards.films.limits import HEAD_BYTES, Film, depth_of, refuse_content, refuse_size
+from shards.films.limits import HEAD_BYTES, MAX_PIXELS, Film, depth_of, refuse_content, refuse_size
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
 """Raw film formats by file suffix, read here."""
@@ -60,6 +60,8 @@ def open_picture(data: bytes, format_: str) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(picture_of(data, format_)), formats=(format_,))
     except UnidentifiedImageError:
         raise DataError(f"the content begins as {format_}, but its header is damaged or cut off") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"it claims far more than the {MAX_PIXELS:,} pixels that are read") from None
     refuse_size(*image.size, least=1, samples=2 if image.mode in ("I", "F") else len(image.getbands()))
     return image
 

@@ -132,7 +132,7 @@ def hunt(read: Reader, inputs: Iterable[bytes], folder: Path, seconds: float = 0
         while not told.endswith(b"\0"):
             if not select.select([pipe], [], [], WALL_SECONDS)[0]:
                 os.kill(child, signal.SIGKILL)
-                told += b"nothing for 60 s"
+                told += f"nothing for {WALL_SECONDS} s".encode()
                 break
             part = pipe.read(65536)
             if not part:
