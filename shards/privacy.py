@@ -88,7 +88,7 @@ class Names:
         return hashlib.sha256(b"names" + self.salt).hexdigest()[:16] if self.salt else ""
 
     def _hash(self, kind: str, identifier: str) -> str:
-        return hmac.new(self.salt, f"{kind}:{identifier}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.salt, f"{kind}:{identifier}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
 @contextmanager

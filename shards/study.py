@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from shards.errors import DataError
 
 KEY = re.compile(r"[a-z0-9_-]{1,120}")
+MAX_RECORD_BYTES = 4_000_000
+"""Longest JSON of one study that is read or written."""
+BYTES_PER_PART = 40
+"""JSON that is read has no more names, objects and lists than one for so many of the bytes it may have."""
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Label = Literal[-1, 0, 1] | None
@@ -77,6 +81,14 @@ class Study(Record):
         if not KEY.fullmatch(key):
             raise ValueError(f"key {key!r} must match [a-z0-9_-]{{1,120}}: it becomes a tar member name")
         return key
+
+
+def refuse_bomb(data: bytes | memoryview, most: int = MAX_RECORD_BYTES) -> None:
+    """ValueError for JSON of more than `most` bytes, or of so many parts that it would take a hundred times as much."""
+    if len(data) > most:
+        raise ValueError(f"{len(data):,} bytes of JSON; at most {most:,} are read")
+    if (parts := sum(map(bytes(data).count, (b":", b"[", b"{")))) > most // BYTES_PER_PART:
+        raise ValueError(f"{parts:,} names, objects and lists in JSON; at most {most // BYTES_PER_PART:,} are read")
 
 
 def key_of(identifier: str) -> str:

@@ -20,6 +20,7 @@ Triple = tuple[str, str, str]
 """(head, relation, tail)"""
 Ids = NDArray[np.int64]
 MAX_BYTES = 16_000_000
+MAX_HEAD_BYTES = 10_000
 
 
 class Subgraph(NamedTuple):
@@ -123,10 +124,13 @@ def unpack(data: bytes | memoryview, nodes: int | None = None, relations: int | 
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"{len(data)} bytes; at most {MAX_BYTES} are read")
+        head = bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        if len(head) > MAX_HEAD_BYTES:
+            raise ValueError(f"a header of {len(head)} bytes; at most {MAX_HEAD_BYTES} are read")
         arrays = load(bytes(data))
         if arrays.keys() != set(Subgraph._fields) or any(array.dtype != np.int64 for array in arrays.values()):
-            held = ", ".join(f"{name[:20]} {array.dtype}" for name, array in sorted(arrays.items())[:5])
-            raise ValueError(f"it holds {held or 'nothing'}; {', '.join(Subgraph._fields)} of int64 are needed")
+            kinds = ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
+            raise ValueError(f"{len(arrays)} arrays of {kinds}; {', '.join(Subgraph._fields)} of int64 are needed")
         node, edge_index, edge_type = graph = Subgraph(**arrays)
         if node.ndim != 1 or edge_type.ndim != 1 or edge_index.shape != (2, len(edge_type)):
             shapes = f"{node.shape}, {edge_index.shape}, {edge_type.shape}"
@@ -138,7 +142,8 @@ def unpack(data: bytes | memoryview, nodes: int | None = None, relations: int | 
         if (np.diff(node) <= 0).any():
             raise ValueError("its nodes do not ascend")
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"not a subgraph: {str(error)[:200] or type(error).__name__}") from None
+        cause = str(error) if type(error) is ValueError else type(error).__name__  # others quote what they read
+        raise DataError(f"not a subgraph: {cause}") from None
     return graph
 
 

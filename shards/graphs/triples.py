@@ -6,15 +6,18 @@ Errors name file and line, never what stands there: triples are made from report
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Graph, Triple, Vocabulary
 from shards.sources.tables import Span, Table, span_of
+from shards.study import refuse_bomb
 from shards.tars.place import Place, place
 
 MAX_LINE_BYTES = 4_000_000
-MAX_GRAPH_BYTES = 200_000_000
+MAX_GRAPH_BYTES = 50_000_000
+MAX_EDGES = 1_000_000
+"""Most triples, and most names, of a graph."""
 MAX_NAME = 500
 COLUMNS = ("head", "relation", "tail")
 KEY, ID = "key", "id"
@@ -48,6 +51,8 @@ class TripleFile:
             raise ConfigError(f"{self.path} is no file of triples: give a .csv or a .jsonl")
         if not self.path.is_file():
             raise DataError(f"{self.path} is missing: give the file with the studies' triples")
+        self.columns = Table(self.path, COLUMNS).columns if self.path.name.endswith(".csv") else []
+        """What a CSV's first row named when it was listed."""
 
     def statements(self) -> Iterator[Statement]:
         """All records in order, one in memory at a time; DataError names the first line that is malformed."""
@@ -71,7 +76,7 @@ class TripleFile:
 
     def _lines(self) -> Iterator[Statement]:
         at = number = 0
-        with self.path.open("rb") as file:
+        with self._open() as file:
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 try:
@@ -85,17 +90,27 @@ class TripleFile:
 
     def read(self, spans: Iterable[Span]) -> Iterator[tuple[Triple, ...]]:
         """The triples of the records at `spans`, as `statements` gave them; DataError when the file has changed."""
-        columns = Table(self.path, COLUMNS).columns if self.path.name.endswith(".csv") else []
-        with self.path.open("rb") as file:
+        if self.columns and Table(self.path, COLUMNS).columns != self.columns:
+            raise DataError(f"{self.path} is not what was listed (its first row differs): run again")
+        with self._open() as file:
             for span in spans:
                 file.seek(span.at)
                 raw = file.read(span.size)
                 if span_of(span.at, raw) != span:
                     raise DataError(f"{self.path} is not what was listed ({span.place} differ): run again")
-                if columns:
-                    yield (triple_of(dict(zip(columns, Table.parse(raw), strict=True))),)
-                else:
+                if self.columns:
+                    yield (triple_of(dict(zip(self.columns, Table.parse(raw), strict=True))),)
+                    continue
+                try:
                     yield statement_in(raw)[2]
+                except RecursionError:  # a worker has less of the stack left than whoever listed the file
+                    raise DataError(f"{self.path}: {span.place} hold lists in lists too deep to be read") from None
+
+    def _open(self) -> IO[bytes]:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or type(error).__name__}") from None
 
 
 def malformed(path: Place, line: int, error: Exception) -> DataError:
@@ -131,6 +146,7 @@ def listed_triple(triple: Any) -> Triple:
 
 def statement_in(raw: bytes) -> tuple[str, bool, tuple[Triple, ...]]:
     """(study, whether by key, triples) of a line of JSON."""
+    refuse_bomb(raw, MAX_LINE_BYTES)
     value = json.loads(raw.decode("utf-8-sig"))
     if not isinstance(value, dict) or not isinstance(value.get("triples"), list):
         raise ValueError('no object with "key" or "id" and a list "triples"')
@@ -165,7 +181,7 @@ def read_graph(path: str | Place) -> Graph:
 
 def _graph_csv(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Triple]]:
     triples = []
-    for row in Table(path, COLUMNS, max_rows=None).rows():
+    for row in Table(path, COLUMNS, max_rows=MAX_EDGES).rows():
         try:
             if row.fault:
                 raise ValueError(row.fault)
@@ -178,12 +194,16 @@ def _graph_csv(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Trip
 
 def _graph_json(path: Place) -> tuple[tuple[str, ...], tuple[str, ...], list[Triple]]:
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        data = path.read_bytes()
+        refuse_bomb(data, MAX_GRAPH_BYTES)
+        value = json.loads(data.decode("utf-8-sig"))
         lists: list[Any] = (
             [value.get(name) for name in ("nodes", "relations", "triples")] if isinstance(value, dict) else [None]
         )
         if not all(isinstance(each, list) for each in lists):
             raise ValueError('no object with lists "nodes", "relations" and "triples"')
+        if max(map(len, lists)) > MAX_EDGES:
+            raise ValueError(f"more than {MAX_EDGES:,} nodes, relations or triples")
         nodes, relations = (tuple(name_in(name, "a name") for name in each) for each in lists[:2])
         return nodes, relations, [listed_triple(triple) for triple in lists[2]]
     except UnicodeDecodeError:

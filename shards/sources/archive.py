@@ -15,10 +15,15 @@ from shards.errors import DataError
 BLOCK = 512
 MAX_MEMBER_BYTES = 400_000_000
 MAX_NAME_BYTES = 4096
+MAX_EXTENDED_BYTES, MAX_RECORDS = 1 << 20, 40
+"""Of an extended header, and of what it says."""
+MAX_HEADERS = 1_000_000
+MAX_TAIL_BYTES = 64 << 20
+"""Zeros behind the end mark that are looked through for what they may hide."""
 NOT_FILES = {b"1": "hard link", b"2": "symbolic link", b"3": "character device", b"4": "block device", b"6": "pipe"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file of an archive."""
 
@@ -54,6 +59,8 @@ def walk_tar(path: Any) -> Walk:
     """List an archive, local or remote; DataError only when it cannot be opened or does not begin as a tar."""
     walk = Walk()
     try:
+        if not path.is_file():
+            raise DataError(f"{path} is missing, or no file")
         with path.open("rb") as file:
             _walk(file, file.seek(0, os.SEEK_END), walk, path)
     except OSError as error:
@@ -71,14 +78,16 @@ def _walk(file: BinaryIO, end: int, walk: Walk, path: Any) -> None:
     def cut(at: int, cause: str = "") -> None:
         walk.cut_at, walk.cut_cause = at, cause
 
-    at, long_name = 0, ""
-    while True:
+    def hidden(at: int) -> bool:
+        return end - at > MAX_TAIL_BYTES or any(any(read(1 << 20, here)) for here in range(at, end, 1 << 20))
+
+    at, said = 0, dict[bytes, bytes]()
+    for _ in range(MAX_HEADERS):
         header = read(BLOCK, at)
         if len(header) < BLOCK:
             return cut(end)
         if not any(header):
-            after = read(BLOCK, at + BLOCK)
-            return cut(at, "a header of zeros, and no end mark") if any(after) else None
+            return cut(at, "a header of zeros, and no end mark") if hidden(at + BLOCK) else None
         if _number(header[148:156]) != sum(header[:148]) + 8 * 32 + sum(header[156:]):
             if at == 0:
                 raise DataError(f"{path} is not a tar archive: its first header's checksum does not hold")
@@ -86,19 +95,29 @@ def _walk(file: BinaryIO, end: int, walk: Walk, path: Any) -> None:
         kind, size, body = header[156:157], _number(header[124:136]), at + BLOCK
         extended = kind in b"LxgK"
         if not extended:
-            name, long_name = long_name or _name(header), ""
+            name = said[b"path"].decode("utf-8", "replace") if b"path" in said else _name(header)
+            size = _decimal(said[b"size"]) if b"size" in said else size
+            sparse, said = any(key.startswith(b"GNU.sparse") for key in said), {}
             walk.cut_name = name
         if size < 0:
             return cut(at, "a header whose size is no number of 0 or more")
         if body + size > end:
             return cut(end)
         if extended:
-            long_name = _long_name(kind, read(min(size, 4 * MAX_NAME_BYTES), body)) or long_name
-        elif cause := _refusal(name, kind, size):
+            more = _extended(kind, size, read(-(-size // BLOCK) * BLOCK, body)) if size <= MAX_EXTENDED_BYTES else None
+            if more is None or more.keys() & said.keys() or (more and kind == b"g"):
+                return cut(at, "an extended header that is too long, malformed or there twice")
+            said |= more
+        elif cause := "sparse file" if sparse else _refusal(name, kind, size):
             walk.refused.append((name, cause))
         elif kind != b"5":
             walk.members.append(Member(name, body, size, digest_of(header)))
         at = body + -(-size // BLOCK) * BLOCK
+    cut(at, f"more than {MAX_HEADERS:,} headers")
+
+
+def _decimal(digits: bytes) -> int:
+    return int(digits) if re.fullmatch(rb"[0-9]{1,18}", digits) else -1
 
 
 def _number(digits: bytes) -> int:
@@ -114,14 +133,26 @@ def _name(header: bytes) -> str:
     return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
 
 
-def _long_name(kind: bytes, data: bytes) -> str:
-    """The name in the data of a GNU long-name or pax header; "" when it carries none."""
-    if kind == b"L":
-        return data.rstrip(b"\0").decode("utf-8", "replace")
-    if kind != b"x":
-        return ""
-    lines = (line.split(b" ", 1)[-1] for line in data.split(b"\n"))
-    return next((line[5:].decode("utf-8", "replace") for line in lines if line.startswith(b"path=")), "")
+def _extended(kind: bytes, size: int, data: bytes) -> dict[bytes, bytes] | None:
+    """What a GNU long-name or pax header says of the next member's path, size and holes; None when malformed."""
+    if kind in b"KL":
+        name = data.split(b"\0", 1)[0]
+        return None if not 0 < len(name) <= size else {b"path": name} if kind == b"L" else {}
+    said, at = dict[bytes, bytes](), 0
+    for _ in range(MAX_RECORDS):
+        if at == size:
+            return said
+        digits = data[at : max(at, data.find(b" ", at, at + 9))]
+        end = at + max(0, _decimal(digits))
+        key, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
+        if not equals or end > size or data[end - 1 : end] != b"\n":
+            return None
+        if key in (b"path", b"size") or key.startswith(b"GNU.sparse"):
+            said[key] = value
+            if not value:
+                return None
+        at = end
+    return None
 
 
 def _refusal(name: str, kind: bytes, size: int) -> str:

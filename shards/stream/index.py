@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from shards.errors import DataError, OnBad
 from shards.sources.archive import walk_tar
 from shards.stream.members import ABSENT, Fetched, Members
-from shards.study import Study
+from shards.study import Study, refuse_bomb
 from shards.tars.format import RECORD, Entry, Manifest, Shard, read_index, read_manifest
 from shards.tars.place import Place, place, sha256_of, size_of
+
+MAX_SPANS = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +43,18 @@ class Index(Members):
         keys, parts, torn = list[bytes](), list[NDArray[np.int64]](), list[str]()
         for shard in shards:  # of one index at a time only the arrays are kept
             entries, cause = _entries(root, shard, on_bad)
-            members = max(2, *(len(entry.members) for entry in entries))
-            span = np.full((len(entries), members, 3), ABSENT, np.int64)
+            members = max([2, *(len(entry.members) for entry in entries)])
+            span = np.full((shard.studies, members, 3), ABSENT, np.int64)
             for row, entry in enumerate(entries):
-                for name, where in entry.members.items():
-                    span[row, -1 if name == RECORD else int(name.removesuffix(".jpg"))] = where
-            keys += [entry.key.encode() for entry in entries]
+                spans = list(entry.members.values())
+                span[row, [*range(len(spans) - 1), -1]] = spans
+            stem = shard.name.removesuffix(".tar")
+            keys += [entry.key.encode() for entry in entries] or [f"{stem}-{n}".encode() for n in range(shard.studies)]
             parts.append(span)
             torn.append(cause)
         most = max(span.shape[1] for span in parts)
+        if len(keys) * most > MAX_SPANS:
+            raise DataError(f"{len(keys):,} studies of up to {most - 1} films: at most {MAX_SPANS:,} members are read")
         for number, span in enumerate(parts):  # the record stays last
             absent = np.full((len(span), most - span.shape[1], 3), ABSENT, np.int64)
             parts[number] = np.concatenate([span[:, :-1], absent, span[:, -1:]], axis=1)
@@ -89,9 +94,10 @@ class Index(Members):
         """The JSON of a study's record, which must be of that study."""
         key = self.keys[row].decode()
         try:
+            refuse_bomb(data)
             text = str(data, "utf-8")
-            if (written := Study.model_validate_json(text).key) != key:
-                raise ValueError(f"the record there is of {written}")
+            if Study.model_validate_json(text).key != key:
+                raise ValueError("the record there is of another study")
         except ValueError as error:
             cause = f"{error.error_count()} fields do not fit" if isinstance(error, ValidationError) else error
             raise DataError(f"{self.tars[int(self.tar[row])]}: record of {key} is not readable: {cause}") from None
@@ -101,28 +107,36 @@ class Index(Members):
 def _entries(root: Place, shard: Shard, on_bad: OnBad) -> tuple[list[Entry], str]:
     """The studies of one tar by its index or, under "skip", by what can be had without one; why none can be read."""
     try:
-        entries = read_index(root, shard).studies
-        for entry in entries:
-            if entry.members.keys() != {RECORD, *(f"{film}.jpg" for film in range(len(entry.members) - 1))}:
-                raise DataError(f"the index of {shard.name} lists other members of {entry.key} than films and a record")
-        return list(entries), ""
+        return _films_and_record(shard, list(read_index(root, shard).studies)), ""
     except DataError as error:
         if on_bad == "fail":
             raise
         cause = str(error)
     path = root / shard.name
-    if size_of(path) != shard.bytes or sha256_of(path) != shard.sha256:
-        stem = shard.name.removesuffix(".tar")
-        cause = f"{cause}; {shard.name} is not whole either, so nothing tells where the study lies or what its key is"
-        return [Entry(key=f"{stem}-{number}") for number in range(shard.studies)], cause
     members: dict[str, dict[str, tuple[int, int, int]]] = {}
-    with path.open("rb") as file:
-        for member in walk_tar(path).members:
-            key, _, name = member.name.partition(".")
-            file.seek(member.offset)
-            crc = zlib.crc32(file.read(member.size))
-            members.setdefault(key, {})[name] = member.offset, member.size, crc
-    return [Entry(key=key, members=own) for key, own in members.items()], ""
+    try:
+        if size_of(path) != shard.bytes or sha256_of(path) != shard.sha256:
+            raise DataError(f"{shard.name} is not whole either")
+        with path.open("rb") as file:
+            for member in walk_tar(path).members:
+                key, _, name = member.name.partition(".")
+                file.seek(member.offset)
+                crc = zlib.crc32(file.read(member.size))
+                members.setdefault(key, {})[name] = member.offset, member.size, crc
+        return _films_and_record(shard, [Entry(key=key, members=own) for key, own in members.items()]), ""
+    except (OSError, ValueError) as error:
+        also = str(error) if isinstance(error, DataError) else f"{shard.name} cannot be read ({type(error).__name__})"
+        return [], f"{cause}; {also}, so nothing tells where the study lies or what its key is"
+
+
+def _films_and_record(shard: Shard, entries: list[Entry]) -> list[Entry]:
+    """The entries, if they are those of the shard: as many, each of one film or more and a record behind them."""
+    for entry in entries:
+        if list(entry.members) != [*(f"{film}.jpg" for film in range(len(entry.members) - 1)), RECORD]:
+            raise DataError(f"the index of {shard.name} lists other members of {entry.key} than films and a record")
+    if len(entries) != shard.studies:
+        raise DataError(f"{shard.name} holds {len(entries):,} studies, the manifest says {shard.studies:,}")
+    return entries
 
 
 def open_splits(root: str | Place, manifest: Manifest) -> dict[str, Index]:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from shards.errors import DataError
+from shards.films.limits import refuse_size, undecodable
 from shards.stream.index import Index
 from shards.study import SPLITS, Study
 from shards.tars.format import read_manifest
@@ -43,8 +44,10 @@ def study_lines(index: Index, row: int) -> Iterator[str]:
     study = Study.model_validate_json(index.record_of(row, record))
     yield f"{study.key} (id {study.id}, patient {study.patient or 'unknown'}), {study.split}"
     yield f"in {index.root}/{index.tars[int(index.tar[row])]}"
+    if len(study.views) != len(films):
+        raise DataError(f"study {study.key} has {len(films)} films, and its record names {len(study.views)}")
     for number, (view, film) in enumerate(zip(study.views, films, strict=True)):
-        width, height = Image.open(io.BytesIO(film)).size
+        width, height = _stored(film, f"film {number} of {study.key}").size
         yield f"film {number}: {view.position}, {width}x{height} px, {len(film):,} bytes {view.file}".rstrip()
     for name, text in study.sections.items():
         yield f"{name}: {text}"
@@ -59,5 +62,15 @@ def write_films(index: Index, row: int, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for number, film in enumerate(index.read(row)[0]):
         path = folder / f"{index.keys[row].decode()}.{number}.png"
-        Image.open(io.BytesIO(film)).save(path)
+        _stored(film, path.stem).save(path)
         yield path
+
+
+def _stored(film: memoryview, name: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(film), formats=("JPEG",)) as image:
+            refuse_size(*image.size, least=1)
+            image.load()
+            return image
+    except Exception as error:  # as in `shards.films.stored.decode`
+        raise undecodable(name, error) from None

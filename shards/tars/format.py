@@ -12,18 +12,23 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import FailFast, Field, ValidationError, field_validator
 
 from shards.errors import DataError
 from shards.sources import Published, SplitCount
-from shards.study import SPLITS, Drop, Record
-from shards.tars.place import Place, place, write_atomic
+from shards.study import KEY, SPLITS, Drop, Record, Split
+from shards.tars.place import Place, place, read_whole, write_atomic
 
 FORMAT = 2
 SHARDS_FILE, SIDE_FILE = "manifest.json", "side.json"
 HOW_TO_SHARD = "make the shards with `r2kg shard`, or point at a directory that holds them"
 RECORD = "json"
 """Suffix of a study's record; its films are 0.jpg, 1.jpg, … in view order."""
+MAX_JSON_BYTES = 64 << 20
+"""Largest manifest or index: all of MIMIC-CXR's studies in one have half of it."""
+MAX_STUDIES = 1_000_000
+MAX_STUDY_BYTES, MAX_MEMBERS = 1 << 29, 100
+"""Most of one study in a tar: it is read at once."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 AnyManifest = TypeVar("AnyManifest", bound="SealedManifest")
 
@@ -31,12 +36,12 @@ AnyManifest = TypeVar("AnyManifest", bound="SealedManifest")
 class Entry(Record):
     """One study's part of a tar."""
 
-    key: str
+    key: str = Field(pattern=f"^{KEY.pattern}$")
     members: dict[str, tuple[int, int, int]] = Field(default_factory=dict)
     """Name behind "KEY." → (offset, size in bytes, CRC-32), in the order of the tar."""
     id: str = ""
     patient: str = ""
-    films: tuple[Digest, ...] = ()
+    films: Annotated[tuple[Digest, ...], FailFast()] = ()
     """First 16 hex digits of every film's SHA-256, to find a film that is in two splits."""
     cause: str = ""
     """Of a side: why the member that is streamed is not there; a short slug that studies are counted by."""
@@ -54,10 +59,10 @@ class TarIndex(Record):
     """Hash of everything the tar was made from: its items or its shard, and the writer's settings."""
     sha256: str
     bytes: int
-    studies: tuple[Entry, ...]
+    studies: Annotated[tuple[Entry, ...], FailFast()]
     """Those in the tar; of a side all studies of the shards' tar of that name, in its order."""
-    drops: tuple[Drop, ...] = ()
-    warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    drops: Annotated[tuple[Drop, ...], FailFast()] = ()
+    warnings: dict[str, Annotated[tuple[str, ...], FailFast()]] = Field(default_factory=dict)
     """What was repaired → ids of the studies."""
     totals: dict[str, int] = Field(default_factory=dict)
     """What was counted while the tar was made, added up."""
@@ -69,8 +74,8 @@ class Tar(Record):
     """What a manifest says of one tar."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,100}\.tar$")
-    split: str
-    studies: int = Field(ge=0)
+    split: Split
+    studies: int = Field(ge=0, le=MAX_STUDIES)
     bytes: int = Field(ge=0, lt=1 << 62)
     sha256: str
     index: str
@@ -86,10 +91,10 @@ class Shard(Tar):
 class SealedManifest(Record):
     """What every manifest says, and how it is known to be what was written."""
 
-    format: int = FORMAT
+    format: int = Field(FORMAT, ge=FORMAT, le=FORMAT)
     licence: str
     """Tag of the dataset's terms (`shards.privacy.TERMS`); what is made from patients' films is under them too."""
-    warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    warnings: dict[str, Annotated[tuple[str, ...], FailFast()]] = Field(default_factory=dict)
     """What was repaired or is suspicious → the studies it was found in."""
     fingerprint: str = ""
     """`fingerprint_of` this manifest: changes when any byte of any tar or index, any count or any name changes."""
@@ -110,12 +115,26 @@ class Manifest(SealedManifest):
     quality: int
     """JPEG quality of the stored films."""
     splits: dict[str, SplitCount]
-    shards: tuple[Shard, ...]
-    drops: tuple[Drop, ...] = ()
+    shards: Annotated[tuple[Shard, ...], FailFast()]
+    drops: Annotated[tuple[Drop, ...], FailFast()] = ()
     notes: tuple[str, ...] = ()
     """What the source found worth telling, such as where two forms of the raw data differ."""
     published: Published | None = None
     """Counts to compare `splits` with."""
+
+    @field_validator("splits")
+    @classmethod
+    def _every_split_is_counted(cls, splits: dict[str, SplitCount]) -> dict[str, SplitCount]:
+        if splits.keys() != set(SPLITS) or any(n < 0 for count in splits.values() for n in dict(count).values()):
+            raise ValueError(f"counts of {', '.join(SPLITS)}, of 0 or more, are needed")
+        return splits
+
+    @field_validator("shards")
+    @classmethod
+    def _tars_are_named_once(cls, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
+        if len({shard.name for shard in shards}) != len(shards) or sum(s.studies for s in shards) > MAX_STUDIES:
+            raise ValueError(f"a tar is listed twice, or there are more than {MAX_STUDIES:,} studies")
+        return shards
 
     @property
     def given(self) -> int:
@@ -146,7 +165,7 @@ def read_sealed(path: Place, kind: type[AnyManifest], missing: str, again: str) 
     if not path.is_file():
         raise DataError(f"{missing}: {path.name} is missing there. Way out: {again}")
     try:
-        content: Any = json.loads(path.read_bytes())
+        content: Any = json.loads(read_whole(path, MAX_JSON_BYTES))
         written = content.get("format", content.get("version")) if isinstance(content, dict) else None
         if isinstance(written, int) and written != FORMAT:
             raise DataError(f"{path} is of format {written}, and format {FORMAT} is read. Way out: {again}")
@@ -155,10 +174,13 @@ def read_sealed(path: Place, kind: type[AnyManifest], missing: str, again: str) 
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, e["loc"])) or "the whole file" for e in error.errors()})[:5])
         raise DataError(f"{path} is no manifest of format {FORMAT} (at fault: {fields}). Way out: {again}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is not JSON ({type(error).__name__}). Way out: {again}") from None
+        cause = f"cannot be used: {error}" if type(error) is ValueError else f"is not JSON ({type(error).__name__})"
+        raise DataError(f"{path} {cause}. Way out: {again}") from None
     if manifest.fingerprint != fingerprint:
         raise DataError(
             f"{path} was changed after it was written: it says fingerprint {manifest.fingerprint[:12]}, its content "
@@ -186,15 +208,21 @@ def read_index(root: Place, tar: Tar) -> TarIndex:
     """The index of a tar of a manifest; DataError when it is missing or not what the manifest says."""
     path = index_path(root / tar.name)
     try:
-        data = path.read_bytes()
+        data = read_whole(path, MAX_JSON_BYTES)
         if hashlib.sha256(data).hexdigest() != tar.index:
             raise ValueError("it is torn or was changed after it was written")
         index = TarIndex.model_validate_json(data)
-        spans = [span for entry in index.studies for span in entry.members.values()]
-        if len(index.studies) != tar.studies or any(
-            at < 0 or n < 0 or at + n > tar.bytes or not 0 <= crc < 1 << 32 for at, n, crc in spans
-        ):
+        said = {"format": FORMAT, "name": tar.name, "split": tar.split, "sha256": tar.sha256, "bytes": tar.bytes}
+        if len(index.studies) != tar.studies or index.model_dump(include=set(said)) != said:
             raise ValueError("it describes another tar")
+        for entry in index.studies:
+            spans, end = list(entry.members.values()), 0
+            for at, size, crc in spans:
+                if at < end or size < 0 or at + size > tar.bytes or not 0 <= crc < 1 << 32:
+                    raise ValueError("it lists members that are not one behind the other in its tar")
+                end = at + size
+            if spans and (end - spans[0][0] > MAX_STUDY_BYTES or len(spans) > MAX_MEMBERS):
+                raise ValueError(f"it lists a study of more than {MAX_STUDY_BYTES:,} bytes or {MAX_MEMBERS} members")
     except (OSError, ValueError) as error:
         cause = "it is malformed" if isinstance(error, ValidationError) else getattr(error, "strerror", None) or error
         raise DataError(
@@ -207,9 +235,9 @@ def described(root: Place, name: str) -> tuple[TarIndex, dict[str, Any]]:
     """The index beside the tar `name`, which was just written, and the fields of its `Tar`."""
     path = index_path(root / name)
     try:
-        data = path.read_bytes()
+        data = read_whole(path, MAX_JSON_BYTES)
         index = TarIndex.model_validate_json(data)
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} was just written and cannot be read ({type(error).__name__}): run again") from None
     hashes = {"sha256": index.sha256, "index": hashlib.sha256(data).hexdigest()}
     return index, {"name": name, "split": index.split, "studies": len(index.studies), "bytes": index.bytes, **hashes}

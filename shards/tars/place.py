@@ -4,9 +4,11 @@ Remote files appear whole or not at all: an object is committed when its upload 
 leaves nothing that can be listed. Local files get the same by a temporary name, fsync and rename.
 """
 
+import errno
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from typing_extensions import TypeIs
 from upath import UPath
 
 from shards.errors import ConfigError, DataError
+from shards.study import refuse_bomb
 
 Place: TypeAlias = Path | UPath
 MAX_OPEN = 128
@@ -128,11 +131,25 @@ def write_atomic(path: Place, data: bytes) -> None:
 
 
 def size_of(path: Place) -> int:
-    """Bytes of a file; -1 when it is not there."""
+    """Bytes of a file; -1 when it is not there, or is no file."""
     try:
-        return os.stat(path).st_size if is_local(path) else int(path.fs.info(path.path, refresh=True)["size"])
-    except FileNotFoundError:
+        if is_local(path):
+            found = os.stat(path)
+            return found.st_size if stat.S_ISREG(found.st_mode) else -1
+        info = path.fs.info(path.path, refresh=True)
+        return int(info["size"]) if info["type"] == "file" else -1
+    except (FileNotFoundError, NotADirectoryError):
         return -1
+
+
+def read_whole(path: Place, most: int) -> bytes:
+    """All bytes of a file of JSON; OSError when it cannot be read, ValueError when `refuse_bomb` says so."""
+    if (size := size_of(path)) < 0:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if size > most:
+        raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
+    refuse_bomb(data := path.read_bytes(), most)
+    return data
 
 
 def sha256_of(path: Place, fresh: bool = False) -> str:
@@ -143,10 +160,10 @@ def sha256_of(path: Place, fresh: bool = False) -> str:
     """
     with path.open("rb") as file:
         note = None
-        if is_local(path) and (stat := os.fstat(file.fileno())).st_size >= REMEMBERED_BYTES:
-            name = f"{path.resolve()} {stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        if is_local(path) and (now := os.fstat(file.fileno())).st_size >= REMEMBERED_BYTES:
+            name = f"{path.resolve()} {now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {now.st_ctime_ns}"
             note = cache_directory() / "sha256" / hashlib.sha256(name.encode()).hexdigest()
-            if time.time_ns() - stat.st_ctime_ns < RACY_NS:  # a change in the same tick would not show in its times
+            if time.time_ns() - now.st_ctime_ns < RACY_NS:  # a change in the same tick would not show in its times
                 note = None
         if note and not fresh:
             with suppress(OSError):
@@ -173,7 +190,7 @@ def _descriptor(path: str, stamp: str) -> int:
     if (found := _open.get((path, stamp))) is None:
         if len(_open) >= MAX_OPEN:
             os.close(_open.popitem(last=False)[1])
-        found = _open[path, stamp] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = _open[path, stamp] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     return found
 
 
@@ -193,7 +210,9 @@ def read_at(root: str, name: str, at: int, size: int, stamp: str = "") -> memory
         if REMOTE in root:
             data = _file_system(root).cat_file(path, start=at, end=at + size)
         else:
-            data = os.pread(_descriptor(path, stamp), size, at)
+            file = _descriptor(path, stamp)
+            there = max(0, os.fstat(file).st_size - at)  # memory is taken for what is asked for, not for what is there
+            data = os.pread(file, min(size, there), at)
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or type(error).__name__}") from error
     if len(data) != size:

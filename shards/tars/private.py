@@ -40,7 +40,7 @@ def begin_names(root: Place, licence: str) -> Names:
     """
     if not terms_of(licence).credentialed:
         return Names()
-    wanted = os.environ.get(SALT_VARIABLE, "").strip().encode()
+    wanted = os.environb.get(SALT_VARIABLE.encode(), b"").strip()
     if SALT_VARIABLE in os.environ and len(wanted) < SALT_BYTES:
         raise ConfigError(f"{SALT_VARIABLE} has {len(wanted)} bytes: unset it, or give at least {SALT_BYTES}")
     if not (root / PRIVATE / SALT).is_file():

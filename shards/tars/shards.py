@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import ray.data
 from pydantic import Field, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from shards.clean import VERSIONS, clean
 from shards.errors import ConfigError, DataError, OnBad
@@ -21,9 +22,11 @@ from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
 from shards.sources import Item, Listing, Source
 from shards.sources.split import patients_in_two_splits
-from shards.study import SPLITS, BadStudy, Drop, Record, Study
+from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, refuse_bomb
 from shards.tars.format import (
     FORMAT,
+    MAX_MEMBERS,
+    MAX_STUDY_BYTES,
     RECORD,
     SHARDS_FILE,
     Manifest,
@@ -44,6 +47,7 @@ TASK_CPUS = 0.5
 PATIENT_IN_TWO_SPLITS = "patient in two splits"
 FILM_IN_TWO_SPLITS = "film in two splits"
 CONTROLS_REMOVED = "control characters removed"
+NOT_UNICODE = "text is not Unicode"
 KEPT_CONTROLS = "\n\r\t"
 SHOWN = 5
 Overlap = Literal["fail", "report"]
@@ -59,7 +63,7 @@ class Settings(Record):
     """Short side of the stored films, px, aspect kept; smaller films are not enlarged."""
     quality: int = Field(95, ge=1, le=100)
     """JPEG quality of the stored films."""
-    studies_per_shard: int = Field(512, ge=1)
+    studies_per_shard: int = Field(512, ge=1, le=50_000)
     on_bad: OnBad = "skip"
     """An unusable study becomes a `Drop`, or ends the run."""
     overlap: Overlap = "fail"
@@ -102,7 +106,7 @@ def write_shards(
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"shards cannot be written with {faults}") from None
     clean(cleaning, "")
-    listing = source.listing()
+    listing = writable(source.listing())
     refuse_foreign(out, SHARDS_FILE, "were not written here")
     names = begin_names(out, source.licence)
     if on_bad == "fail" and listing.drops:
@@ -124,6 +128,23 @@ def write_shards(
     manifest = write_manifest(out, _manifest(source, settings, jobs, names, listing, shared))
     release(out, SHARDS_FILE, (job.name for job in jobs))
     return manifest
+
+
+def writable(listing: Listing) -> Listing:
+    """The listing, where an entry with half a surrogate pair, which no UTF-8 file can hold, is a drop."""
+    items, drops = list[Item](), [_escaped(drop) for drop in listing.drops]
+    for row, item in enumerate(listing.items):
+        try:
+            item.model_dump_json()
+            items.append(item)
+        except PydanticSerializationError:
+            drops.append(_escaped(Drop(id=item.id, reason=NOT_UNICODE, detail=f"entry {row}", split=item.split)))
+    return listing._replace(items=items, drops=drops)
+
+
+def _escaped(drop: Drop) -> Drop:
+    escaped = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in dict(drop).items()}
+    return drop if escaped == dict(drop) else Drop(**escaped)
 
 
 def refuse_listing(source: str, items: Sequence[Item], names: Names = Names(), drops: Sequence[Drop] = ()) -> None:  # noqa: B008
@@ -196,7 +217,7 @@ def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names 
                 study, films, repaired = prepare(source, item, settings)
             except DataError as error:
                 bad = error if isinstance(error, BadStudy) else BadStudy("study cannot be read", str(error))
-                drop = bad.drop(item.id, item.split)
+                drop = _escaped(bad.drop(item.id, item.split))
                 if settings.on_bad == "fail":
                     raise _stop(out, names, drop, job.name) from (None if names.salt else error)
                 private.append(private_line(names, drop))
@@ -228,7 +249,15 @@ def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list
             "empty report", "white space or nothing" if is_blank(report) else f"nothing after {settings.cleaning}"
         )
     whole = Study.model_validate(study.model_dump() | {"report": report, "sections": sections, "target": target})
+    try:
+        refuse_bomb(whole.model_dump_json().encode())
+    except PydanticSerializationError:
+        raise BadStudy(NOT_UNICODE, "the report, or what else is known, holds half a surrogate pair") from None
+    except ValueError as error:
+        raise BadStudy("record is too large", str(error)) from None
     stored = [encode(shrink(np.asarray(film), settings.size), settings.quality) for film in films]
+    if (size := sum(map(len, stored))) > MAX_STUDY_BYTES - MAX_RECORD_BYTES or len(stored) >= MAX_MEMBERS:
+        raise BadStudy("study is too large", f"{len(stored)} films of {size:,} bytes as stored")
     return whole, stored, report != study.report or sections != study.sections
 
 

@@ -23,12 +23,15 @@ def faults_of(root: str | Place, tars: Sequence[Tar], how: How = "sha256", fresh
 
     def faults(tar: Tar) -> list[str]:
         path, wrong = root / tar.name, ""
-        if (size := size_of(path)) < 0:
-            wrong = f"{tar.name} is missing"
-        elif size != tar.bytes:
-            wrong = f"{tar.name} has {size} bytes, the manifest says {tar.bytes}"
-        elif how == "sha256" and (digest := sha256_of(path, fresh)) != tar.sha256:
-            wrong = f"{tar.name} has sha256 {digest[:12]}, the manifest says {tar.sha256[:12]}"
+        try:
+            if (size := size_of(path)) < 0:
+                wrong = f"{tar.name} is missing"
+            elif size != tar.bytes:
+                wrong = f"{tar.name} has {size} bytes, the manifest says {tar.bytes}"
+            elif how == "sha256" and (digest := sha256_of(path, fresh)) != tar.sha256:
+                wrong = f"{tar.name} has sha256 {digest[:12]}, the manifest says {tar.sha256[:12]}"
+        except OSError as error:
+            wrong = f"{tar.name} cannot be read: {error.strerror or type(error).__name__}"
         try:
             read_index(root, tar)
         except DataError as error:

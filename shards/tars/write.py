@@ -17,20 +17,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
 from ray.data import Dataset
 from rich.progress import track
 
 from shards.errors import ConfigError, DataError
 from shards.session import in_our_words, quiet
 from shards.study import SPLITS, Drop, Record
-from shards.tars.format import FORMAT, SHARDS_FILE, SIDE_FILE, Entry, TarIndex, index_path
+from shards.tars.format import FORMAT, MAX_JSON_BYTES, SHARDS_FILE, SIDE_FILE, Entry, TarIndex, index_path
 from shards.tars.place import (
     Place,
     create,
     is_local,
     make_directory,
     names_in,
+    read_whole,
     sha256_of,
     size_of,
     write_atomic,
@@ -141,8 +141,8 @@ def write_tar(
 def whole_index(path: Place, recipe: str) -> TarIndex | None:
     """The index of a tar that is there, is what its index says, and was made by the same recipe; reads every byte."""
     try:
-        index = TarIndex.model_validate_json(index_path(path).read_bytes())
-    except (OSError, ValidationError):
+        index = TarIndex.model_validate_json(read_whole(index_path(path), MAX_JSON_BYTES))
+    except (OSError, ValueError):
         return None
     wanted = (FORMAT, recipe, size_of(path))
     return index if (index.format, index.recipe, index.bytes) == wanted and index.sha256 == sha256_of(path) else None

@@ -1,6 +1,7 @@
 """The fence: credentialed data goes under salted names, and errors of libraries lose their messages."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_salts_that_hide_nothing_are_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match="R2KG_SALT has .* bytes: unset it, or give at least 16"):
         begin_names(tmp_path / "new", MIMIC)
     assert not (tmp_path / "new").exists()
+
+
+def test_any_bytes_are_a_salt_and_any_text_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environb, b"R2KG_SALT", b"\xff" * 16)
+    names = begin_names(tmp_path, MIMIC)
+    assert names.salt == b"\xff" * 16 and begin_names(tmp_path, MIMIC) == names
+    assert names.key("s1\udc00") not in (names.key("s1"), names.key("s1\udc01"))
 
 
 def test_private_files_are_for_their_owner_only(tmp_path: Path) -> None:

@@ -14,11 +14,22 @@ from shards.films.raw import open_film
 from shards.sources import Item, Listing, Source
 from shards.sources.archive import BLOCK, Member, Walk, digest_of, walk_tar
 from shards.sources.tables import shown_names
-from shards.study import KEY, SPLITS, BadStudy, Drop, Split, Study, View, key_of
+from shards.study import (
+    KEY,
+    MAX_RECORD_BYTES,
+    SPLITS,
+    BadStudy,
+    Drop,
+    Split,
+    Study,
+    View,
+    key_of,
+    refuse_bomb,
+)
 
 FILM = re.compile(r"(?:(\d{1,2})\.)?(?:jpe?g|png)")
 PACKED = re.compile(r".*\.(tar\.\w+|tgz|tbz2?|txz)")
-MAX_RECORD_BYTES = 4_000_000
+MAX_STUDY_PIXELS = 300_000_000
 UNFINISHED = ".writing"
 """What `r2kg shard` leaves where it was killed."""
 SECTIONS = ("findings", "impression", "indication", "comparison")
@@ -86,16 +97,20 @@ class WebDataset(Source):
         try:
             with (self.raw / tar).open("rb") as file:
                 record = _content(file, tar, Member(*item.payload["record"]))
-                pieces = [(name, _content(file, tar, Member(name, *rest))) for name, *rest in item.payload["films"]]
+                if digest_of(record) != item.payload["digest"]:
+                    raise BadStudy(
+                        "archive changed", f"{tar}: the record of {key} is not what was listed: run again", tar
+                    )
+                for name, *rest in item.payload["films"]:  # one at a time: each may be as large as a film may be
+                    films.append(open_film(Path(name), _content(file, tar, Member(name, *rest))))
+                    if (pixels := sum(film.size for film in films)) > MAX_STUDY_PIXELS:
+                        raise BadStudy("study is too large", f"{tar}: films of {key} have {pixels:,} pixels", tar)
         except OSError as error:
             raise DataError(f"{tar} cannot be read: {error.strerror or type(error).__name__}") from error
-        if digest_of(record) != item.payload["digest"]:
-            raise BadStudy("archive changed", f"{tar}: the record of {key} is not what was listed: run again", tar)
-        for name, data in pieces:
-            try:
-                films.append(open_film(Path(name), data))
-            except DataError as error:
-                raise BadStudy("image does not decode", f"{tar}: {error}", tar) from error
+        except BadStudy:
+            raise
+        except DataError as error:
+            raise BadStudy("image does not decode", f"{tar}: {error}", tar) from error
         study = study_of(tar, item.split, key, len(films), record)
         return study.model_copy(update={"provenance": {**study.provenance, "source": self.name, "file": tar}}), films
 
@@ -172,6 +187,7 @@ def study_of(tar: str, split: Split, key: str, films: int, data: bytes) -> Study
     Raises BadStudy, which quotes nothing of the record but the names of its fields.
     """
     try:
+        refuse_bomb(data)
         record = json.loads(data)
         if not isinstance(record, dict):
             raise ValueError(f"a {type(record).__name__} where an object with a report is needed")

@@ -1,6 +1,7 @@
 """A study's triples as arrays: exact, the same bytes, refused when hostile, batched as PyG does."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,8 @@ def claims(data: bytes, shape: str) -> bytes:
         (b"\xff" * 8 + save(GOOD)[8:], "not a subgraph"),
         (claims(save(GOOD), "1000000000000"), "not a subgraph"),
         (claims(save(GOOD), "-1"), "not a subgraph"),
-        (save({"node": np.arange(3)}), "it holds node int64; node, edge_index, edge_type of int64 are needed"),
-        (save(GOOD | {"more": np.arange(2)}), "it holds edge_index int64, edge_type int64, more"),
+        (save({"node": np.arange(3)}), "1 arrays of int64; node, edge_index, edge_type of int64 are needed"),
+        (save(GOOD | {"more": np.arange(2)}), "4 arrays of int64; node"),
         (save(GOOD | {"node": np.zeros(3)}), "float64"),
         (save(GOOD | {"node": np.zeros((3, 1), np.int64)}), "shapes"),
         (save(GOOD | {"edge_type": np.zeros(5, np.int64)}), "shapes"),
@@ -113,6 +114,21 @@ def claims(data: bytes, shape: str) -> bytes:
 def test_hostile_bytes_are_refused(data: bytes, cause: str) -> None:
     with pytest.raises(DataError, match=cause):
         unpack(data, 5, 2)
+
+
+def test_no_message_quotes_what_a_subgraph_holds() -> None:
+    words = {"secret words": np.arange(3)}
+    heads = [b'{"node":{"dtype":"secret words","shape":[1],"data_offsets":[0,8]}}', b'{"node":"secret words"}']
+    for data in [save(words), *(len(head).to_bytes(8, "little") + head + bytes(8) for head in heads)]:
+        with pytest.raises(DataError, match="not a subgraph") as caught:
+            unpack(data)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_subgraph_of_a_million_arrays_is_refused_unread() -> None:
+    head = b",".join(b'"%d":{"dtype":"I64","shape":[0],"data_offsets":[0,0]}' % n for n in range(100_000))
+    with pytest.raises(DataError, match="a header of .* bytes; at most 10000 are read"):
+        unpack(len(head + b"{}").to_bytes(8, "little") + b"{" + head + b"}")
 
 
 def test_any_flipped_byte_is_refused_or_harmless() -> None:
@@ -206,6 +222,49 @@ def test_malformed_lines_are_named_and_not_quoted(tmp_path: Path, name: str, con
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=cause):
         list(TripleFile(tmp_path / name).statements())
+
+
+def test_a_triple_file_that_changed_after_it_was_listed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,head,relation,tail\na,lung,near,heart\n")
+    file = TripleFile(path)
+    [said] = file.statements()
+    path.write_text("id,tail,relation,head\na,lung,near,heart\n")
+    with pytest.raises(DataError, match="is not what was listed .its first row differs"):
+        list(file.read([said.span]))
+    path.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        list(file.read([said.span]))
+    lines = tmp_path / "t.jsonl"
+    lines.write_text('{"id": "a", "triples": []}')
+    file = TripleFile(lines)
+    [said] = file.statements()
+    lines.unlink()
+    for read in (file.read([said.span]), file.statements()):
+        with pytest.raises(DataError, match=r"t.jsonl cannot be read: No such file"):
+            list(read)
+
+
+def test_json_that_is_just_not_too_deep_where_it_is_listed_is_ours_to_refuse_in_a_worker(tmp_path: Path) -> None:
+    path, deep = tmp_path / "t.jsonl", sys.getrecursionlimit() - 250
+    path.write_text('{"id": "a", "triples": [], "more": ' + "[" * deep + "]" * deep + "}")
+    file = TripleFile(path)
+    [said] = file.statements()
+
+    def lower(frames: int) -> list:
+        return lower(frames - 1) if frames else list(file.read([said.span]))
+
+    with pytest.raises(DataError, match="lists in lists too deep"):
+        lower(240)
+
+
+def test_graphs_and_lines_that_would_take_gigabytes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "g.json").write_bytes(b'{"nodes": [' + b"[]," * 2_000_000 + b"[]]}")
+    with pytest.raises(DataError, match="names, objects and lists in JSON"):
+        read_graph(tmp_path / "g.json")
+    (tmp_path / "t.jsonl").write_bytes(b'{"id": "a", "triples": [' + b"[]," * 1_000_000 + b"[]]}")
+    with pytest.raises(DataError, match="line 1 is malformed: .* names, objects and lists in JSON"):
+        list(TripleFile(tmp_path / "t.jsonl").statements())
 
 
 def test_what_is_no_triple_file_is_refused(tmp_path: Path) -> None:

@@ -190,6 +190,74 @@ def test_a_header_of_zeros_does_not_end_an_archive_unseen(tmp_path: Path) -> Non
     assert f"byte {at} (a header of zeros, and no end mark)" in drop.detail
 
 
+def test_two_headers_of_zeros_are_no_end_where_more_follows(tmp_path: Path) -> None:
+    path = write(tmp_path, [*sample("a"), ("empty", b""), *sample("b")])
+    at = next(member.offset for member in walk_tar(path).members if member.name == "empty") - BLOCK
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes(2 * BLOCK))
+    walk = walk_tar(path)
+    assert (walk.cut_at, len(walk.members)) == (at, 3) and walk.cut_cause == "a header of zeros, and no end mark"
+    with path.open("r+b") as file:
+        file.truncate(at)
+        file.truncate(1 << 40)
+    assert walk_tar(path).cut_at == at, "a terabyte of zeros is not looked through"
+
+
+def pax(**fields: bytes) -> bytes:
+    """The data of a pax header."""
+    data = b""
+    for key, value in fields.items():
+        size = len(key) + len(value) + 3
+        size += len(str(size + len(str(size))))
+        data += b"%d %s=%s\n" % (size, key.encode(), value)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("kind", "extended", "first"),
+    [
+        (b"x", [pax(path=b"longer.json", comment=b"1\n17 path=evil.json")], ("longer.json", 3)),
+        (b"x", [pax(comment=b"1\n17 path=evil.json")], ("a.json", 3)),
+        (b"x", [pax(size=b"2", path=b"longer.json")], ("longer.json", 2)),
+        (b"L", [b"longer.json\0"], ("longer.json", 3)),
+        (b"x", [pax(size=b"-3")], None),
+        (b"x", [pax(size=b"9" * 4000)], None),
+        (b"x", [pax(path=b"")], None),
+        (b"x", [b"99 path=a\n"], None),
+        (b"x", [b"x" * 100], None),
+        (b"x", [b"5 a=\n" * 100_000], None),
+        (b"x", [pax(comment=b"a" * (2 << 20))], None),
+        (b"x", [pax(path=b"one"), pax(path=b"two")], None),
+        (b"g", [pax(path=b"a")], None),
+        (b"L", [b"one\0", b"two\0"], None),
+        (b"L", [b"\0"], None),
+    ],
+)
+def test_extended_headers_are_read_exactly_or_not(
+    tmp_path: Path, kind: bytes, extended: list[bytes], first: tuple[str, int] | None
+) -> None:
+    more = {f"more{number}": data for number, data in enumerate(extended)}
+    path = write(tmp_path, [*more.items(), ("a.json", b"{ }"), ("b.json", b"{}")])
+    for name, data in reversed(more.items()):
+        resize(path, name, b"%011o\0" % len(data), kind)
+    walk = walk_tar(path)
+    assert [(member.name, member.size) for member in walk.members] == ([first, ("b.json", 2)] if first else [])
+    assert walk.cut_cause.startswith("" if first else ("an extended header", "a header whose size"))
+
+
+def test_a_sample_of_more_pixels_than_a_machine_holds_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.sources.webdataset.source.MAX_STUDY_PIXELS", 48 * 48)
+    write(tmp_path, [*sample("a"), ("b.jpg", FILM), ("b.json", record("b"))])
+    source = WebDataset(raw=tmp_path)
+    two, one = source.listing().items
+    with pytest.raises(BadStudy, match="study is too large: .*films of a have 4,608 pixels"):
+        source.read(two)
+    assert len(source.read(one)[1]) == 1
+
+
 def test_incomplete_and_doubled_samples_are_named(tmp_path: Path) -> None:
     gap = [("gap.0.jpg", FILM), ("gap.2.jpg", FILM), ("gap.json", record("gap"))]
     write(tmp_path, [*sample("no-json")[:2], sample("no-film")[2], *gap, *sample("twice"), *sample("twice")])

@@ -26,7 +26,8 @@ def written(tmp_path: Path) -> Manifest:
     drops = [Drop(id=f"s{i}", reason=reason, detail="", split="train") for i, reason in enumerate("abb")]
     manifest = Manifest(
         source="phantom", licence="synthetic", cleaning="raw", size_px=64, quality=95,
-        splits={"train": SplitCount(studies=6, images=12)}, shards=tuple(shards), drops=tuple(drops),
+        splits={"train": SplitCount(studies=6, images=12), "val": SplitCount(), "test": SplitCount()},
+        shards=tuple(shards), drops=tuple(drops),
     )  # fmt: skip
     return write_manifest(tmp_path, manifest)
 
