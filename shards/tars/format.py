@@ -32,6 +32,8 @@ MAX_STUDY_BYTES, MAX_MEMBERS = 1 << 29, 100
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 AnyManifest = TypeVar("AnyManifest", bound="SealedManifest")
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
 
 class Entry(Record):
     """One study's part of a tar."""
@@ -77,8 +79,8 @@ class Tar(Record):
     split: Split
     studies: int = Field(ge=0, le=MAX_STUDIES)
     bytes: int = Field(ge=0, lt=1 << 62)
-    sha256: str
-    index: str
+    sha256: Sha256
+    index: Sha256
     """SHA-256 of NAME.index.json."""
 
 
@@ -96,7 +98,7 @@ class SealedManifest(Record):
     """Tag of the dataset's terms (`shards.privacy.TERMS`); what is made from patients' films is under them too."""
     warnings: dict[str, Annotated[tuple[str, ...], FailFast()]] = Field(default_factory=dict)
     """What was repaired or is suspicious → the studies it was found in."""
-    fingerprint: str = ""
+    fingerprint: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """`fingerprint_of` this manifest: changes when any byte of any tar or index, any count or any name changes."""
 
     def sealed(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from shards.errors import ConfigError, DataError
-from shards.tars.format import SIDE_FILE, Manifest, SealedManifest, Tar, read_index, read_sealed
+from shards.tars.format import SIDE_FILE, Manifest, SealedManifest, Sha256, Tar, read_index, read_sealed
 from shards.tars.place import Place, place
 
 FILE = SIDE_FILE
@@ -76,7 +76,7 @@ class SideManifest(SealedManifest):
 
     kind: str
     """Key of `KINDS`."""
-    parent: str
+    parent: Sha256
     """Fingerprint of the shards' manifest."""
     description: dict[str, Any]
     """What decides the content. features: encoder (fingerprint), name, transform, dtype, precision, views, patches,
@@ -103,7 +103,7 @@ class SideManifest(SealedManifest):
         if not all(isinstance(size, int) and 0 <= size <= MAX_EXTENT for size in sizes) or (
             kind.per_film and not 0 < math.prod(sizes) <= MAX_EXTENT
         ):
-            raise DataError(f"{FILE} of kind {self.kind} tells no usable {', '.join(kind.extent)}: {sizes}")
+            raise DataError(f"{FILE} of kind {self.kind} tells no usable {', '.join(kind.extent)}")
         return tuple(sizes)
 
 

@@ -17,7 +17,8 @@ from shards.sources.archive import walk_tar
 from shards.stream.index import Index, read_targets
 from shards.stream.show import study_lines
 from shards.study import Drop, Study, View
-from shards.tars.format import SHARDS_FILE, Manifest, fingerprint_of, index_path, read_manifest
+from shards.tars.format import SHARDS_FILE, SIDE_FILE, Manifest, fingerprint_of, index_path, read_manifest, write_sealed
+from shards.tars.kinds import SideManifest, read_side
 from shards.tars.place import sha256_of, size_of
 from shards.tars.shards import NOT_UNICODE, Settings, plan_shards, recipe_of, writable, write_shard
 from shards.tars.verify import contents_faults
@@ -68,6 +69,7 @@ def put_index(root: Path, change: Callable[[dict], None], **tar: object) -> None
         (lambda m: m["shards"][0].update(split="dev"), "shards.0.split"),
         (lambda m: m["shards"].append(m["shards"][0]), "shards"),
         (lambda m: m.update(format="99"), "format"),
+        (lambda m: m["shards"][0].update(sha256="no hash but a name"), "shards.0.sha256"),
     ],
 )
 def test_sealed_manifests_are_checked_all_the_same(copy: Path, change: Callable, fault: str) -> None:
@@ -228,3 +230,14 @@ def test_half_a_surrogate_pair_costs_its_study_and_not_the_run(tmp_path: Path) -
     (tmp_path / "x").mkdir()
     with pytest.raises(DataError, match=f"study 'b' of split train: {NOT_UNICODE}"):
         write_shard(source, settings.model_copy(update={"out": str(tmp_path / "x"), "on_bad": "fail"}), job)
+
+
+def test_a_side_of_no_parent_or_size_is_refused_and_not_quoted(tmp_path: Path) -> None:
+    side = SideManifest(kind="features", parent="0" * 64, licence="x", description={"views": "a name"}, shards=())
+    write_sealed(tmp_path / SIDE_FILE, side)
+    with pytest.raises(DataError, match="tells no usable views, patches, width") as caught:
+        read_side(tmp_path).extent  # noqa: B018
+    write_sealed(tmp_path / SIDE_FILE, side.model_copy(update={"parent": "a name"}))
+    with pytest.raises(DataError, match="at fault: parent") as other:
+        read_side(tmp_path)
+    assert "a name" not in f"{caught.value} {other.value}"
