@@ -5,15 +5,40 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from r2kg.config.run import Run, load_run, local_fields
-from shards import errors
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DataError
+from shards.privacy import OURS
 from shards.tars.place import write_atomic
 
 UNREAD = "unread-{}.jsonl"
 """By rank: lines of [key, cause]."""
+
+
+MAX_JSON_BYTES = 100_000_000
+
+
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """What a JSON file that a run has left holds, checked against a type.
+
+    Raises ValueError for anything else, a damaged or missing file included, in words that quote nothing of it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing, or no regular file")
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ValueError(f"{path.name} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read")
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise ValueError(f"{path.name} is damaged: {fault['msg']}") from None
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
 def new_attempt() -> str:
@@ -72,17 +97,30 @@ class RunFiles:
     def raise_failure(self, attempt: str) -> None:
         """Raise what a worker of this attempt noted: an error of ours as it was, another as RuntimeError with its text.
 
-        What a worker that was lost sight of left behind says nothing of this attempt.
+        What a worker that was lost sight of left behind says nothing of this attempt. DataError for a damaged note.
         """
-        failure = json.loads(self.failure.read_text()) if self.failure.exists() else {}
+        try:
+            failure = read_json(self.failure, dict[str, str]) if self.failure.exists() else {}
+        except ValueError as error:
+            raise DataError(
+                f"what stopped a worker cannot be told ({error}): see {self.log}, and submit the run again"
+            ) from None
         if failure.get("attempt") == attempt:
-            kind = getattr(errors, failure["kind"], None)
-            raise kind(failure["message"]) if kind else RuntimeError(failure["traceback"])
+            kind = {ours.__name__: ours for ours in OURS}.get(failure.get("kind", ""))
+            raise kind(failure.get("message", "")) if kind else RuntimeError(failure.get("traceback", ""))
 
     def unread(self, rank: str = "*") -> dict[str, str]:
-        """Studies that no worker (or the one of `rank`) could read, by key, with the cause."""
-        paths = sorted(self.directory.glob(UNREAD.format(rank)))
-        return dict(json.loads(line) for path in paths for line in path.read_text().splitlines())
+        """Studies that no worker (or the one of `rank`) could read, by key, with the cause.
+
+        A line that a killed worker has not finished names none; its study is met and named again.
+        """
+        named, line_of = dict[str, str](), TypeAdapter(tuple[str, str])
+        for path in sorted(self.directory.glob(UNREAD.format(rank))):
+            for line in path.read_bytes().splitlines() if path.is_file() else ():
+                with suppress(ValidationError):
+                    key, cause = line_of.validate_json(line)
+                    named[key] = cause
+        return named
 
 
 class UnreadStudies:

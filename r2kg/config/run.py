@@ -6,6 +6,7 @@ defaults of the new system in place of the whole part.
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ from shards.tars.place import place, write_atomic
 
 SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig"}
 """model.system → "module:Class" of its part, imported on use."""
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""The character in JSON."""
 
 
 class System(Part):
@@ -190,14 +193,22 @@ class Run(Part):
         return _validated(tree)
 
     def absolute(self) -> "Run":
-        """This run with absolute paths: workers do not start in the directory of the command line."""
+        """This run with absolute paths: workers do not start in the directory of the command line.
+
+        Raises:
+            ConfigError: a path that can be none.
+        """
         places = {"data.shards": self.data.shards, "data.features": self.data.features}
         places |= {f"data.sides.{kind}": where for kind, where in self.data.sides.items()}
-        paths = {"root": self.root} | {
-            field: path for field, path in local_fields(self) if Path(path).expanduser().exists()
-        }
-        local = {field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path}
-        return self.change(local | {field: str(place(where)) if where else "" for field, where in places.items()})
+        try:
+            paths = {"root": self.root} | {
+                field: path for field, path in local_fields(self) if Path(path).expanduser().exists()
+            }
+            local = {field: str(Path(path).expanduser().resolve()) for field, path in paths.items() if path}
+            local |= {field: str(place(where)) if where else "" for field, where in places.items()}
+        except (OSError, RuntimeError) as error:  # too long; the home of nobody
+            raise ConfigError(f"a path of the run can be none: {str(error)[:200]}") from None
+        return self.change(local)
 
     def save(self, path: Path) -> None:
         """Write the run as JSON, whole or not at all; `load_run` reads it back."""
@@ -208,11 +219,13 @@ def load_run(path: Path) -> Run:
     """Read a saved run.json.
 
     Raises:
-        ConfigError: it is torn, or a field of it cannot be.
+        ConfigError: it is missing or torn, or a field of it cannot be.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError("it is no regular file")
         tree = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is torn or no saved run ({error}): put a whole one in its place") from None
     return _validated(tree)
 
@@ -220,7 +233,10 @@ def load_run(path: Path) -> Run:
 def _validated(tree: Any) -> Run:
     try:
         run = Run.model_validate(tree)
-        run.model_dump_json()
+        if NUL.search(run.model_dump_json()):
+            raise ConfigError("a text of the run holds a NUL character, which no path or name can: leave it out")
+    except ConfigError:
+        raise
     except ValidationError as error:
         raise ConfigError(explain(error, Run, tree)) from None
     except ValueError as error:

@@ -4,14 +4,13 @@ Shapes: B batch, V views, S side in pixels, P patches, D width, N films that are
 """
 
 import difflib
-import pickle
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -189,17 +188,15 @@ def _load_weights(encoder: Any, config: Vision) -> None:
     path = Path(config.weights).expanduser()
     if not path.is_file():
         raise ConfigError(f'model.vision.weights={path} is not a file; "timm", "random" or a local file is expected')
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state.get("state_dict", state))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"model.vision.weights={path} cannot be read as plain tensors: {error}") from error
+    state = read_weights(path, "model.vision.weights")
     remap = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
-    if remap is not None:  # timm renames and resizes what older files hold
-        state = remap(state, encoder)
+    try:
+        if remap is not None:  # timm renames and resizes what older files hold
+            state = remap(state, encoder)
+    except Exception as error:  # it takes shapes for granted
+        raise ConfigError(
+            f"model.vision.weights={config.weights} does not fit {config.name}: {type(error).__name__}: {error}"
+        ) from error
     classifier = encoder.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     state = {name: value for name, value in state.items() if name.rpartition(".")[0] not in heads}
@@ -207,6 +204,29 @@ def _load_weights(encoder: Any, config: Vision) -> None:
         encoder.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise ConfigError(f"model.vision.weights={config.weights} does not fit {config.name}: {error}") from error
+
+
+def read_weights(file: Path, field: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a PyTorch file that holds nothing but plain data, by name.
+
+    Raises:
+        ConfigError: it is neither; `field` is the run's field that names it.
+    """
+    tree: Any
+    try:
+        if not file.is_file():
+            raise FileNotFoundError("no regular file")
+        tree = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises whatever damaged bytes lead it to
+        cause = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise ConfigError(
+            f"{field}={file} cannot be read as plain tensors ({cause}): save it as .safetensors where it can be trusted"
+        ) from error
+    for level in ("model", "state_dict"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(level), Mapping):
+            tree = tree[level]
+    tensors = tree.items() if isinstance(tree, Mapping) else ()
+    return {name: tensor for name, tensor in tensors if isinstance(name, str) and isinstance(tensor, Tensor)}
 
 
 def _add_lora(encoder: nn.Module, config: Vision) -> None:

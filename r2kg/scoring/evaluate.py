@@ -10,12 +10,16 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
 from rich.table import Table
+from typing_extensions import TypedDict
 
-from r2kg.protocol import AS_MANIFEST, METRICS, PROTOCOLS, Protocol, protocol_named, protocols_of
+from r2kg.protocol import AS_MANIFEST, METRICS, PROTOCOLS, Protocol, Task, protocol_named, protocols_of
+from r2kg.rundir import read_json
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.scoring.metrics.nlg import ConstantBleu, score_nlg
@@ -26,6 +30,23 @@ from shards.tars.place import write_atomic
 
 _DECIMALS = 6
 _NAMED = 5
+MAX_BYTES = 200_000_000
+"""Of a predictions file, which is held about five times over."""
+MAX_TEXT = 100_000
+"""Characters of a report; real ones have a few thousand."""
+TEXTS = ("id", "prediction", "reference", "reference_raw")
+
+
+class Context(TypedDict, total=False):
+    """What is used of context.json."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    vocabulary: list[str] | None
+    cleaning: str | None
+    floor: dict[str, str | None] | None
+    task: Task | None
+    protocols: list[str] | None
+    no_control: str | None
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
@@ -40,6 +61,10 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], str]:
     """The lines of a predictions file and the SHA-256 of its bytes."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(0, "no regular file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise DataError(f"{path} has {size:,} bytes, at most {MAX_BYTES:,} are read: score it in parts")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
@@ -48,18 +73,23 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], str]:
     if not content:
         raise DataError(f"{path} has no predictions: generate them again")
     lines = []
-    for number, row in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+    for number, row in enumerate(BytesIO(content), start=1):
         try:
             line = json.loads(row)
+            if b"\\u" in row:  # JSON can escape half of a surrogate pair
+                json.dumps(line, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8, or nested too deep"
             raise DataError(
                 f"{path}:{number} is not one JSON object ({reason}): a file cut short must be generated again"
             ) from None
         known = line if isinstance(line, dict) else {}
-        wrong = [key for key in ("id", "prediction", "reference") if not isinstance(known.get(key), str)]
+        wrong = [key for key in TEXTS[:3] if not isinstance(known.get(key), str)]
         if wrong:
             raise DataError(f"{path}:{number} is not a prediction: no text under {', '.join(wrong)}")
+        if long := [key for key, text in line.items() if isinstance(text, str) and len(text) > MAX_TEXT]:
+            what = ", ".join(key for key in long if key in TEXTS) or "a field"
+            raise DataError(f"{path}:{number} is no report's: {what} has more than {MAX_TEXT:,} characters")
         lines.append(line)
     twice = [name for name, count in Counter(line["id"] for line in lines).items() if count > 1]
     if twice:
@@ -70,7 +100,9 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def _few(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+    return ", ".join(name[:80] for name in ids[:_NAMED]) + (
+        f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    )
 
 
 def choose_floor(
@@ -145,7 +177,7 @@ def evaluate(
     scored = {  # by content: nothing of where or when
         "sha256": sha256,
         "n": len(lines),
-        "splits": dict(sorted(Counter(str(line.get("split") or "unnamed") for line in lines).items())),
+        "splits": dict(sorted(Counter(str(line.get("split") or "unnamed")[:40] for line in lines).items())),
         "shards": merged.get("shards"),
         "checkpoint": merged.get("checkpoint"),
         "checkpoint_sha256": merged.get("checkpoint_sha256"),
@@ -173,11 +205,9 @@ def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
 def _read_context(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """What context.json says, filled in by `given`; floors are merged by protocol."""
     try:
-        written = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError:
-        raise DataError(f"{path} is not JSON: remove it and pass --shards, or generate the predictions again") from None
-    if not isinstance(written, dict):
-        raise DataError(f"{path} holds no JSON object: remove it and pass --shards, or generate the predictions again")
+        written = dict(read_json(path, Context)) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{error}: remove {path} and pass --shards, or generate the predictions again") from None
     known = {key: value for key, value in written.items() if value is not None}
     return {**given, **known, "floor": {**(given.get("floor") or {}), **(known.get("floor") or {})}}
 

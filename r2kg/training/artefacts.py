@@ -5,26 +5,26 @@ Weights of an earlier stage are one of them: a run that begins with another run'
 
 import hashlib
 import json
-import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import ray
-import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from r2kg.config.needs import CARD, Artefact
 from r2kg.config.run import Run, load_run, local_fields
-from r2kg.rundir import RunFiles
+from r2kg.modules.vision import read_weights
+from r2kg.rundir import RunFiles, read_json
 from r2kg.systems.contract import Model, build_model, fill
-from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
+from r2kg.training.checkpoint import MANIFEST, complaints, find_checkpoint, read_state, read_tensors, weights_of
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.privacy import fence
 from shards.session import connect_ray, in_our_words
@@ -33,6 +33,15 @@ from shards.tars.place import sha256_of, size_of, write_atomic
 
 WEIGHTS = "weights.safetensors"
 """In an artefact "init": tensors under the names of this run's model; its metadata has the names they had before."""
+
+
+class Card(TypedDict):
+    """artefact.json."""
+
+    name: str
+    settings: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+    fingerprint: str
 
 
 def prepared(run: Run, manifest: Manifest) -> tuple[Run, dict[str, dict[str, Any]]]:
@@ -76,14 +85,18 @@ def checked_card(folder: Path, hashes: bool = False) -> dict[str, Any]:
     """
     faults = []
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = dict(read_json(folder / CARD, Card))
         for name, (size, digest) in card["files"].items():
-            if (found := size_of(folder / name)) != size:
-                faults.append(f"{name} has {found} of {size} bytes" if found >= 0 else f"{name} is missing")
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                faults.append(f"{name[:80]!r} leads out of it")
+            elif not (folder / name).is_file():
+                faults.append(f"{name[:80]} is missing")
+            elif (found := size_of(folder / name)) != size:
+                faults.append(f"{name} has {found} of {size} bytes")
             elif hashes and sha256_of(folder / name) != digest:
                 faults.append(f"{name} has another sha256")
-    except (OSError, ValueError, LookupError) as error:
-        faults, card = [f"{CARD} cannot be read ({type(error).__name__})"], {}
+    except (OSError, ValueError) as error:
+        faults, card = [f"{CARD} cannot be read ({error})"], {}
     if faults:
         raise DataError(
             f"{folder} is not what was made for this run: {'; '.join(faults)}. Way out: put it back, or delete the "
@@ -250,33 +263,17 @@ def built(run: Run) -> Model:
 
 def _read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint of a run that may be going on."""
-    names = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
     tensors = weights_of(read_tensors(checkpoint))
-    if gone := [name for name in names if not (checkpoint / name).is_file()]:
-        raise CheckpointError(f"{checkpoint} was deleted while it was read ({gone[0]} is gone): submit the run again")
+    if gone := complaints(checkpoint, hashes=False):
+        raise CheckpointError(f"{checkpoint} was deleted while it was read ({gone[0]}): submit the run again")
     return tensors
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a PyTorch file that holds nothing but plain data."""
-    tree: Any
-    try:
-        if file.suffix == ".safetensors":
-            tree = load_file(file)
-        elif file.suffix in {".pth", ".pt", ".bin"}:
-            tree = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            raise ConfigError(f"train.init_from={file} must end in .safetensors, .pth, .pt or .bin")
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigError(
-            f"train.init_from={file} cannot be read as plain tensors ({str(error).splitlines()[0][:200]}): save it as "
-            ".safetensors where it can be trusted"
-        ) from error
-    for level in ("model", "state_dict"):
-        if isinstance(tree, Mapping) and isinstance(tree.get(level), Mapping):
-            tree = tree[level]
-    tensors = tree.items() if isinstance(tree, Mapping) else ()
-    return {name: tensor for name, tensor in tensors if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if file.suffix not in {".safetensors", ".pth", ".pt", ".bin"}:
+        raise ConfigError(f"train.init_from={file} must end in .safetensors, .pth, .pt or .bin")
+    return read_weights(file, "train.init_from")
 
 
 def _renamed(

@@ -5,24 +5,28 @@ Written beside its final name and renamed when whole. "Newest good" is the newes
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import safe_open
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from r2kg.protocol import parse_choice
-from r2kg.rundir import RunFiles
+from r2kg.rundir import RunFiles, read_json
 from shards.errors import CheckpointError, ConfigError, RetryableError
 from shards.tars.place import sha256_of, size_of, write_atomic
 
 MANIFEST = "manifest.json"
+PART = r"part-\d{5,}-of-(\d{5,})\.safetensors"
+FileName = Annotated[str, Field(pattern=rf"^(?:{PART}|state\.json)$")]
 MOMENT = "@"
 """What the optimiser keeps of the parameter NAME is stored as NAME@exp_avg, NAME@exp_avg_sq, ...: no parameter's and no
 buffer's name holds this sign."""
@@ -113,16 +117,37 @@ def seen(path: Path, seconds: float = 60.0) -> Path:
 
 
 def read_state(checkpoint: Path) -> dict:
-    """state.json: step, samples_seen, fingerprints, run, versions, losses."""
-    return json.loads((checkpoint / "state.json").read_text())
+    """state.json: step, samples_seen, fingerprints, run, versions, losses.
+
+    Raises:
+        CheckpointError: it is damaged, or has not what is asked for.
+    """
+    try:
+        state = read_json(checkpoint / "state.json")
+        measured = state.get("validation_loss")
+        if type(state.get("step")) is not int or not isinstance(measured, int | float | None):
+            raise ValueError("state.json has no step, or a validation loss that is no number")
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {checkpoint} cannot be used: {error}") from None
+    return State(state)
+
+
+class State(dict):
+    """What state.json holds."""
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"the state.json of a checkpoint has no {key}: take another checkpoint")
 
 
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of files by name, each read when it is asked for, and of its bytes those that are then touched."""
 
     def __init__(self, files: Iterable[Path]):
-        """Open the files; they are closed with the last tensor of them."""
-        opened = [safe_open(file, "pt") for file in files]
+        """Open the files, which are closed with the last tensor of them; CheckpointError for one that is none."""
+        try:
+            opened = [safe_open(file, "pt") for file in files]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"tensors of a checkpoint cannot be read: {str(error)[:200]}") from None
         self._where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is no mapping
 
     def __getitem__(self, name: str) -> Tensor:
@@ -148,32 +173,47 @@ def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors[name] for name in tensors if MOMENT not in name}
 
 
-def _expected(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """A checkpoint's manifest: "sha256", and in all but the oldest "bytes", by file."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
+def _expected(checkpoint: Path) -> dict[str, dict[FileName, Any]]:
+    """A checkpoint's manifest: "sha256", and in all but the oldest "bytes", by file.
+
+    Raises:
+        CheckpointError: it is damaged, names what no checkpoint has, or not all of it.
+    """
+    try:
+        manifest = read_json(checkpoint / MANIFEST, dict[str, dict[FileName, str | int]])
+        files = manifest.get("sha256", {})
+        if not all(isinstance(size, int) for size in manifest.get("bytes", {}).values()):
+            raise ValueError("it has sizes that are no numbers")
+        worlds = [int(part[1]) for name in files if (part := re.fullmatch(PART, name))]
+        if set(worlds) != {len(worlds)} or "state.json" not in files:
+            raise ValueError("it does not name state.json and all the parts")
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} cannot be read: {error}") from None
     return {"bytes": {}} | manifest
 
 
 def complaints(checkpoint: Path, hashes: bool = True) -> list[str]:
     """What is wrong with a checkpoint, judged by its manifest (without `hashes` by sizes); empty when it is good."""
+    wrong = []
     try:
         manifest = _expected(checkpoint)
-        expected, sizes = manifest["sha256"], manifest["bytes"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{checkpoint / MANIFEST} cannot be read: {error}"]
-    wrong = []
-    for name, digest in expected.items():
-        file = checkpoint / name
-        if (size := size_of(file)) < 0:
-            wrong.append(f"{file} is missing")
-        elif size != sizes.get(name, size) or (hashes and sha256_of(file) != digest):
-            wrong.append(f"{file} changed since it was written")
+        for name, digest in manifest["sha256"].items():
+            file = checkpoint / name
+            if not file.is_file():
+                wrong.append(f"{file} is missing")
+            elif (size := size_of(file)) != manifest["bytes"].get(name, size) or (hashes and sha256_of(file) != digest):
+                wrong.append(f"{file} changed since it was written")
+        if not wrong:
+            read_state(checkpoint)
+    except (OSError, CheckpointError) as error:
+        return [str(error)]
     return wrong
 
 
 def checkpoints(run_directory: Path) -> list[Path]:
-    """Finished checkpoints, oldest first; not yet checked."""
-    return sorted(RunFiles(run_directory).checkpoints.glob("step-*"))
+    """Finished checkpoints, oldest first, not yet checked; what has another name, such as a copy, is none."""
+    found = RunFiles(run_directory).checkpoints.glob("step-*")
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
 
 
 def newest_checkpoint(run_directory: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
@@ -235,9 +275,19 @@ def prune(run_directory: Path, kept: int, chosen: bool = False, written: Path | 
 
 
 def choice_of(run_directory: Path) -> str:
-    """`train.choose` of the run as it was submitted last; "" for the loss and where there is no run.json."""
+    """`train.choose` of the run as it was submitted last; "" for the loss and where there is no run.json.
+
+    Raises:
+        ConfigError: a torn run.json.
+    """
     saved = RunFiles(run_directory).run
-    choose = json.loads(saved.read_text())["train"].get("choose", "loss") if saved.is_file() else "loss"
+    try:
+        train = read_json(saved).get("train", {}) if saved.is_file() else {}
+        choose = train.get("choose", "loss") if isinstance(train, dict) else None
+        if not isinstance(choose, str):
+            raise ValueError("it says no train.choose")
+    except ValueError as error:
+        raise ConfigError(f"{saved} is torn or no saved run ({error}): put a whole one in its place") from None
     return "" if choose == "loss" else choose
 
 
@@ -247,11 +297,11 @@ def scored(checkpoint: Path, choice: str) -> float | None:
     None where it was not scored, by another metric only, or where other weights stand there since.
     """
     try:
-        record = json.loads(RunFiles(checkpoint.parents[1]).validation.joinpath(f"{checkpoint.name}.json").read_text())
+        record = read_json(RunFiles(checkpoint.parents[1]).validation / f"{checkpoint.name}.json")
         if record["checkpoint_sha256"] != sha256_of(checkpoint / MANIFEST):
             return None
         return sum(weight * record["values"][name] for name, weight in parse_choice(choice, record["task"]).items())
-    except (OSError, ValueError, LookupError, ConfigError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -11,6 +11,11 @@ from shards.films.limits import Film
 from shards.films.raw import open_film
 from shards.study import BadStudy
 
+MAX_PATH = 1_000
+"""Characters; following links takes time by them."""
+MAX_FILMS = 100
+"""Of one study; a real one has fewer than twenty."""
+
 
 @dataclass(frozen=True)
 class Films:
@@ -23,15 +28,16 @@ class Films:
         return os.path.realpath(self.root) + os.sep
 
     def holds(self, file: str) -> bool:
-        """Whether the path `file` below the root stays there, also after links are followed."""
-        if os.path.isabs(file) or "\0" in file or "\\" in file or ".." in Path(file).parts:
+        """Whether the path `file` below the root can be one and stays there, also after links are followed."""
+        if len(file) > MAX_PATH or os.path.isabs(file) or "\0" in file or "\\" in file or ".." in Path(file).parts:
             return False
         return os.path.realpath(self.root / file).startswith(self._real)
 
     def find(self, files: Iterable[str], missing: str) -> str:
         """The first of the paths `files` that is there; BadStudy with `missing` when none is, or one leads outside."""
         files = list(files)
-        there = next((file for file in files if "\0" not in file and (self.root / file).is_file()), None)
+        able = [file for file in files if "\0" not in file and len(file) <= MAX_PATH]
+        there = next((file for file in able if (self.root / file).is_file()), None)
         for file in files if there is None else [there]:
             if not self.holds(file):
                 raise BadStudy("path leaves the data root", f"{file[:200]!r} is not below {self.root.name}/", file)
@@ -40,7 +46,12 @@ class Films:
         return there
 
     def read(self, file: str) -> Film:
-        """The film uint8 [H, W] of a path below the root, by the rules of `open_film`."""
+        """The film uint8 [H, W] of a path below the root, by the rules of `open_film`.
+
+        Whether it stays there is asked again: it may have become a link since it was listed.
+        """
+        if not self.holds(file):
+            raise BadStudy("path leaves the data root", f"{file[:200]!r} is not below {self.root.name}/", file)
         try:
             return open_film(self.root / file)
         except DataError as error:

@@ -19,7 +19,9 @@ from shards.study import BadStudy
 
 MAX_ROW_BYTES = 2_000_000
 """Longest row that is read; a report has a few thousand bytes."""
-MAX_ROWS = 2_000_000
+MAX_ROWS = 500_000
+"""The tables of MIMIC-CXR have 377,110."""
+MAX_COLUMNS = 1_000
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UNCLOSED, TOO_LONG, CUT = "a quote is never closed", f"no end within {MAX_ROW_BYTES:,} bytes", "the file ends inside it"
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -105,7 +107,8 @@ class Table:
         needed: columns that must be there.
         begins: how a row begins and no line inside a cell does; its first group is given as `Row.begins`.
         one_line: no cell holds a line break; rows then have no digest.
-        max_rows: more are refused; None is no limit.
+        max_rows: more, blank ones counted, are refused; None is no limit.
+        max_bytes: of the unpacked file, likewise.
 
     Raises:
         DataError: no such file, a needed column is missing or a name is used twice.
@@ -118,8 +121,10 @@ class Table:
         begins: re.Pattern[bytes] | None = None,
         one_line: bool = False,
         max_rows: int | None = MAX_ROWS,
+        max_bytes: int | None = None,
     ) -> None:
         self.path, self.begins, self.one_line, self.max_rows = path, begins, one_line, max_rows
+        self.max_bytes = max_bytes
         self.columns: list[str] = []
         if not path.is_file():
             raise DataError(f"{path} is missing")
@@ -133,6 +138,10 @@ class Table:
             self.columns = [name.strip() for name in self.parse(header.data.removeprefix(BYTE_ORDER_MARK))]
         except (ValueError, csv.Error) as error:
             raise DataError(f"{path}: the first row holds no column names: {error}. It must be CSV in UTF-8") from None
+        if len(self.columns) > MAX_COLUMNS:
+            raise DataError(
+                f"{path} has {len(self.columns):,} columns, which no such table has: {MAX_COLUMNS:,} are read"
+            )
         needed = list(needed)
         if missing := [name for name in needed if name not in self.columns]:
             raise DataError(f"{path}: missing columns: {', '.join(missing)}; found: {self._shown()}")
@@ -165,8 +174,6 @@ class Table:
                     continue
                 number += 1
                 one_row = row.cells or self.begins or (self.one_line and row.fault != TOO_LONG)
-                if self.max_rows and number > self.max_rows:
-                    raise DataError(f"{self.path} has more than {self.max_rows:,} rows, which no such table has")
                 if row.fault and (row.fault == CUT or not one_row):
                     raise DataError(
                         f"{self.path}: row {number}, which begins on line {row.line} at byte {row.span.at}, and all "
@@ -183,7 +190,7 @@ class Table:
 
     def _records(self) -> Generator[Record]:
         """Every row that is not blank, the header first: a row ends with the line where its quotes become even."""
-        at = size = quotes = lines = 0
+        at = size = quotes = lines = count = 0
         begun, held, begins = 1, list[bytes](), self.begins
         try:
             with self.path.open("rb") as file, gzip.open(file) if self.path.name.endswith(".gz") else file as text:
@@ -199,9 +206,17 @@ class Table:
                     whole = ended or len(line) < MAX_ROW_BYTES
                     if self.one_line and not whole:
                         break
+                    if self.max_bytes and at + size > self.max_bytes:
+                        raise DataError(
+                            f"{self.path} has more than {self.max_bytes:,} bytes, unpacked: no such table has"
+                        )
                     if quotes % 2 and len(held) == 1 and self._is_row(line):
                         quotes = 0  # inside a cell that is not quoted, a quote is a character: 2" nodule
                     if quotes % 2 == 0 and size <= MAX_ROW_BYTES and whole:
+                        if self.max_rows and (count := count + 1) > self.max_rows + 1:  # the header is one
+                            raise DataError(
+                                f"{self.path} has more than {self.max_rows:,} rows, which no such table has"
+                            )
                         if any(map(bytes.strip, held)):
                             yield Record(begun, at, size, b"".join(held), "")
                         at, size, quotes, begun, held = at + size, 0, 0, lines + 1, []

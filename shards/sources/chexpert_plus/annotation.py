@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.sources import Item
-from shards.sources.annotation import object_in, read_entries
+from shards.sources.annotation import object_in, read_entries, refuse_surrogates
 from shards.sources.chexpert_plus.films import RANK, patient_and_study, position_of
+from shards.sources.films import MAX_FILMS
 from shards.study import KEY, BadStudy, Drop, Split, key_of
 
 
@@ -21,6 +22,7 @@ def list_entries(path: Path, folder: str, views: str) -> tuple[list[Item], list[
         place = f"{path.name} {split}[{row}]"
         try:
             entry = object_in(data, place)
+            refuse_surrogates(entry, place)
             patient, films = _patient_and_films(entry, place, views)
             name = _distinct_id(entry["id"], films[0], split, place, seen)
         except BadStudy as error:
@@ -41,6 +43,8 @@ def _patient_and_films(entry: dict[str, Any], place: str, views: str) -> tuple[s
         raise BadStudy("report is not a string", f"{place}: it is a {type(report).__name__}")
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
         raise BadStudy("image_path is not a list of paths", f"{place}: it is a {type(paths).__name__}")
+    if len(paths) > MAX_FILMS:
+        raise BadStudy("too many films", f"{place}: {len(paths):,}, no study has more than {MAX_FILMS}")
     films = sorted((path.removeprefix("PNG/") for path in paths), key=lambda film: (RANK[position_of(film)], film))
     patients = {film: patient_and_study(film, place)[0] for film in films}
     films = [film for film in films if views == "all" or position_of(film) == "frontal"]

@@ -4,7 +4,6 @@ Of the release of 240401 it is known: 223,462 rows (223,228 of train, 234 of val
 59,469 rows have a findings section. Rows of one study repeat its sections, in 96.5 % of studies with the same findings.
 """
 
-import json
 from os.path import splitext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -14,14 +13,17 @@ from pydantic import model_validator
 
 from shards.errors import ConfigError, DataError
 from shards.sources import Item, Listing, Published, Source, SplitCount
+from shards.sources.annotation import object_in
 from shards.sources.chexpert_plus.annotation import list_entries
 from shards.sources.chexpert_plus.films import BEGINS, COLUMNS, FOLDERS, OFFICIAL, RANK, FilmRow, film_of, folder_of
 from shards.sources.chexpert_plus.labels import labels_of, read_labels
-from shards.sources.films import Films
+from shards.sources.films import MAX_FILMS, Films
 from shards.sources.split import patients_in_two_splits
 from shards.sources.tables import Span, Table, read_span
 from shards.study import BadStudy, Drop, Study, View, key_of
 
+MAX_ROWS, MAX_BYTES = 300_000, 3_000_000_000
+"""Of the CSV."""
 ACCESSION = "section_accession_number"
 """A number, no section."""
 RELEASED = "published are 223,228 films of train (234 more are valid), 187,711 studies, 64,725 patients"
@@ -127,7 +129,7 @@ class ChexpertPlus(Source):
         """(report, sections) from the bytes that were listed."""
         span = Span(kept["at"], kept["size"], kept["digest"])
         if self.annotation:
-            report = json.loads(read_span(self.annotation, span))["report"]
+            report = object_in(read_span(self.annotation, span), self.annotation.name)["report"]
             return report, {"findings": report}
         path = self.root / kept["file"]
         cells = Table.parse(read_span(path, span))
@@ -183,7 +185,8 @@ class ChexpertPlus(Source):
 
     def _read_films(self, path: Path, dicom: bool) -> tuple[int, dict[str, list[FilmRow]], list[Drop]]:
         """(rows, study → its films, drops): dropped are rows that describe no film or one that an earlier row does."""
-        table = Table(path, [*COLUMNS, f"section_{self.section}", *(["path_to_dcm"] if dicom else [])], BEGINS)
+        needed = [*COLUMNS, f"section_{self.section}", *(["path_to_dcm"] if dicom else [])]
+        table = Table(path, needed, BEGINS, max_rows=MAX_ROWS, max_bytes=MAX_BYTES)
         if "path_to_image" not in table.columns[:2]:
             table.begins = None
         groups: dict[str, list[FilmRow]] = {}
@@ -211,6 +214,8 @@ class ChexpertPlus(Source):
             used = [film for film in used if film.position == "frontal"]
         if not used:
             raise BadStudy("no frontal film", f"row {rows}")
+        if len(used) > MAX_FILMS:
+            raise BadStudy("too many films", f"row {rows}: {len(used):,}, no study has more than {MAX_FILMS}")
         reported = next((film for film in used if film.text), None)
         if reported is None:
             raise BadStudy(f"no {self.section} section", f"row {rows}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from shards.sources.films import MAX_FILMS
 from shards.study import KEY, BadStudy, Drop, Split, key_of
 
 Position = Literal["frontal", "lateral", "unknown"]
@@ -15,6 +16,8 @@ FRONTAL_FIRST = {"frontal": 0, "unknown": 1, "lateral": 2}
 SECTIONS = ("findings", "impression", "indication", "comparison")
 FILM_NAME = re.compile(r"(?:CXR)?(\d+)_(?:\1_)?(IM-[\w-]+)")
 SUFFIX = re.compile(r"(\.(png|jpe?g|dcm))+$", re.IGNORECASE)
+MAX_NAME = 255
+"""Bytes that the name of a file has at most."""
 FIRST_EXAM = {"CXR1": "CXR1_1"}
 """NLM doubles the number in the image ids of examination 1; Kaggle's file names have lost that."""
 
@@ -74,7 +77,7 @@ def film_name(written: str) -> str:
     NLM's image id is `CXR12_IM-0137-2001`, Kaggle's file `12_IM-0137-2001.dcm.png`. Other names lose only directory and
     suffix.
     """
-    base = SUFFIX.sub("", PurePosixPath(written).name)
+    base = SUFFIX.sub("", PurePosixPath(written).name[:MAX_NAME])
     match = FILM_NAME.fullmatch(base)
     return f"{match[1]}_{match[2]}" if match else base
 
@@ -100,6 +103,8 @@ def listed_films(patient: str, written: Iterable[tuple[str, Position]], place: s
         if name in films:
             raise BadStudy("film is listed twice", f"{place}: {text[:100]!r}", text[:200])
         films[name] = ListedFilm(name=name, position=position)
+        if len(films) > MAX_FILMS:
+            raise BadStudy("too many films", f"{place}: no study has more than {MAX_FILMS}")
     return tuple(films.values())
 
 

@@ -7,23 +7,28 @@ import gzip
 import io
 import os
 import re
-import tarfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import ElementTree
 
 from shards.errors import DataError
+from shards.sources.archive import walk_tar
 from shards.sources.iu_xray.exam import Exam, Form, exam_id, listed_films
 from shards.study import BadStudy, Drop
 
 MAX_XML_BYTES = 1_000_000
 """Of one report; the largest real one has 12,000."""
-MAX_UNPACKED_BYTES = 1 << 28
+MAX_UNPACKED_BYTES = 1 << 26
 MAX_MEMBERS = 50_000
+MAX_TAGS = 2_000_000
+"""Of all reports; the real ones have a quarter of that."""
+MAX_TEXTS = 50
+"""`AbstractText` elements of one report, which may stand in one another; a real one has four."""
 GZIP = b"\x1f\x8b"
 AGAIN = "Nothing of it is used; fetch it again"
 NUMBER = re.compile(r"CXR\d{1,9}")
@@ -36,8 +41,11 @@ def read_xml(path: Path) -> Form:
     Sections are the `AbstractText` elements by their `Label`. A report's caption says which views the examination has,
     not which film is which, so positions are unknown here.
     """
-    form = Form("xml", path)
+    form, tags = Form("xml", path), 0
     for row, (name, data, refusal) in enumerate(read_reports(path)):
+        name = name.encode(errors="replace").decode()
+        if (tags := tags + data.count(b"<")) > MAX_TAGS:
+            raise DataError(f"{path} holds reports of more than {MAX_TAGS:,} tags, which IU X-Ray has not")
         if refusal:
             detail = f"{path.name}: {name[:200]!r}: {refusal}"
             form.entries.append(Drop(id=name[:200], reason="archive member refused", detail=detail))
@@ -70,7 +78,9 @@ def _parsed(name: str, data: bytes) -> tuple[Element, str]:
 
 def _exam(root: Element, patient: str, name: str, row: int) -> Exam:
     texts: defaultdict[str, list[str]] = defaultdict(list)
-    for element in root.iter("AbstractText"):
+    for number, element in enumerate(root.iter("AbstractText")):
+        if number == MAX_TEXTS:
+            raise BadStudy("XML is refused", f"{name}: more than {MAX_TEXTS} texts")
         texts[(element.get("Label") or "").strip().lower()].append("".join(element.itertext()))
     images = list(root.iter("parentImage"))
     films = listed_films(patient, [(image.get("id", ""), "unknown") for image in images], name)
@@ -102,39 +112,48 @@ def read_reports(path: Path) -> Iterator[tuple[str, bytes, str]]:
         if not entry.name.lower().endswith(".xml"):
             continue
         refusal = "no regular file of this directory"
-        if entry.is_file(follow_symlinks=False):
-            refusal = _too_large(entry.stat().st_size)
-        yield f"{path.name}/{entry.name}", b"" if refusal else Path(entry.path).read_bytes(), refusal
+        data = b""
+        try:
+            if entry.is_file(follow_symlinks=False) and not (refusal := _too_large(entry.stat().st_size)):
+                data = Path(entry.path).read_bytes()
+        except OSError as error:
+            refusal = f"it cannot be read: {error.strerror}"
+        yield f"{path.name}/{entry.name}", data, refusal
+
+
+class _Unpacked(NamedTuple):
+    """A tar in memory, for `walk_tar`."""
+
+    path: Path
+    data: bytes
+
+    def open(self, mode: str) -> BinaryIO:
+        """Its bytes from the beginning."""
+        return io.BytesIO(self.data)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 def _archived(path: Path) -> Iterator[tuple[str, bytes, str]]:
-    kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link"}
     data = _unpacked(path)
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for count, member in enumerate(tar, start=1):
-                _refuse_many(path, count)
-                inside = PurePosixPath(member.name)
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    yield member.name, b"", kinds.get(member.type, f"entry type {member.type!r}")
-                elif inside.is_absolute() or ".." in inside.parts or "\\" in member.name or "\0" in member.name:
-                    yield member.name, b"", "path that leaves the archive"
-                elif refusal := _too_large(member.size):
-                    yield member.name, b"", refusal
-                elif member.name.lower().endswith(".xml"):
-                    yield member.name, data[member.offset_data : member.offset_data + member.size], ""
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise DataError(f"{path} is no whole tar archive: {error}. {AGAIN}") from None
-    # tarfile takes a damaged header for the end of the archive: only a block of zeros is one
-    if len(mark := data[end : end + tarfile.BLOCKSIZE]) < tarfile.BLOCKSIZE or any(mark):
-        raise DataError(f"{path} breaks off or is damaged at byte {end} of {len(data)} unpacked. {AGAIN}")
+    walk = walk_tar(_Unpacked(path, data))
+    if walk.cut_at >= 0:
+        raise DataError(f"{path} breaks off or is damaged at byte {walk.cut_at} of {len(data)} unpacked. {AGAIN}")
+    _refuse_many(path, len(walk.members) + len(walk.refused))
+    for member in walk.members:
+        if refusal := _too_large(member.size):
+            yield member.name, b"", refusal
+        elif member.name.lower().endswith(".xml"):
+            yield member.name, data[member.offset : member.offset + member.size], ""
+    for name, cause in walk.refused:
+        yield name, b"", cause
 
 
 def _unpacked(path: Path) -> bytes:
     """The tar inside, bounded; a .tar is taken as it is."""
+    if not path.is_file():
+        raise DataError(f"{path} is neither a directory nor a file")
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == GZIP

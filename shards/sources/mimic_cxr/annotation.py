@@ -1,12 +1,11 @@
 """MIMIC-CXR as R2Gen prepared it: annotation.json, one entry per film with the findings of its study."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError
-from shards.sources.annotation import object_in, read_entries
+from shards.sources.annotation import object_in, read_entries, refuse_surrogates
 from shards.sources.mimic_cxr.tables import DICOM, NUMBER, Sample, read_split
 from shards.sources.tables import Span, read_span
 from shards.study import SPLITS, BadStudy, Drop, Split
@@ -32,6 +31,7 @@ def read_samples(annotation: Path) -> tuple[list[Sample], list[Drop]]:
 def _sample(data: bytes, split: Split, place: str, seen: set[str]) -> Sample:
     """The sample of one entry; BadStudy when it cannot be used."""
     entry = object_in(data, place)
+    refuse_surrogates(entry, place)
     ids = (entry.get(name) for name in ("id", "study_id", "subject_id"))
     film, study, patient = (str(value) if isinstance(value, int | str) else "" for value in ids)
     if not DICOM.fullmatch(film) or not NUMBER.fullmatch(study) or not NUMBER.fullmatch(patient):
@@ -49,7 +49,7 @@ def _sample(data: bytes, split: Split, place: str, seen: set[str]) -> Sample:
 def report_in(annotation: Path, span: Sequence[Any]) -> str:
     """The report of one entry; BadStudy when the file is gone or changed after it was listed."""
     try:
-        return json.loads(read_span(annotation, Span(*span)))["report"]
+        return object_in(read_span(annotation, Span(*span)), annotation.name)["report"]
     except OSError as error:
         raise BadStudy("report cannot be read", f"{annotation.name}: {type(error).__name__}") from None
 

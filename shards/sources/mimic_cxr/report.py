@@ -22,6 +22,7 @@ Header names and their frequencies: MIT-LCP/mimic-cxr, txt/section_parser.py.
 
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections import defaultdict
@@ -103,7 +104,12 @@ BRACKETS = re.compile(r"\([^()]*\)")
 RULE = re.compile(r"_{20,}")
 FINAL = re.compile(r"FINAL REPORT\b[ :]*(.*)|(?i:final report:?)()")
 WET_READ = re.compile(r"WET ?(READ|_{2,})")
-MAX_REPORT_BYTES = 1_000_000
+MAX_REPORT_BYTES = 100_000
+"""Real ones have a few thousand."""
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How the owner packs, and what unpacks no further than it is read."""
+ZIP_FAULTS = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, struct.error)
+"""What the standard reader raises of a damaged archive: NotImplementedError and UnicodeDecodeError are among them."""
 FOLDERS = ("files/", "", "mimic-cxr-reports/files/")
 """Where p10/ may lie below what `reports` names."""
 REPORTS_ZIP = "mimic-cxr-reports.zip"
@@ -224,7 +230,7 @@ def find_reports(raw: Path, reports: Path | None) -> Path:
     """
     if reports is None:
         places = (raw / REPORTS_ZIP, raw / "mimic-cxr-reports", raw / "reports")
-        return next((place for place in places if place.exists()), raw)
+        return next((place for place in places if place.is_dir() or place.is_file()), raw)
     if reports.is_dir() or (reports.is_file() and zipfile.is_zipfile(reports)):
         return reports
     fault = "is there but is no zip (if the copy broke off, fetch it again)" if reports.exists() else "is not there"
@@ -238,8 +244,9 @@ def has_any(store: Path, names: Iterable[str]) -> bool:
     try:
         with zipfile.ZipFile(store) as archive:
             known = set(archive.namelist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{store} cannot be opened: {error}. If the copy broke off, fetch it again") from error
+    except ZIP_FAULTS as error:
+        cause = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"{store} cannot be opened: {cause}. If the copy broke off, fetch it again") from error
     return any(folder + name in known for name in names for folder in FOLDERS)
 
 
@@ -265,9 +272,13 @@ def read_report(store: Path, name: str) -> str:
             place = next((place for place in places if place in archive.NameToInfo), None)
             if place is None:
                 raise BadStudy("report is missing", f"{name} is not in {store.name}", name)
+            if (packing := archive.NameToInfo[place].compress_type) not in PACKINGS:
+                raise zipfile.BadZipFile(packing)
             with archive.open(place) as member:
                 data = member.read(MAX_REPORT_BYTES + 1)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    except BadStudy:
+        raise
+    except ZIP_FAULTS as error:
         raise BadStudy("report cannot be read", f"{name} in {store.name}: {type(error).__name__}", name) from error
     if len(data) > MAX_REPORT_BYTES:
         raise BadStudy("report is too large", f"{name} has more than {MAX_REPORT_BYTES:,} bytes", name)

@@ -16,6 +16,8 @@ from shards.sources.tables import AGAIN, NOT_UTF8, Row, Table
 from shards.study import FINDINGS, BadStudy, Drop, Label, Split
 
 VERSION = "2.0.0"
+MAX_BYTES = 300_000_000
+"""Of an unpacked table; the largest has 60 million."""
 DICOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
 NUMBER = re.compile(r"[0-9]{8}")
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "validate": "val", "test": "test"}
@@ -144,7 +146,7 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Row, list[str]]]
 
     Raises DataError when the file is no such table or cannot be read to its end.
     """
-    for row in Table(path, columns, one_line=True).rows():
+    for row in Table(path, columns, one_line=True, max_bytes=MAX_BYTES).rows():
         if row.fault.startswith(NOT_UTF8):
             raise DataError(f"{path} cannot be read from row {row.line} on: {row.fault}. {AGAIN}")
         yield row, [] if row.fault else [row.cells[name].strip() for name in columns]

@@ -102,7 +102,7 @@ def test_the_section_asked_for_is_the_target(tree: MimicTree, section: str) -> N
         (" FINDINGS AND IMPRESSION: Secret.", "findings", "no findings section", "has findings and impression"),
         (" WET READ: ___\n FINDINGS: Secret.", "findings", "no findings section", "has wet read"),
         ("", "findings", "empty report", "holds no text"),
-        ("FINDINGS: secret" + "x" * 1_000_000, "findings", "report is too large", "more than 1,000,000 bytes"),
+        ("FINDINGS: secret" + "x" * 1_000_000, "findings", "report is too large", "more than 100,000 bytes"),
         (None, "findings", "report is missing", "is not below raw/"),
     ],
 )

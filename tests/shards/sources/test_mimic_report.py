@@ -207,7 +207,7 @@ def test_both_stores(tmp_path: Path, kind: str) -> None:
     assert [read_report(store, name) for name in (NAME, other)] == ["café", "café"]
     assert has_any(store, ["p90/none.txt", NAME])
     assert not has_any(store, ["p90/none.txt"])
-    with pytest.raises(BadStudy, match="report is too large: .*s90414269.txt has more than 1,000,000 bytes"):
+    with pytest.raises(BadStudy, match="report is too large: .*s90414269.txt has more than 100,000 bytes"):
         read_report(store, big)
     with pytest.raises(BadStudy, match="report is missing: p90/none.txt"):
         read_report(store, "p90/none.txt")
