@@ -138,7 +138,7 @@ class UnreadStudies:
             if key not in self.named:
                 self.named[key] = cause
                 with self.path.open("a") as file:
-                    file.write(json.dumps([key, cause]) + "\n")
+                    file.write(f"\n{json.dumps([key, cause])}")  # what was torn before stays a line of its own
                 print(f"Study {key} was skipped: {cause}")
 
 

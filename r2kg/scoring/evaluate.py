@@ -30,6 +30,7 @@ from shards.tars.place import write_atomic
 
 _DECIMALS = 6
 _NAMED = 5
+_LONGEST_SPLIT = 40
 MAX_BYTES = 200_000_000
 """Of a predictions file, which is held about five times over."""
 MAX_TEXT = 100_000
@@ -177,7 +178,7 @@ def evaluate(
     scored = {  # by content: nothing of where or when
         "sha256": sha256,
         "n": len(lines),
-        "splits": dict(sorted(Counter(str(line.get("split") or "unnamed")[:40] for line in lines).items())),
+        "splits": dict(sorted(Counter(_split_of(line) for line in lines).items())),
         "shards": merged.get("shards"),
         "checkpoint": merged.get("checkpoint"),
         "checkpoint_sha256": merged.get("checkpoint_sha256"),
@@ -190,6 +191,11 @@ def evaluate(
     content = json.dumps(scores, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(path.with_name("scores.json"), content.encode())
     return scores
+
+
+def _split_of(line: Mapping[str, Any]) -> str:
+    split = line.get("split")
+    return split if isinstance(split, str) and split and len(split) <= _LONGEST_SPLIT else "unnamed"
 
 
 def protocols_beside(predictions: Path) -> tuple[str, ...]:

@@ -48,6 +48,21 @@ def test_a_wrong_key_or_value_is_named_with_the_way_out(word, message):
         change(word)
 
 
+@pytest.mark.parametrize("field", ["root", "data.shards", "train.init_from", "recipe"])
+def test_a_text_with_a_nul_character_is_refused(field):
+    with pytest.raises(ConfigError, match="holds a NUL character"):
+        Run(name="a").change({field: "a\0b"})
+    assert Run(name="a").change({"recipe": r"a\u0000b"}).recipe == r"a\u0000b"
+
+
+@pytest.mark.parametrize(
+    ("field", "path"), [("root", "~nobody-here/x"), ("data.shards", "~nobody-here/x"), ("train.init_from", "a" * 5000)]
+)
+def test_a_path_that_can_be_none_is_refused(field, path):
+    with pytest.raises(ConfigError, match="a path of the run can be none"):
+        Run(name="a").change({field: path}).absolute()
+
+
 def test_impossible_batch_names_all_values_and_what_works():
     with pytest.raises(
         ConfigError, match="global batch 96 cannot be split over 5 workers × micro-batch 8: use a mul.* 40"

@@ -1,6 +1,7 @@
 """What a run leaves in its directory comes back as it was, and a torn file is named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,18 @@ def test_a_run_that_was_moved_knows_its_new_place(run, tmp_path):
         saved_run(run.directory)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"name": "a-r', b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize("content", [b"", b'{"name": "a-r', b"\xff\xfe", b"[]", b"[" * 100_000, None], ids=str)
 def test_a_torn_run_is_one_sentence(run, content):
     run.directory.mkdir()
-    (run.directory / "run.json").write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
-        saved_run(run.directory)
-    assert "\n" not in str(caught.value) and "run" in str(caught.value)
+    saved = run.directory / "run.json"
+    os.mkfifo(saved) if content is None else saved.write_bytes(content)
+    for read in (lambda: saved_run(run.directory), lambda: load_run(saved)):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert "\n" not in str(caught.value) and "run" in str(caught.value)
+    saved.unlink()
+    with pytest.raises(ConfigError, match="no regular file"):
+        load_run(saved)
 
 
 def test_a_failure_is_raised_as_it_was_in_its_own_attempt_until_the_run_begins_again(run):
@@ -55,6 +61,18 @@ def test_a_failure_is_raised_as_it_was_in_its_own_attempt_until_the_run_begins_a
         files.raise_failure("one")
     files.begin(run)
     files.raise_failure("one")
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"attempt": ["one"]}', "[" * 100_000, '{"attempt": "one", "kind": 1}'])
+def test_a_damaged_note_of_a_failure_is_an_error_of_ours(run, note):
+    files = RunFiles(run.directory)
+    files.begin(run)
+    files.failure.write_text(note)
+    with pytest.raises(DataError, match=r"failure.json is damaged.*submit the run again"):
+        files.raise_failure("one")
+    files.failure.write_text('{"attempt": "one", "kind": "OnBad", "message": "m", "traceback": "at a place"}')
+    with pytest.raises(RuntimeError, match="at a place"):
+        files.raise_failure("one")
 
 
 def test_groups_of_workers_are_counted_by_attempt(run):
@@ -75,6 +93,17 @@ def test_unread_studies_of_all_workers_are_named_once_each(run, capsys):
     assert RunFiles(run.directory).unread() == {"a": "torn", "c": "torn", "b": "gone: 3 of 5 bytes"}
     assert capsys.readouterr().out.count("was skipped") == 3
     assert json.loads((run.directory / "unread-00001.jsonl").read_text()) == ["b", "gone: 3 of 5 bytes"]
+
+
+@pytest.mark.parametrize("torn", ['["b", "to', "[1]", '["b", "c", "d"]', "\udcff", '[["b"], "c"]', "[" * 100_000])
+def test_a_line_that_a_killed_worker_left_torn_names_no_study(run, torn):
+    RunFiles(run.directory).begin(run)
+    UnreadStudies(run.directory, 0).add(["a: torn"])
+    with (run.directory / "unread-00000.jsonl").open("a", errors="surrogateescape") as file:
+        file.write(f"\n{torn}")
+    again = UnreadStudies(run.directory, 0)
+    again.add(["b: gone"])
+    assert RunFiles(run.directory).unread() == again.named == {"a": "torn", "b": "gone"}
 
 
 def test_predictions_belong_to_the_run_above_them(run, tmp_path):

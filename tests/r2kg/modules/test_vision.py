@@ -1,5 +1,6 @@
 """The image encoder: layouts, views, tuning modes, weights."""
 
+import io
 import pickle
 
 import huggingface_hub.constants
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from r2kg.modules.config import Lora, Vision
-from r2kg.modules.vision import SplitQkv, VisionEncoder
+from r2kg.modules.vision import SplitQkv, VisionEncoder, read_weights
 from shards.errors import ConfigError
 
 SWIN = {
@@ -206,6 +207,37 @@ def test_weights_that_carry_code_are_refused(tmp_path, capsys):
     with pytest.raises(ConfigError, match="cannot be read as plain tensors"):
         VisionEncoder(Vision(weights=str(path), **CNN))
     assert capsys.readouterr().out == ""
+
+
+WHOLE = io.BytesIO()
+torch.save({"conv1.weight": torch.ones(2)}, WHOLE, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "does not fit"),
+        (torch.ones(2), "does not fit"),
+        ({"model": 5}, "does not fit"),
+        ({5: torch.ones(2), "conv1.weight": "text"}, "does not fit"),
+        ({"state_dict": {"patch_embed.proj.weight": torch.ones(1)}}, "does not fit"),
+        ({"pos_embed": torch.ones(3)}, "does not fit"),
+        (b"", "cannot be read as plain tensors"),
+        (b"hello", "cannot be read as plain tensors"),
+        (b"\x80\x02}q\x00X\x02\x00\x00\x00\xff\xffq\x01.", "cannot be read as plain tensors"),
+        (WHOLE.getvalue()[:-40], "cannot be read as plain tensors"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_weights_that_are_none_are_an_error_of_ours(tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    for name in ("test_resnet", "test_vit"):
+        with pytest.raises(ConfigError, match=rf"model.vision.weights=.*{message}"):
+            VisionEncoder(Vision(name=name, image_px=64, weights=str(path)))
+    if isinstance(content, bytes):
+        with pytest.raises(ConfigError, match=r"train.init_from=.*cannot be read as plain tensors"):
+            read_weights(path, "train.init_from")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """predictions.jsonl → scores.json, with both floors, as a pure function of files."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from r2kg.protocol import PROTOCOLS
-from r2kg.scoring.evaluate import choose_floor, evaluate, read_predictions, scores_table
+from r2kg.scoring.evaluate import choose_floor, evaluate, protocols_beside, read_predictions, scores_table
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.nlg import METRICS, bleu
 from shards.clean import clean, vocabulary
@@ -164,6 +165,12 @@ def test_studies_that_occur_twice_are_named(tmp_path: Path) -> None:
         (b'{"id": 9, "prediction": "edema", "reference": "edema"}', "no text under id"),
         (b'{"id": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deep"),
+        (b'{"id": ' + b"9" * 5_000 + b"}", "not one JSON object"),
+        (b'{"id": "s9", "prediction": "\\udc00", "reference": "edema"}', "not UTF-8"),
+        (
+            b'{"id": "s9", "prediction": "' + b"edema " * 20_000 + b'", "reference": ""}',
+            "prediction has more than 100,000",
+        ),
     ],
 )
 def test_a_malformed_line_is_placed_and_not_quoted(tmp_path: Path, bad: bytes, said: str) -> None:
@@ -172,6 +179,48 @@ def test_a_malformed_line_is_placed_and_not_quoted(tmp_path: Path, bad: bytes, s
     with pytest.raises(DataError, match=f"predictions.jsonl:3 .*{said}") as caught:
         read_predictions(path)
     assert "edema" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", "shuffled.jsonl", "context.json"])
+def test_a_pipe_is_never_waited_for(tmp_path: Path, name: str) -> None:
+    path = write_run(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}.*no regular file"):
+        evaluate(path)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "[]",
+        "[" * 100_000,
+        "9" * 5_000,
+        '{"vocabulary": 5}',
+        '{"vocabulary": [["heart"]]}',
+        '{"cleaning": ["raw"]}',
+        '{"floor": [1]}',
+        '{"floor": {"full-text": 5}}',
+        '{"task": "other"}',
+        '{"protocols": [["full-text"]]}',
+        '{"no_control": 5}',
+        '{"shards": "\\udc00"}',
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_context_that_is_none_is_refused(tmp_path: Path, context: str) -> None:
+    path = write_run(tmp_path)
+    (tmp_path / "context.json").write_text(context)
+    for read in (evaluate, protocols_beside):
+        with pytest.raises(DataError, match=r"context.json is damaged: .*generate the predictions again"):
+            read(path)
+
+
+@pytest.mark.parametrize("split", ['["secret"]', '"%s"' % ("x" * 5_000), "7"])
+def test_what_is_no_name_of_a_split_is_not_quoted(tmp_path: Path, split: str) -> None:
+    path = write_run(tmp_path)
+    path.write_text(path.read_text().replace('"split": "test"', f'"split": {split}'))
+    assert evaluate(path)["predictions"]["splits"] == {"unnamed": 4}
 
 
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:

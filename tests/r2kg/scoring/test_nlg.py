@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import _score_lcs
 
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
-from r2kg.scoring.metrics.nlg import METRICS, ConstantBleu, bleu, cider_d, rouge_l, score_nlg
+from r2kg.scoring.metrics.nlg import METRICS, ConstantBleu, bleu, cider_d, common_words, rouge_l, score_nlg
 from shards.clean import clean
 
 REFERENCES = [
@@ -123,6 +125,22 @@ def test_meteor_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with Meteor(timeout_seconds=0.3) as program, pytest.raises(MeteorUnavailable, match="too long"):
         program.score(REFERENCES, HYPOTHESES)
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=80), st.lists(st.sampled_from("abcde"), max_size=80))
+def test_common_words_are_those_of_the_table(one: list[str], other: list[str]) -> None:
+    assert common_words(one, other) == round(_score_lcs(one, other).precision * len(other))
+
+
+def test_long_texts_are_scored_in_seconds_and_without_a_table() -> None:
+    """The table of these would have 1,600,000,000 cells."""
+    words = np.random.default_rng(0).integers(0, 300, 40_000)
+    text = " ".join(f"w{word}" for word in words)
+    tracemalloc.start()
+    scores = rouge_l([text, text], [text, text.replace("w7 ", "")])
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert scores[0] == 1 and 0.99 < scores[1] < 1
 
 
 def test_two_blanks_hold_an_empty_word_for_rouge() -> None:

@@ -146,6 +146,33 @@ def test_a_damaged_one_is_noticed(tmp_path, damage, hashes, message):
         assert checked_card(folder), "sizes alone do not show it"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: [],
+        lambda card: {key: value for key, value in card.items() if key != "settings"},
+        lambda card: card | {"name": ["thing"]},
+        lambda card: card | {"files": []},
+        lambda card: card | {"files": {"a.txt": [3]}},
+        lambda card: card | {"files": card["files"] | {"/etc/hostname": [1, "0"]}},
+        lambda card: card | {"files": card["files"] | {"../a.txt": [1, "0"]}},
+        lambda card: card | {"files": card["files"] | {"a" * 5_000: [1, "0"]}},
+        lambda card: "[" * 100_000,
+        lambda card: None,
+    ],
+)
+def test_a_card_that_is_none_is_no_artefact(tmp_path, change):
+    folder = make_artefact(thing(lambda folder: (folder / "a.txt").write_text("abc")), run_in(tmp_path))
+    changed = change(json.loads((folder / "artefact.json").read_text()))
+    (folder / "artefact.json").unlink()
+    if changed is None:
+        os.mkfifo(folder / "artefact.json")
+    else:
+        (folder / "artefact.json").write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(DataError, match=r"is not what was made for this run: (artefact.json cannot|.*leads out)"):
+        checked_card(folder, hashes=True)
+
+
 @pytest.fixture(scope="module")
 def recipe(phantom_shards, tmp_path_factory) -> Run:
     small = {"width": 32, "layers": 1, "heads": 2, "vocabulary": 320, "epochs": 1}

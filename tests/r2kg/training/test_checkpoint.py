@@ -1,10 +1,14 @@
 """A checkpoint counts only when it is whole; what is damaged is passed over by name."""
 
+import hashlib
 import json
+import os
+import shutil
 from threading import Barrier, Thread
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles
@@ -17,10 +21,11 @@ from r2kg.training.checkpoint import (
     prune,
     read_state,
     read_tensors,
+    scored,
     weights_of,
     write_checkpoint,
 )
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, ConfigError
 
 
 def gathering(world):
@@ -154,6 +159,114 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(tmp_path):
     for step, loss in ((1, float("nan")), (2, 0.9), (3, 0.8), (4, float("nan"))):
         write(tmp_path, step, loss)
     assert find_checkpoint(tmp_path, "best").name == "step-00000003"
+
+
+def sealed(checkpoint, name, data):
+    """Put another file in the place of one of a checkpoint, and its size and hash into the manifest."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / name).write_bytes(data)
+    manifest["bytes"][name], manifest["sha256"][name] = len(data), hashlib.sha256(data).hexdigest()
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+PARTS = [f"part-0000{rank}-of-00002.safetensors" for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: [],
+        lambda files: {"sha256": list(files)},
+        lambda files: {"sha256": files, "bytes": []},
+        lambda files: {"sha256": files, "bytes": dict.fromkeys(files, "9")},
+        lambda files: {"sha256": {}},
+        lambda files: {"sha256": files | {"/etc/passwd": "0"}},
+        lambda files: {"sha256": files | {"../step-00000001/state.json": "0"}},
+        lambda files: {"sha256": files | {"\0": "0", "a" * 5_000: "0"}},
+        lambda files: {"sha256": {name: digest for name, digest in files.items() if name != "state.json"}},
+        lambda files: {"sha256": {name: digest for name, digest in files.items() if name != PARTS[1]}},
+    ],
+)
+def test_a_manifest_that_names_other_or_fewer_files_is_none(tmp_path, change):
+    older, newest = write(tmp_path, 1), write(tmp_path, 2)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps(change(manifest["sha256"])))
+    assert newest_checkpoint(tmp_path) == older
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read"):
+        find_checkpoint(tmp_path, "last")
+    with pytest.raises(CheckpointError, match=r"manifest.json cannot be read"):
+        read_tensors(newest)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b"9" * 5_000, None], ids=str)
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_whatever_stands_in_a_checkpoints_files_is_passed_over_and_never_waited_for(tmp_path, name, content):
+    older, newest = write(tmp_path, 1, 0.5), write(tmp_path, 2, 0.4)
+    if content is None:
+        pipe(newest / name)
+    elif name == "state.json":
+        sealed(newest, name, content)
+    else:
+        (newest / name).write_bytes(content)
+    assert newest_checkpoint(tmp_path) == find_checkpoint(tmp_path, "best") == older
+    prune(tmp_path, kept=1)
+    assert newest.exists() and older.exists()
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"step": "2"}, {"step": 2, "validation_loss": "0.1"}, {"step": 2, "validation_loss": [0.1]}]
+)
+def test_a_state_without_its_numbers_is_passed_over(tmp_path, state):
+    older, newest = write(tmp_path, 1, 0.5), write(tmp_path, 2, 0.4)
+    sealed(newest, "state.json", json.dumps(state).encode())
+    assert newest_checkpoint(tmp_path) == find_checkpoint(tmp_path, "best") == older
+    with pytest.raises(CheckpointError, match="state.json of a checkpoint has no shards"):
+        read_state(older)["shards"]
+
+
+def test_parts_are_those_of_the_manifest_and_no_others(tmp_path):
+    path = write(tmp_path, 1)
+    (path / "part-00002-of-00003.safetensors").write_bytes((path / PARTS[0]).read_bytes())
+    save_file({"w0": torch.full((3,), 7.0)}, path / "part-00009-of-00010.safetensors")
+    assert read_tensors(path)["w0"].tolist() == [1.0] * 3
+    sealed(path, PARTS[0], b"\xff" * 8)
+    with pytest.raises(CheckpointError, match="tensors of a checkpoint cannot be read"):
+        read_tensors(path)
+
+
+def test_copies_and_files_beside_checkpoints_are_none(tmp_path):
+    path = write(tmp_path, 1, 0.5)
+    shutil.copytree(path, path.with_name("step-00000009.bak"))
+    path.with_name("step-00000010").write_text("")
+    assert find_checkpoint(tmp_path, "last") == newest_checkpoint(tmp_path) == path
+    prune(tmp_path, kept=1)
+    assert path.with_name("step-00000009.bak").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"train": ', b"[]", b'{"train": {"choose": [1]}}', b"[" * 100_000])
+def test_a_torn_run_beside_checkpoints_is_one_sentence(tmp_path, content):
+    write(tmp_path, 1)
+    (tmp_path / "run.json").write_bytes(content)
+    for ask in (lambda: find_checkpoint(tmp_path, "best"), lambda: prune(tmp_path, kept=1)):
+        with pytest.raises(ConfigError, match="is torn or no saved run"):
+            ask()
+
+
+@pytest.mark.parametrize("values", ['{"bleu4": "x"}', '{"bleu4": null}', "[]", "[" * 100_000, '{"rouge_l": 1}'])
+def test_a_score_that_is_none_counts_as_not_measured(tmp_path, values):
+    path = write(tmp_path, 1)
+    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    (tmp_path / "validation").mkdir()
+    record = f'{{"checkpoint_sha256": "{digest}", "task": "report", "values": %s}}'
+    (tmp_path / "validation" / f"{path.name}.json").write_text(record % values)
+    assert scored(path, "BLEU-4") is None
+    (tmp_path / "validation" / f"{path.name}.json").write_text(record % '{"bleu4": 0.5}')
+    assert scored(path, "BLEU-4") == 0.5
 
 
 def test_no_room_says_how_much_is_missing(tmp_path):

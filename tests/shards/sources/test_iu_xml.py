@@ -1,6 +1,8 @@
 """IU X-Ray as Open-i's XML: drawn reports, broken ones, hostile archives, and where the films lie."""
 
+import gzip
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +212,75 @@ def test_files_that_are_no_archive_are_refused(drawn: Callable[..., Path], data:
         IuXray(raw=path.parent).listing()
 
 
+def header(kind: bytes, size: bytes) -> bytes:
+    """A member's header with a checksum that holds."""
+    info = bytearray(tarfile.TarInfo("a").tobuf(tarfile.USTAR_FORMAT))
+    info[124:136], info[156:157], info[148:156] = size.ljust(12, b"\0"), kind, b" " * 8
+    info[148:156] = b"%06o\0 " % sum(info)
+    return bytes(info)
+
+
+EMPTY = header(b"x", b"%011o" % 0), header(b"L", b"%011o" % 0)
+DIGITS = b"9" * 2_000_000
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        header(b"0", b"\x80" + b"\xff" * 11),
+        header(b"0", b"-0000001000"),
+        EMPTY[0] * 20_000,
+        EMPTY[1] * 20_000,
+        header(b"x", b"%011o" % len(DIGITS)) + DIGITS + bytes(-len(DIGITS) % 512),
+        header(b"x", b"%011o" % 28) + b"28 GNU.sparse.map=1,2,secret" + bytes(484),
+    ],
+    ids=["size beyond counting", "size below 0", "chain of names", "chain of pax", "digits", "sparse"],
+)
+def test_what_the_standard_reader_of_tars_cannot_bear_is_read_or_refused(
+    drawn: Callable[..., Path], begin: bytes
+) -> None:
+    path = drawn() / ARCHIVE
+    path.write_bytes(begin + gzip.decompress(path.read_bytes()))
+    try:
+        assert len(IuXray(raw=path.parent).listing().items) in (2, 3)
+    except DataError as error:
+        assert "breaks off or is damaged at byte" in str(error)
+
+
+def test_a_pipe_is_no_archive(drawn: Callable[..., Path]) -> None:
+    path = drawn() / ARCHIVE
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="neither a directory nor a file"):
+        IuXray(raw=path.parent).listing()
+
+
+@pytest.mark.parametrize("files", ["archive", "directory"])
+def test_a_name_that_is_no_unicode_is_told_in_one_that_is(drawn: Callable[..., Path], files: str) -> None:
+    root = drawn(links=[link("a\udcff.xml", tarfile.SYMTYPE)])
+    if files == "directory":
+        (root / ARCHIVE).unlink()
+        (root / "ecgen-radiology").mkdir()
+        (root / "ecgen-radiology" / "1.xml").write_bytes(report(1))
+        (root / "ecgen-radiology" / "a\udcff.xml").write_bytes(b"<a/>")
+        film(root / "NLMCXR_png" / "\udcff" / "CXR9.png")
+    listing = IuXray(raw=root).listing()
+    [drop] = listing.drops
+    assert drop.id.rpartition("/")[2] in ("a?.xml", "a\ufffd.xml") and drop.model_dump_json()
+
+
+def test_reports_of_endless_elements_are_refused(drawn: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    nested = b'<e><uId id="CXR4"/>' + b"<AbstractText>" * 30_000 + b"</AbstractText>" * 30_000 + b"</e>"
+    listing = IuXray(raw=drawn({"4.xml": nested})).listing()
+    assert [(drop.id, drop.reason) for drop in listing.drops] == [("CXR4", "XML is refused")]
+    films = [f"CXR4_IM-{at:04d}-1001" for at in range(200)]
+    [drop] = IuXray(raw=drawn({"4.xml": report(4, films)})).listing().drops
+    assert (drop.id, drop.reason) == ("CXR4", "too many films")
+    monkeypatch.setattr(xml, "MAX_TAGS", 1_000)
+    with pytest.raises(DataError, match="more than 1,000 tags"):
+        IuXray(raw=drawn({f"{at}.xml": b"<e>" + b"<a/>" * 300 + b"</e>" for at in range(4, 8)})).listing()
+
+
 def test_archives_that_unpack_to_too_much_are_refused(
     drawn: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +302,7 @@ def test_archives_that_unpack_to_too_much_are_refused(
         ("images/CXR12_IM-0137-2001.PNG", "12_IM-0137-2001"),
         ("CXR1_1_IM-0001-3001.jpg", "1_IM-0001-3001"),
         ("other.png", "other"),
+        (".png" * 100_000 + "x", ".png" * 63 + ".pn"),
     ],
 )
 def test_a_film_has_one_name_in_every_form(written: str, name: str) -> None:

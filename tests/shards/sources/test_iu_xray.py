@@ -10,6 +10,7 @@ import pytest
 from shards.errors import DataError
 from shards.films.raw import open_film
 from shards.sources.iu_xray.source import IuXray
+from shards.study import BadStudy
 
 Draw = Callable[..., Path]
 REAL = Path(os.environ["R2KG_REAL_DATA"]) if "R2KG_REAL_DATA" in os.environ else None
@@ -48,6 +49,9 @@ def test_the_file_itself_may_be_given(drawn_iu: Draw) -> None:
         ({"id": 5}, "id is not a name"),
         ({"id": "\ud83d"}, "text is not Unicode"),
         ({"report": ["text"]}, "report is not a string"),
+        ({"report": 10**400}, "report is not a string"),
+        ({"image_path": ["CXR0_IM-0000/0.png"] * 101}, "too many films"),
+        ({"image_path": ["a/" * 200_000]}, "path leaves the data root"),
         ({"image_path": ["../../../etc/hostname"]}, "path leaves the data root"),
         ({"image_path": ["/etc/hostname"]}, "path leaves the data root"),
         ({"image_path": ["CXR0_IM-0000/link.png"]}, "path leaves the data root"),
@@ -85,6 +89,11 @@ def test_a_listing_without_its_images_is_refused(drawn_iu: Draw) -> None:
         (b'{"train": {}, "val": [], "test": []}', r"line 1, byte 10 of 36: Expecting \["),
         (b'{"train": [], "val": [], "test": [1]}', r"split 'train' is empty \(train 0, val 0, test 1\)"),
         (b"\xff\xfe{", r"line 1, byte 0 of 3: Expecting \{"),
+        (b'{"train": [{"id": "' + b"a" * 1_000_000 + b'"}]}', "a value of more than 1,000,000 bytes"),
+        (b'{"train": [], "train": []}', "has the key 'train' twice"),
+        (b'{"trian": [], "secret one": []' + b', "x": []' * 200 + b"}", "has a key twice, or more than 100 keys"),
+        (b'{"train": [' + b"1," * 50_000 + b"1]}", "has more than 50,000 entries"),
+        (b'{"train": [' + b"9" * 5_000 + b"]}", r"is not valid JSON \(ValueError\)"),
     ],
 )
 def test_files_that_are_no_listing_are_refused(drawn_iu: Draw, data: bytes, cause: str) -> None:
@@ -118,6 +127,25 @@ def test_half_a_surrogate_pair_is_dropped_before_it_meets_a_file(drawn_iu: Draw)
     listing = IuXray(raw=root).listing()
     assert len(listing.items) == 5
     assert [(drop.id, drop.reason) for drop in listing.drops] == [("CXR1_IM-0001", "text is not Unicode")]
+
+
+def test_a_value_longer_than_the_pieces_it_is_read_in_is_whole(drawn_iu: Draw) -> None:
+    reports = ["The heart is normal. " * times for times in (180, 195, 200, 3_200, 20_000)]
+    root = drawn_iu(
+        train=5, edit=lambda listing: [e.update(report=r) for e, r in zip(listing["train"], reports, strict=True)]
+    )
+    source = IuXray(raw=root)
+    assert [source.read(item)[0].report for item in source.listing().items[:5]] == reports
+
+
+def test_a_film_that_became_a_link_out_since_it_was_listed_is_not_read(drawn_iu: Draw, tmp_path: Path) -> None:
+    source = IuXray(raw=drawn_iu())
+    item = source.listing().items[0]
+    film = source.raw / "images" / item.payload["image_path"][1]
+    film.rename(tmp_path / "outside.png")
+    film.symlink_to(tmp_path / "outside.png")
+    with pytest.raises(BadStudy, match=f"path leaves the data root: .*{film.name}"):
+        source.read(item)
 
 
 @pytest.mark.parametrize("report", ["nan", "None", " N/A", "<NA>", "#NAME?"])

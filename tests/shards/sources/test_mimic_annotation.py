@@ -54,6 +54,7 @@ def test_r2gens_form_needs_no_tables(tree: MimicTree, tmp_path: Path) -> None:
         ({"study_id": True}, "id is not an id"),
         ({"subject_id": "9/../../9"}, "id is not an id"),
         ({"report": None}, "report is not a string"),
+        ({"report": "The heart is \udc00."}, "text is not Unicode"),
         ({"image_path": "a.jpg"}, "image_path is not the film"),
         ({"image_path": ["../../../etc/hostname"]}, "image_path is not the film"),
         ({"image_path": []}, "image_path is not the film"),

@@ -232,6 +232,34 @@ def test_a_damaged_member_is_one_bad_study(tmp_path: Path) -> None:
     assert read_report(store, NAME.replace("p90/", "p91/")) == "whole"
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_packed_otherwise_than_the_owner_packs_is_one_bad_study(tmp_path: Path, packing: int) -> None:
+    """These unpack all that a few bytes stand for, and have errors of their own."""
+    with zipfile.ZipFile(tmp_path / "reports.zip", "w", packing) as archive:
+        archive.writestr(f"files/{NAME}", TEXT)
+    with pytest.raises(BadStudy, match="report cannot be read"):
+        read_report(tmp_path / "reports.zip", NAME)
+
+
+@pytest.mark.parametrize(("at", "byte"), [(6, 0xFF), (8, 0x01), (8, 0x20), (9, 0x08), (10, 0x63), (46, 0xFF)])
+def test_a_damaged_table_of_contents_is_refused_or_costs_its_study(tmp_path: Path, at: int, byte: int) -> None:
+    store = write_store(tmp_path, "zip", {NAME: TEXT.encode(), NAME.replace("p90/", "p91/"): b"whole"})
+    data = bytearray(store.read_bytes())
+    first = data.index(b"PK\x01\x02")
+    data[first + at] = byte
+    data[first + 46] |= 0x80  # with the bit of byte 9, a name that is no UTF-8
+    store.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        has_any(store, [NAME])
+        read_report(store, NAME)
+    assert isinstance(caught.value, BadStudy) or "p90" not in str(caught.value)
+
+
+def test_a_pipe_is_no_store(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mimic-cxr-reports.zip")
+    assert find_reports(tmp_path, None) == tmp_path
+
+
 def test_a_report_may_not_lie_outside_the_store(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", "files", {NAME.replace("267", "268"): b"inside"})
     (tmp_path / "secret.txt").write_text("outside")

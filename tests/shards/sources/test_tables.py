@@ -159,6 +159,22 @@ def test_more_rows_than_allowed_are_refused(write: Write) -> None:
         list(Table(path, ("id",), max_rows=29).rows())
 
 
+def test_packed_blanks_and_endless_rows_are_refused_before_they_are_all_unpacked(write: Write) -> None:
+    """Thirty megabytes of nothing, packed to a thousandth, are refused after half a million lines."""
+    blanks = write(gzip.compress(b"id\n" + b"\n" * 30_000_000, 1), "blanks.csv.gz")
+    merged = write(b"id,text\np1,\xff\n" + b"a\n" * 2_000)
+    for table in (Table(blanks, ("id",)), Table(merged, ("id",), begins=BEGINS, max_rows=1_000)):
+        with pytest.raises(DataError, match=r"has more than [\d,]+ rows, which no such table has"):
+            list(table.rows())
+    with pytest.raises(DataError, match="more than 500 bytes, unpacked"):
+        list(Table(write(gzip.compress(b"id\n" + b"a\n" * 300), "t.csv.gz"), ("id",), max_bytes=500).rows())
+
+
+def test_more_columns_than_a_table_has_are_refused(write: Write) -> None:
+    with pytest.raises(DataError, match="has 200,000 columns, which no such table has"):
+        Table(write(",".join(f"c{at}" for at in range(200_000)) + "\n"), ("c1",))
+
+
 BROKEN = [
     (b'"secret', "not CSV|a quote is never closed"),
     (b'"a"secret"b"', "not CSV"),
