@@ -212,6 +212,7 @@ def _read_context(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """What context.json says, filled in by `given`; floors are merged by protocol."""
     try:
         written = dict(read_json(path, Context)) if path.exists() else {}
+        json.dumps(written, allow_nan=False)  # it is in part given on to scores.json
     except ValueError as error:
         raise DataError(f"{error}: remove {path} and pass --shards, or generate the predictions again") from None
     known = {key: value for key, value in written.items() if value is not None}

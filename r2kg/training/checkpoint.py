@@ -125,7 +125,7 @@ def read_state(checkpoint: Path) -> dict:
     try:
         state = read_json(checkpoint / "state.json")
         measured = state.get("validation_loss")
-        if type(state.get("step")) is not int or not isinstance(measured, int | float | None):
+        if type(step := state.get("step")) is not int or step < 0 or not isinstance(measured, int | float | None):
             raise ValueError("state.json has no step, or a validation loss that is no number")
     except ValueError as error:
         raise CheckpointError(f"checkpoint {checkpoint} cannot be used: {error}") from None
@@ -301,7 +301,7 @@ def scored(checkpoint: Path, choice: str) -> float | None:
         if record["checkpoint_sha256"] != sha256_of(checkpoint / MANIFEST):
             return None
         return sum(weight * record["values"][name] for name, weight in parse_choice(choice, record["task"]).items())
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None
 
 

@@ -205,6 +205,7 @@ def test_a_pipe_is_never_waited_for(tmp_path: Path, name: str) -> None:
         '{"protocols": [["full-text"]]}',
         '{"no_control": 5}',
         '{"shards": "\\udc00"}',
+        '{"decoding": {"length_penalty": Infinity}}',
     ],
     ids=lambda text: text[:30],
 )
@@ -212,7 +213,7 @@ def test_a_context_that_is_none_is_refused(tmp_path: Path, context: str) -> None
     path = write_run(tmp_path)
     (tmp_path / "context.json").write_text(context)
     for read in (evaluate, protocols_beside):
-        with pytest.raises(DataError, match=r"context.json is damaged: .*generate the predictions again"):
+        with pytest.raises(DataError, match=r"context.json and pass --shards, or generate the predictions again"):
             read(path)
 
 

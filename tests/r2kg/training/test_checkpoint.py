@@ -219,7 +219,8 @@ def test_whatever_stands_in_a_checkpoints_files_is_passed_over_and_never_waited_
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"step": "2"}, {"step": 2, "validation_loss": "0.1"}, {"step": 2, "validation_loss": [0.1]}]
+    "state",
+    [{}, {"step": "2"}, {"step": -2}, {"step": 2, "validation_loss": "0.1"}, {"step": 2, "validation_loss": [0.1]}],
 )
 def test_a_state_without_its_numbers_is_passed_over(tmp_path, state):
     older, newest = write(tmp_path, 1, 0.5), write(tmp_path, 2, 0.4)
@@ -257,7 +258,10 @@ def test_a_torn_run_beside_checkpoints_is_one_sentence(tmp_path, content):
             ask()
 
 
-@pytest.mark.parametrize("values", ['{"bleu4": "x"}', '{"bleu4": null}', "[]", "[" * 100_000, '{"rouge_l": 1}'])
+@pytest.mark.parametrize(
+    "values",
+    ['{"bleu4": "x"}', '{"bleu4": null}', "[]", "[" * 100_000, '{"rouge_l": 1}', '{"bleu4": 1%s}' % ("0" * 400)],
+)
 def test_a_score_that_is_none_counts_as_not_measured(tmp_path, values):
     path = write(tmp_path, 1)
     digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
