@@ -4,6 +4,8 @@ Shapes: B batch, V views, S side in pixels, P patches, D width, N films that are
 """
 
 import difflib
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +72,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: Vision) -> None:
         super().__init__()
-        self.tuning, self.how = config.tuning, config.merge
+        self.config, self.tuning, self.how = config, config.tuning, config.merge
         self.encoder = _build_encoder(config)
         mean_and_std = (self.encoder.pretrained_cfg[key] for key in ("mean", "std"))
         self.scale = list(zip(*mean_and_std, strict=True))[: config.options.get("in_chans", 3)]
@@ -151,6 +153,27 @@ class VisionEncoder(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what is not trained, and so is in no checkpoint; "" where nothing is left.
+
+        It is over timm's name, its options, and names, types, shapes and bytes of the tensors, as they were loaded: to
+        be asked before an engine casts or shards them (Swin-B: under a second). What lies beneath LoRA is called as
+        timm calls it, so that adapters change nothing. Of an encoder trained in full BatchNorm's statistics are left.
+        """
+        trained = {name for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
+        state = self.encoder.state_dict()
+        kept = {name.replace(".base_layer.", "."): state[name] for name in state.keys() - trained}
+        for path in [path for path, module in self.encoder.named_modules() if isinstance(module, SplitQkv)]:
+            for leaf in ("weight", "bias"):
+                parts = [f"{path}.{part}.{leaf}" for part in ("query", "key", "value")]
+                if kept.keys() >= set(parts):
+                    kept[f"{path}.{leaf}"] = torch.cat([kept.pop(part) for part in parts])
+        digest = hashlib.sha256(json.dumps([self.config.name, self.config.options], sort_keys=True).encode())
+        for name, tensor in sorted(kept.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest() if kept else ""
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in backward, where the timm model supports it and something is trained."""

@@ -24,7 +24,7 @@ from r2kg.modules.beams import Generated
 from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import Model, load_stored, to_bf16, to_device
+from r2kg.systems.contract import Model, load_stored, other_weights, to_bf16, to_device
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
@@ -70,10 +70,16 @@ class Writer:
         """The model of the run, with the trained weights of the checkpoint over its frozen ones.
 
         Raises:
-            CheckpointError: it has another loss on the probe: its reports would be another model's.
+            CheckpointError: it has other frozen weights, or another loss on the probe: its reports would be another
+                model's.
         """
         torch.manual_seed(self.run.train.seed)
         model = built(self.run)
+        if told := other_weights(read_state(self.checkpoint)["frozen"], model.fingerprint()):
+            raise CheckpointError(
+                f"{self.checkpoint} was trained over other frozen weights than are found here: {'; '.join(told)}. "
+                "Restore them, or train again"
+            )
         load_stored(model, weights_of(read_tensors(self.checkpoint)))
         if self.run.engine.precision == "bf16":
             to_bf16(model)

@@ -1,5 +1,6 @@
 """What training and generation know of a system's model, whichever it is."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -64,7 +65,11 @@ class Model(Protocol):
         """Recompute activations in backward."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint leaves out and a run must find again: pretrained weights by source and hash."""
+        """What a checkpoint leaves out and a run must find again, by part: {"sha256": of its weights, ...}.
+
+        Asked of a model on the CPU, with the weights it begins with, before an engine casts or shards them: by one
+        worker for all. The same at every precision, on every world and however long the run has been going on.
+        """
 
     __call__: Callable[[Batch], dict[str, Term]]
     named_parameters: Callable[[], Iterator[tuple[str, nn.Parameter]]]
@@ -104,6 +109,24 @@ def load_stored(model: Model, state: Mapping[str, Tensor]) -> None:
         if tensor.shape != state[name].shape:
             raise CheckpointError(f"{name} is stored as {list(state[name].shape)}, the model has {list(tensor.shape)}")
         tensor.copy_(state[name])
+
+
+def other_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two `Model.fingerprint`s, a sentence for every part; none where the weights are the same.
+
+    Of a part that has a "sha256" that alone decides: its files may lie elsewhere by now.
+    """
+    told = []
+    for part in sorted(then.keys() | now.keys()):
+        old, new = then.get(part) or {}, now.get(part) or {}
+        if "sha256" in new and "sha256" not in old:
+            told.append(
+                f"{part} was given by name, {json.dumps(old)}, and not by the hash of its weights: whether they are "
+                "those of now cannot be told"
+            )
+        elif old != new and ("sha256" not in new or old["sha256"] != new["sha256"]):
+            told.append(f"{part}: {json.dumps(old)} then, {json.dumps(new)} now")
+    return told
 
 
 @torch.no_grad()

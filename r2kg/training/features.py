@@ -5,7 +5,6 @@ are stored per film, so that averaging and everything after it stay the run's ow
 rounded, a run in bf16 sees what it would have computed.
 """
 
-import hashlib
 import json
 import math
 from collections import deque
@@ -17,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import torch
-from torch import nn
 
 from r2kg.config.run import Run
 from r2kg.modules.config import Vision
@@ -171,7 +169,7 @@ def describe(run: Run, vision: VisionEncoder) -> dict[str, Any]:
     """What decides the features, for side.json."""
     config = encoder_of(run)
     return {
-        "encoder": encoder_fingerprint(vision.encoder, config.name, config.options),
+        "encoder": vision.fingerprint(),
         "name": config.name,
         "transform": {"image_px": config.image_px, "grey": [list(pair) for pair in vision.scale], "resize": RESIZE},
         "dtype": DTYPE,
@@ -182,13 +180,13 @@ def describe(run: Run, vision: VisionEncoder) -> dict[str, Any]:
     }
 
 
-def encoder_fingerprint(encoder: nn.Module, name: str, options: dict[str, Any]) -> str:
-    """SHA-256 over timm's name, its options, and names, types, shapes and bytes of all tensors."""
-    digest = hashlib.sha256(json.dumps([name, options], sort_keys=True).encode())
-    for key, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def refuse_other_weights(vision: VisionEncoder, fingerprint: str, whose: str) -> None:
+    """ConfigError when an encoder's weights are not here what they were where `fingerprint` was taken."""
+    if (found := vision.fingerprint()) != fingerprint:
+        raise ConfigError(
+            f"the weights of {vision.config.name} on this node have fingerprint {found[:12]}, {whose} "
+            f"{fingerprint[:12]}: give all nodes the same model.vision.weights, and the same timm"
+        )
 
 
 class FilmEncoder:
@@ -199,12 +197,7 @@ class FilmEncoder:
         self.run, self.image_px = run, encoder_of(run).image_px
         self.device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         self.vision = frozen_encoder(run).eval()
-        vision = encoder_of(run)
-        if (found := encoder_fingerprint(self.vision.encoder, vision.name, vision.options)) != fingerprint:
-            raise ConfigError(
-                f"the weights of {vision.name} on this node have fingerprint {found[:12]}, the driver's "
-                f"{fingerprint[:12]}: give all nodes the same model.vision.weights"
-            )
+        refuse_other_weights(self.vision, fingerprint, "the driver has")
         if run.engine.precision == "bf16":
             to_bf16(self.vision)
         self.vision.to(self.device)

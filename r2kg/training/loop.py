@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, UnreadStudies
-from r2kg.systems.contract import Model
+from r2kg.systems.contract import Model, other_weights
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training.artefacts import built, fingerprints
 from r2kg.training.checkpoint import (
@@ -37,10 +37,12 @@ from r2kg.training.checkpoint import (
     write_checkpoint,
 )
 from r2kg.training.engine import Engine
+from r2kg.training.features import refuse_other_weights
 from r2kg.training.plan import Plan
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import OURS, fenced
 from shards.stream.blocks import Rows, read_batches
+from shards.tars.kinds import read_side
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "timm", "ray", "r2kg")
 LASTING = tuple(kind for kind in OURS if kind is not RetryableError)
@@ -97,6 +99,10 @@ def _train(run: Run, plan: Plan, attempt: str) -> dict:
     start = RunFiles(run.directory).checkpoints / f"step-{step:08d}"
     agreed: list[Any] = [{}, {}]
     if not dist.get_rank():  # one reads and hashes all of it, and tells the others
+        if run.data.features:
+            encoder: Any = model.vision  # type: ignore[attr-defined]  # so says `Inputs.encoder`
+            made_with = read_side(run.data.features).description["encoder"]
+            refuse_other_weights(encoder, made_with, "the features were made with")
         agreed[0] = model.fingerprint()
         agreed[1] = _checked_state(start, run, plan, agreed[0]) if step else {}
     dist.broadcast_object_list(agreed)
@@ -151,14 +157,14 @@ def _checked_state(start: Path, run: Run, plan: Plan, frozen: dict) -> dict[str,
         "shards": (state["shards"], plan.shards),
         "artefacts": (fingerprints(state["artefacts"]), fingerprints(plan.artefacts)),
         "sides": (state["sides"], plan.sides),
-        "frozen weights": (state["frozen"], frozen),
     }
-    for what, (then, now) in then_and_now.items():
-        if then != now and not run.train.accept_changes:
-            raise CheckpointError(
-                f"{start} was trained with {what} {then}, but now they are {now}: it would go on with other data "
-                "or another base. Restore them, choose another name=, or set train.accept_changes=true"
-            )
+    changed = [f"{what} were {then}, now they are {now}" for what, (then, now) in then_and_now.items() if then != now]
+    changed += [f"frozen weights of the {told}" for told in other_weights(state["frozen"], frozen)]
+    if changed and not run.train.accept_changes:
+        raise CheckpointError(
+            f"{start} was trained with other data or another base than it would go on with: {'; '.join(changed)}. "
+            "Restore them, choose another name=, or set train.accept_changes=true"
+        )
     return state
 
 

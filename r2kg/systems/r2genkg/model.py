@@ -141,6 +141,6 @@ class R2GenKG(nn.Module):
         self.writer.gradient_checkpointing(on)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Name what a checkpoint leaves out: the language model's files, the encoder's name and weights."""
-        vision = self.config.vision
-        return {"llm": self.writer.fingerprint(), "vision": {"name": vision.name, "weights": vision.weights}}
+        """Name what a checkpoint leaves out: the language model's files, the encoder's weights that are not trained."""
+        vision = {"name": self.config.vision.name, "sha256": self.vision.fingerprint()}
+        return {"llm": self.writer.fingerprint(), "vision": vision}

@@ -25,7 +25,7 @@ VIT = {"name": "test_vit", "image_px": 64}
 
 def encoder(kind: dict, **changes) -> VisionEncoder:
     torch.manual_seed(0)
-    return VisionEncoder(Vision(weights="random", **{**kind, **changes}))
+    return VisionEncoder(Vision(**{"weights": "random", **kind, **changes}))
 
 
 def films(model: VisionEncoder, kind: dict, batch: int = 2, views: int = 2) -> torch.Tensor:
@@ -278,3 +278,40 @@ def test_bf16_gives_bf16_tokens():
     images = films(model, SWIN)
     tokens, _ = model(images, everything(images))
     assert tokens.dtype == torch.bfloat16 and tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [SWIN, VIT, CNN], ids=["swin", "vit", "cnn"])
+def test_a_fingerprint_is_that_of_the_weights_that_are_not_trained(kind):
+    known = encoder(kind, tuning="frozen").fingerprint()
+    assert len(known) == 64 and encoder(kind, tuning="frozen").fingerprint() == known
+    if kind is not CNN:
+        adapted = encoder(kind, tuning="lora")
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 1.0  # as training would
+        assert adapted.fingerprint() == known, "LoRA leaves what is beneath it"
+    changed = encoder(kind, tuning="frozen")
+    list(changed.encoder.state_dict().values())[-1].flatten()[0] += 1  # one value of one tensor
+    assert changed.fingerprint() != known
+    assert encoder(kind, tuning="frozen", options={**kind.get("options", {}), "drop_rate": 0.1}).fingerprint() != known
+
+
+def test_of_an_encoder_trained_in_full_nothing_but_statistics_is_left():
+    assert encoder(VIT, tuning="full").fingerprint() == encoder(SWIN, tuning="full").fingerprint() == ""
+    model = encoder(CNN, tuning="full")
+    known = model.fingerprint()
+    for parameter in model.parameters():
+        parameter.data += 1.0
+    assert model.fingerprint() == known != ""
+    next(buffer for name, buffer in model.encoder.named_buffers() if "running_var" in name).mul_(2.0)
+    assert model.fingerprint() != known
+
+
+def test_another_file_under_the_same_name_has_another_fingerprint(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    drawn = encoder(VIT, tuning="frozen")
+    save_file(drawn.encoder.state_dict(), path)
+    read = encoder(VIT | {"weights": str(path)}, tuning="frozen")
+    assert read.fingerprint() == drawn.fingerprint(), "the same weights, however they came here"
+    save_file({name: tensor + 1 for name, tensor in drawn.encoder.state_dict().items()}, path)
+    assert encoder(VIT | {"weights": str(path)}, tuning="frozen").fingerprint() != drawn.fingerprint()

@@ -243,4 +243,5 @@ def test_systems_are_named_and_unknown_ones_refused(source):
 def test_fingerprint_names_what_a_checkpoint_leaves_out(source):
     known = tiny(source, tuning="frozen").fingerprint()
     assert known["llm"]["source"] == str(source) and known["llm"]["sha256"]
-    assert known["vision"] == {"name": "swin_tiny_patch4_window7_224", "weights": "random"}
+    assert known["vision"]["name"] == "swin_tiny_patch4_window7_224" and len(known["vision"]["sha256"]) == 64
+    assert tiny(source, tuning="full").fingerprint() == known | {"vision": known["vision"] | {"sha256": ""}}
