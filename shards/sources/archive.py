@@ -57,14 +57,19 @@ def digest_of(data: bytes) -> str:
 
 def walk_tar(path: Any) -> Walk:
     """List an archive, local or remote; DataError only when it cannot be opened or does not begin as a tar."""
-    walk = Walk()
     try:
         if not path.is_file():
             raise DataError(f"{path} is missing, or no file")
         with path.open("rb") as file:
-            _walk(file, file.seek(0, os.SEEK_END), walk, path)
+            return walk_file(file, path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def walk_file(file: BinaryIO, path: Any) -> Walk:
+    """List an open archive, which messages call `path`; DataError when it does not begin as a tar."""
+    walk = Walk()
+    _walk(file, file.seek(0, os.SEEK_END), walk, path)
     return walk
 
 

@@ -11,13 +11,12 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import ElementTree
 
 from shards.errors import DataError
-from shards.sources.archive import walk_tar
+from shards.sources.archive import walk_file
 from shards.sources.iu_xray.exam import Exam, Form, exam_id, listed_films
 from shards.study import BadStudy, Drop
 
@@ -121,23 +120,9 @@ def read_reports(path: Path) -> Iterator[tuple[str, bytes, str]]:
         yield f"{path.name}/{entry.name}", data, refusal
 
 
-class _Unpacked(NamedTuple):
-    """A tar in memory, for `walk_tar`."""
-
-    path: Path
-    data: bytes
-
-    def open(self, mode: str) -> BinaryIO:
-        """Its bytes from the beginning."""
-        return io.BytesIO(self.data)
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
 def _archived(path: Path) -> Iterator[tuple[str, bytes, str]]:
     data = _unpacked(path)
-    walk = walk_tar(_Unpacked(path, data))
+    walk = walk_file(io.BytesIO(data), path)
     if walk.cut_at >= 0:
         raise DataError(f"{path} breaks off or is damaged at byte {walk.cut_at} of {len(data)} unpacked. {AGAIN}")
     _refuse_many(path, len(walk.members) + len(walk.refused))
