@@ -40,9 +40,10 @@ def attempt(saved: str, name: str, restarts: int) -> None:
     with one_sentence():
         connect_ray(resolved.directory)
         libraries.join()
-        from r2kg.scoring.choose import choose_checkpoint
+        from r2kg.scoring.choose import choose_checkpoint, refuse_choice
         from r2kg.training import launch
 
+        refuse_choice(resolved)
         summary = launch.attempt(resolved, name, restarts)
         choose_checkpoint(resolved.directory)
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."

@@ -90,6 +90,15 @@ class Protocol(BaseModel):
         )
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    def fits(self, cleaning: str) -> bool:
+        """Whether it can score shards of this cleaning: rare words are those that are rare in reports cleaned alike."""
+        return self.reference_cut == "none" or AS_MANIFEST in (self.cleaning, cleaning) or self.cleaning == cleaning
+
+    def cuts(self, line: Mapping[str, Any]) -> bool:
+        """Whether the reference of a prediction line is longer than this protocol compares."""
+        whole = self.model_copy(update={"reference_cut": "none"}).reference(line)
+        return self.max_length is not None and len(whole.split()) >= self.max_length
+
     def cut(self, cleaned: str, vocabulary: Collection[str] | None) -> str:
         """A cleaned reference as this protocol scores it. Cutting twice changes nothing.
 
@@ -190,6 +199,18 @@ def protocols_of(names: Sequence[str], task: str) -> tuple[str, ...]:
             f"protocols among {', '.join(fitting)}, or protocols=[] for {' and '.join(DEFAULT_PROTOCOLS[task])}"
         )
     return tuple(names) or DEFAULT_PROTOCOLS[task]
+
+
+def refuse_unfit(protocols: Sequence[Protocol], cleaning: str) -> None:
+    """ConfigError for a protocol that cannot score shards of this cleaning; those that can are named."""
+    if unfit := [protocol for protocol in protocols if not protocol.fits(cleaning)]:
+        of_task = [protocol for protocol in PROTOCOLS.values() if protocol.task == unfit[0].task]
+        fitting = json.dumps([protocol.name for protocol in of_task if protocol.fits(cleaning)], separators=(",", ":"))
+        raise ConfigError(
+            f"protocol {unfit[0].name} counts the rare words of reports cleaned with {unfit[0].cleaning}, and the "
+            f"shards are cleaned with {cleaning}: set protocols={fitting}, which can score them, or write the shards "
+            f"with cleaning {unfit[0].cleaning}"
+        )
 
 
 def parse_choice(text: str, task: str) -> dict[str, float]:

@@ -100,6 +100,10 @@ class ReportWriter(nn.Module):
         labels = torch.tensor([ids + [IGNORED] * (longest - len(ids)) for ids in written])
         return input_ids, labels
 
+    def lengths(self, reports: list[str]) -> list[int]:
+        """Tokens of each report, EOS included, as `tokenize` counts them."""
+        return [len(ids) + 1 for ids in self.tokenizer(reports, add_special_tokens=False).input_ids] if reports else []
+
     def prompt(self, soft: Tensor) -> Tensor:
         """Splice soft tokens [B, P, D] into the prompt frame: embeddings [B, L, D] in the model's own dtype."""
         embed = self.llm.get_input_embeddings()

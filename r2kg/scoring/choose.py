@@ -4,19 +4,31 @@ import json
 import shutil
 from pathlib import Path
 
+from r2kg.config.run import Run
 from r2kg.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.rundir import RunFiles, saved_run
+from r2kg.scoring.context import Answers
 from r2kg.scoring.evaluate import score_protocol
 from r2kg.scoring.generate import lines_of, write_reports
-from r2kg.scoring.metrics.meteor import Meteor
+from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable, program
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training.checkpoint import MANIFEST, checkpoints, complaints, find_checkpoint, prune, scored
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
-from shards.clean import vocabulary
-from shards.errors import DataError
-from shards.stream.index import Index, read_targets
+from shards.errors import ConfigError, DataError
+from shards.stream.index import Index
 from shards.tars.place import sha256_of, write_atomic
+
+
+def refuse_choice(run: Run) -> None:
+    """ConfigError when `train.choose` asks for METEOR and this machine, which will choose, cannot compute it."""
+    if "meteor" in parse_choice(run.train.choose, run.model.task):
+        try:
+            program()
+        except MeteorUnavailable as error:
+            raise ConfigError(
+                f"train.choose={run.train.choose}: {error}, or choose by another metric. Nothing was trained"
+            ) from error
 
 
 def choose_checkpoint(run_directory: Path) -> Path | None:
@@ -53,8 +65,8 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
         index = Index.open(run.data.shards, "val", run.data.on_bad)
         context = {"cleaning": manifest.cleaning, "floor": {}}
         if protocol.threshold:
-            unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
-            context["vocabulary"] = vocabulary(read_targets(run.data.shards, "train", unread), protocol.threshold)
+            answers = Answers(run.data.shards, manifest, task, run.data.on_bad)
+            context["vocabulary"] = answers.vocabulary(protocol.threshold)
         files.validation.mkdir(exist_ok=True)
         tracker = Tracker(run)
         try:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from r2kg.protocol import AS_MANIFEST, METRICS, PROTOCOLS, Protocol, Task, protocol_named, protocols_of
+from r2kg.protocol import AS_MANIFEST, METRICS, PROTOCOLS, Protocol, Task, protocol_named, protocols_of, refuse_unfit
 from r2kg.rundir import read_json
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.meteor import Meteor
@@ -243,14 +243,8 @@ def score_protocol(
 ) -> dict[str, Any]:
     """The protocol's hash, scores of the predictions and of both floors, and why some are None."""
     cleaning, floor = context.get("cleaning"), context["floor"].get(protocol.name)
-    own_cleaning = protocol.reference_cut != "none" and protocol.cleaning != AS_MANIFEST
-    if own_cleaning and cleaning not in (None, AS_MANIFEST, protocol.cleaning):
-        # Words counted on reports cleaned otherwise would turn the wrong words into <unk>.
-        raise DataError(
-            f"protocol {protocol.name} cleans with {protocol.cleaning}, but the vocabulary was counted on reports "
-            f"cleaned with {cleaning}: score with a protocol for {cleaning}, with full-text, or write the shards with "
-            f"the cleaning {protocol.cleaning}"
-        )
+    if cleaning:
+        refuse_unfit([protocol], cleaning)
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
     uncut = protocol.model_copy(update={"max_length": None})
     whole = [uncut.reference(line, vocabulary) for line in lines]

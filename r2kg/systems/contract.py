@@ -1,7 +1,7 @@
 """What training and generation know of a system's model, whichever it is."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +48,12 @@ class Model(Protocol):
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """The count of every term that `loss` will return, by the same names, from the batch while it is on the CPU."""
+
+    def cut(self, records: Sequence[str]) -> list[bool]:
+        """Of each study, JSON, whether what `collate` makes of its answer is cut, and so cannot be learned whole.
+
+        Asked of a model on the meta device, which has its tokenizer.
+        """
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """The terms of the objective over a micro-batch; the same names on every worker and for every batch."""

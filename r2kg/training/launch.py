@@ -20,13 +20,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from r2kg.attempts.lease import lease
 from r2kg.config.run import Run, load_run
-from r2kg.protocol import parse_choice, protocols_of
 from r2kg.rundir import RunFiles, new_attempt
 from r2kg.tracking import close_run
 from r2kg.training.artefacts import prepared
 from r2kg.training.checkpoint import newest_checkpoint, read_state
 from r2kg.training.features import film_bytes, refuse_tuned
-from r2kg.training.plan import Plan, checked_manifest, preflight, refuse_changed
+from r2kg.training.plan import Plan, checked_choice, checked_manifest, preflight, refuse_changed
 from r2kg.training.progress import progress
 from r2kg.training.worker import enter
 from shards.errors import ConfigError, RetryableError
@@ -66,8 +65,7 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
 
     `name` marks what this attempt's workers leave in the run's directory, `restarts` of -1 sets no limit.
     """
-    protocols_of(run.protocols, run.model.task)  # what is cheap to refuse, before a language model is made
-    parse_choice(run.train.choose, run.model.task)
+    checked_choice(run, run.manifest())  # what is cheap to refuse, before shards are read and a language model is made
     manifest = checked_manifest(run)
     if run.data.features:
         refuse_tuned(run)
@@ -77,9 +75,8 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
     if continued := files.run.exists():
         refuse_changed(load_run(files.run), run)
     files.begin(run)
-    print(plan.sentence(run))
-    if plan.begins:
-        print(plan.begins)
+    for sentence in filter(None, (plan.sentence(run), plan.begins, plan.cuts)):
+        print(sentence)
     start, patience = newest_checkpoint(run.directory, warn=print), run.train.patience
     state = read_state(start) if start else {"step": -1}
     if (stopped := 0 < patience <= state.get("since_lowest", 0)) or state["step"] >= plan.steps:

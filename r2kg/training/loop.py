@@ -197,8 +197,11 @@ class Worker:
         train, end = self.run.train, self.plan.steps
         metrics: dict[str, float] = {}
         self.clock = (first, time.monotonic())
-        if self.plan.begins and not first:
-            self.say(self.plan.begins)
+        if not first:
+            for sentence in filter(None, (self.plan.begins, self.plan.cuts)):
+                self.say(sentence)
+            if self.tracker:
+                self.tracker.log(0, **{f"cut.{name}": share for name, share in self.plan.cut.items()})
         self.say(f"{self.world} workers take steps {first} to {self.plan.steps}.")
         for step, rows in self._steps(first, stream):
             if metrics and step % train.checkpoint_every == 0:

@@ -9,17 +9,21 @@ from typing import Any
 import torch
 
 from r2kg.config.run import Run
-from r2kg.protocol import AS_MANIFEST, parse_choice, protocol_named, protocols_of
-from r2kg.systems.contract import build_model
+from r2kg.protocol import parse_choice, protocol_named, protocols_of, refuse_unfit
+from r2kg.systems.contract import Model, build_model
 from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features, refuse_damage
 from r2kg.training.optim import parameter_groups
 from shards.errors import ConfigError
+from shards.stream.index import Index, numbered_studies
+from shards.study import Study
 from shards.tars.format import Manifest
 from shards.tars.kinds import description_hash, read_side, refuse_other
 from shards.tars.verify import faults_of, verify
 
+COUNTED = 5000
+"""Studies of a split over which lengths are counted: at most these are read before a run starts."""
 MAY_CHANGE = (
     "root", "data.shards", "data.features", "data.sides", "data.verify", "data.on_bad", "engine", "tracking",
     "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers", "train.micro_batch",
@@ -57,6 +61,10 @@ class Plan:
     """Kind → hash of the description of the sides that are read, features apart."""
     begins: str = ""
     """Which weights it begins with, a sentence; empty: its own."""
+    cut: dict[str, float] = field(default_factory=dict)
+    """Share of right answers that are longer than the model is trained on ("train"), or than a protocol compares."""
+    cuts: str = ""
+    """The same in a sentence; empty: none is."""
 
     def sentence(self, run: Run) -> str:
         """One line for the log."""
@@ -74,23 +82,11 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
     """Check everything that can be checked without a worker, and return the numbers.
 
     Raises:
-        ConfigError: unknown protocol or one of another task, no such choice of checkpoints, LM or system that cannot
-            be built, optim's groups that are not the model's, train.init_from of another shape.
+        ConfigError: protocols or train.choose that cannot be (`checked_choice`), LM or system that cannot be built,
+            optim's groups that are not the model's, train.init_from of another shape.
         CheckpointError: no room for the run's checkpoints.
     """
-    protocol = protocol_named(protocols_of(run.protocols, run.model.task)[0])
-    choice, validated = parse_choice(run.train.choose, run.model.task), manifest.splits["val"].studies
-    if choice and not min(run.train.validation_studies, validated):
-        raise ConfigError(
-            f"train.choose={run.train.choose} generates on validation studies, of which there are none "
-            f"(train.validation_studies={run.train.validation_studies}, {validated} in the shards): raise the first, "
-            "or set train.choose=loss"
-        )
-    if choice and protocol.reference_cut != "none" and protocol.cleaning not in (AS_MANIFEST, manifest.cleaning):
-        raise ConfigError(
-            f"train.choose={run.train.choose} is scored under the first protocol, {protocol.name}, which cleans with "
-            f"{protocol.cleaning}; the shards are cleaned with {manifest.cleaning}: put another protocol first"
-        )
+    choice = checked_choice(run, manifest)
     if run.data.features:
         check_features(run, manifest)
     sides = dict[str, str]()
@@ -104,6 +100,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         model = build_model(run.model)
     begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
     parameter_groups(model, run.optim)
+    cut, cuts = count_cut(run, manifest, model)
     trained = {name: sum(p.numel() for _, p in pairs) for name, pairs in model.trainable().items()}
     per_trained = 16 if run.optim.amsgrad else 12  # an fp32 weight and Adam's two moments, AMSGrad's third
     buffers = sum(model.get_buffer(name).numel() * model.get_buffer(name).element_size() for name in model.mutable)
@@ -120,6 +117,8 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         artefacts=artefacts,
         checkpoint_bytes=per_trained * sum(trained.values()) + buffers,
         begins=begins,
+        cut=cut,
+        cuts=cuts,
         sides=sides,
     )
     if run.train.patience and not plan.validation_studies:
@@ -132,6 +131,59 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         kept = max(kept, math.ceil(plan.steps / run.train.checkpoint_every) + 1 - len(checkpoints(run.directory)))
     check_room(there, plan.checkpoint_bytes * kept)
     return plan
+
+
+def checked_choice(run: Run, manifest: Manifest) -> dict[str, float]:
+    """`parse_choice` of a run, after comparing its protocols with the shards.
+
+    Raises:
+        ConfigError: unknown protocol or metric, one of another task or for reports that are cleaned otherwise, or no
+            validation study to choose by.
+    """
+    names = protocols_of(run.protocols, run.model.task)
+    refuse_unfit([protocol_named(name) for name in names], manifest.cleaning)
+    choice, validated = parse_choice(run.train.choose, run.model.task), manifest.splits["val"].studies
+    if choice and not min(run.train.validation_studies, validated):
+        raise ConfigError(
+            f"train.choose={run.train.choose} generates on validation studies, of which there are none "
+            f"(train.validation_studies={run.train.validation_studies}, {validated} in the shards): raise the first, "
+            "or set train.choose=loss"
+        )
+    return choice
+
+
+def count_cut(run: Run, manifest: Manifest, model: Model) -> tuple[dict[str, float], str]:
+    """What share of the right answers is longer than the model is trained on, or than a protocol compares.
+
+    Counted over the first `COUNTED` studies of the training split, and for protocols of "test", which is written by
+    default, or else of "val"; those that cannot be read are not among them.
+
+    Returns:
+        share by what cuts: "train", and the protocols that cut by name; and a sentence for the log, "" when none does.
+    """
+    cut, said = dict[str, float](), list[str]()
+
+    def note(name: str, split: str, numbers: list[bool], by: str) -> None:
+        cut[name] = sum(numbers) / max(1, len(numbers))
+        if any(numbers):
+            first = "the first " if len(numbers) < manifest.splits[split].studies else ""
+            said.append(f"{sum(numbers):,} of {first}{len(numbers):,} reports of {split} {by}")
+
+    records = [study.model_dump_json() for study in _first_studies(run, "train")]
+    note("train", "train", model.cut(records), "are longer than the model is trained on, and cut there")
+    protocols = [protocol_named(name) for name in protocols_of(run.protocols, run.model.task)]
+    if cutting := [protocol for protocol in protocols if protocol.max_length]:
+        split = next((split for split in ("test", "val") if manifest.splits[split].studies), "train")
+        scored = _first_studies(run, split)
+        lines = [{"id": study.id, "reference": study.target, "reference_raw": study.report} for study in scored]
+        for protocol in cutting:
+            numbers = [protocol.cuts(line) for line in lines]
+            note(protocol.name, split, numbers, f"are compared by their beginning under protocol {protocol.name}")
+    return cut, f"{run.name}: {'; '.join(said)}." if said else ""
+
+
+def _first_studies(run: Run, split: str) -> list[Study]:
+    return [study for _, study in numbered_studies(Index.open(run.data.shards, split, "skip"), {}, COUNTED)]
 
 
 def checked_manifest(run: Run) -> Manifest:

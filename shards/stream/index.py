@@ -16,6 +16,8 @@ from shards.tars.format import RECORD, Entry, Manifest, Shard, read_index, read_
 from shards.tars.place import Place, place, sha256_of, size_of
 
 MAX_SPANS = 10_000_000
+RECORDS = 1024
+"""Records of a remote directory that are asked for at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +157,18 @@ def numbered_studies(
     Raises:
         DataError: a record cannot be read and `unread` is None; the message names tar and study.
     """
-    for row in range(len(index))[:first]:
-        try:
-            yield row, Study.model_validate_json(index.record_of(row, index.read_record(row)))
-        except DataError as error:
-            if unread is None:
-                raise
-            unread[index.keys[row].decode()] = str(error)
+    rows = range(len(index))[:first]
+    for at in range(0, len(rows), RECORDS):
+        some = rows[at : at + RECORDS]
+        fetched = index.fetch_records(some)
+        for row in some:
+            try:
+                data = index.read_record(row, fetched.pop(row, None))
+                yield row, Study.model_validate_json(index.record_of(row, data))
+            except DataError as error:
+                if unread is None:
+                    raise
+                unread[index.keys[row].decode()] = str(error)
 
 
 def read_studies(root: str | Place, split: str, unread: dict[str, str] | None = None) -> Iterator[Study]:

@@ -81,6 +81,10 @@ class PairsModel(nn.Module):
             "index": torch.tensor(rows["index"]),
         }
 
+    def cut(self, records: Any) -> list[bool]:
+        """Reports of more than eleven words."""
+        return [len(self.tokenizer(json.loads(record)["target"]).input_ids) > 11 for record in records]
+
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         """Tokens of reports, studies with marks."""
         return {"report": float((batch["labels"] >= 0).sum()), "marks": float(batch["marks"]["held"].sum())}

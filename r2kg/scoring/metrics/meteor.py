@@ -80,7 +80,11 @@ def _answer(process: "subprocess.Popen[str]", question: str | None = None) -> st
     return line.strip()
 
 
-def _start() -> "subprocess.Popen[str]":
+def program() -> tuple[list[str], Path]:
+    """The command that runs METEOR, and the directory to run it in.
+
+    Raises `MeteorUnavailable` with what is missing.
+    """
     java, package = shutil.which("java"), importlib.util.find_spec("pycocoevalcap")
     if java is None:
         raise MeteorUnavailable("there is no `java` on PATH: METEOR 1.5 is a Java program; install any Java runtime")
@@ -92,7 +96,11 @@ def _start() -> "subprocess.Popen[str]":
     if not (folder / "meteor-1.5.jar").exists():
         raise MeteorUnavailable("pycocoevalcap is installed without its meteor-1.5.jar: install it again")
     flags = ["-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8", "-Xmx2G"]
-    command = [java, *flags, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+    return [java, *flags, "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"], folder
+
+
+def _start() -> "subprocess.Popen[str]":
+    command, folder = program()
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"

@@ -4,6 +4,7 @@ Shapes: B batch, V views, S side in pixels, P patches, T report tokens, D_v visi
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -57,6 +58,11 @@ class R2GenKG(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Term]:
         """`loss`, under the name that DeepSpeed calls."""
         return self.loss(batch)
+
+    def cut(self, records: Sequence[str]) -> list[bool]:
+        """Whether each report, JSON of a Study, is longer than model.report_tokens, its EOS included."""
+        lengths = self.writer.lengths([json.loads(record)["target"] for record in records])
+        return [length > self.config.report_tokens for length in lengths]
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Target tokens."""

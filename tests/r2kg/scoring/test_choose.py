@@ -86,7 +86,10 @@ def test_a_choice_that_cannot_be_stops_before_any_worker(phantom_shards, tmp_pat
         ({"train.choose": "BLEU-5"}, "did you mean bleu"),
         ({"train.choose": "Loss"}, r"did you mean loss\?"),
         ({"train.choose": "BLEU-4", "train.validation_studies": 0}, "validation studies, of which there are none"),
-        ({"train.choose": "BLEU-4", "protocols": ["r2gen-2020-mimic"]}, "cleans with r2gen-2020-mimic; the shards"),
+        (
+            {"train.choose": "BLEU-4", "protocols": ["r2gen-2020-mimic"]},
+            "cleaned with r2gen-2020-mimic, and the",
+        ),
         ({"protocols": ["triples"]}, "triples cannot score the task 'report'"),
     ):
         with pytest.raises(ConfigError, match=said):

@@ -132,7 +132,7 @@ def test_full_text_cleans_predictions_as_the_manifest_says(tmp_path: Path) -> No
 
 
 def test_vocabulary_of_another_cleaning_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"r2gen-2020-mimic, but the vocabulary .* r2gen-2020-iu"):
+    with pytest.raises(ConfigError, match=r"r2gen-2020-mimic, and the shards are cleaned with r2gen-2020-iu"):
         evaluate(write_run(tmp_path), ["r2gen-2020-mimic"])
 
 

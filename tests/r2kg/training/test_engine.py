@@ -57,13 +57,15 @@ def torchrun(workers: int, lm: Path, out: Path, settings: list[str]) -> dict[str
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     ended = subprocess.run(
         [*command, str(script), str(lm), str(out), *settings],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},  # an abort says where
         capture_output=True,
         text=True,
         timeout=500,
     )
-    spoken = [line for line in ended.stderr.splitlines() if "Warning" not in line]  # torchrun's own summary is long
-    assert ended.returncode == 0, "\n".join(spoken)[-12000:]
+    said = ended.stderr.partition("torch/distributed/elastic/")[0]  # behind it stands torchrun's own summary
+    spoken = [line for line in said.splitlines() if "Warning" not in line]
+    if ended.returncode:
+        pytest.fail("\n".join(spoken)[-12000:], pytrace=False)
     return json.loads(out.read_text())
 
 
