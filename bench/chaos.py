@@ -99,7 +99,7 @@ class Storm:
         """Groups of workers that have started so far."""
         return len(self.files.groups.read_text().splitlines()) if self.files.groups.exists() else 0
 
-    def rage(self, kills: list[str], patience: float = 300.0) -> None:
+    def rage(self, kills: list[str], patience: float = 900.0) -> None:
         """Kill each in its turn: two in three at a random moment of the running phase, one in three in the first 12 s.
 
         Raises:
@@ -115,7 +115,7 @@ class Storm:
             while not self.kill(what):
                 self.go_on(deadline)
             print(f"{number:2}: {what} killed {'early' if early else f'at step {self.step()}'}.", flush=True)
-        deadline = time.monotonic() + 4 * patience
+        deadline = time.monotonic() + patience
         while self.ended() != 0:
             self.go_on(deadline)
 

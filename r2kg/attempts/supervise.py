@@ -147,6 +147,8 @@ def _attempt(target: Target, run: str, name: str, restarts: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         target(run, name, restarts)
+    except KeyboardInterrupt:  # `Attempts.stop` has said it in a sentence
+        sys.exit(128 + signal.SIGINT)
     except Exception:
         traceback.print_exc()
         sys.exit(FAULT)
