@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from r2kg.config.run import Run, load_run, local_fields
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, RetryableError, may_pass
 from shards.privacy import OURS
 from shards.tars.place import write_atomic
 
@@ -26,11 +27,13 @@ MAX_JSON_BYTES = 100_000_000
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """What a JSON file that a run has left holds, checked against a type.
 
-    Raises ValueError for anything else, a damaged or missing file included, in words that quote nothing of it.
+    Raises:
+        ValueError: anything else, a damaged or missing file included, in words that quote nothing of it.
+        RetryableError: the file system did not answer for a moment, which says nothing of the file.
     """
-    if not path.is_file():
-        raise ValueError(f"{path.name} is missing, or no regular file")
     try:
+        if not path.is_file():
+            raise ValueError(f"{path.name} is missing, or no regular file")
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise ValueError(f"{path.name} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read")
         return TypeAdapter(kind).validate_json(path.read_bytes())
@@ -38,7 +41,28 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ValueError(f"{path.name} is damaged: {fault['msg']}") from None
     except OSError as error:
+        if may_pass(error):
+            raise RetryableError(f"{path} cannot be read at the moment: {error.strerror}") from error
         raise ValueError(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+class Record(TypedDict):
+    """A line of metrics.jsonl."""
+
+    step: int
+    time_ms: int
+    metrics: dict[str, float]
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def record_of(line: bytes) -> Record | None:
+    """What a line of metrics.jsonl records; None for a torn one."""
+    try:
+        return _RECORD.validate_json(line)
+    except ValidationError:
+        return None
 
 
 def new_attempt() -> str:
@@ -58,7 +82,7 @@ class RunFiles:
         self.cursor = directory / "mlflow.json"  # which of them MLflow has, and under which of its runs
         self.log = directory / "log.txt"  # a sentence for every event
         self.failure = directory / "failure.json"  # what stopped a worker and will stop it again
-        self.groups = directory / "groups.txt"  # a line for every group of workers that started: attempt, time
+        self.groups = directory / "groups.txt"  # a line for each group of workers that started or was lost
         self.consumed = directory / "consumed"  # RANK-of-WORLD.jsonl: the studies of every step
         self.checkpoints = directory / "checkpoints"  # step-STEP/, see r2kg.training.checkpoint
         self.validation = directory / "validation"  # step-STEP.json: what a checkpoint scores on the validation split
@@ -78,16 +102,33 @@ class RunFiles:
             write_atomic(self.before, self.run.read_bytes())
         run.save(self.run)
 
-    def note_group(self, attempt: str) -> None:
-        """Count one more group of workers."""
+    def say(self, sentence: str) -> None:
+        """One sentence per event, into log.txt; the driver prints it."""
+        with self.log.open("a") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
+
+    def note_group(self, attempt: str, lost: bool = False) -> None:
+        """Count one more group of workers, or that the last one was lost."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.groups.open("a") as file:
-            file.write(f"{attempt} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.write(f"{attempt} {time.strftime('%Y-%m-%d %H:%M:%S')} {'lost' if lost else 'started'}\n")
 
     def groups_of(self, attempt: str) -> int:
         """Groups of workers that an attempt started."""
+        return sum(line.endswith(" started") for line in self._noted(attempt))
+
+    def losses_of(self, attempt: str) -> int:
+        """What an attempt that is over, and has not ended the run, counts for against `train.max_restarts`; at least 1.
+
+        A group that a preemption ended is followed by the next one without having been lost.
+        """
+        lines = [line.endswith(" lost") for line in self._noted(attempt)]
+        lost = sum(now and not before for before, now in zip([False, *lines], lines, strict=False))
+        return lost + (not lines or not lines[-1])
+
+    def _noted(self, attempt: str) -> list[str]:
         lines = self.groups.read_text().splitlines() if self.groups.exists() else []
-        return sum(line.startswith(f"{attempt} ") for line in lines)
+        return [line for line in lines if line.startswith(f"{attempt} ")]
 
     def note_failure(self, attempt: str, kind: str, message: str, traceback: str) -> None:
         """Leave for the driver what a restart cannot mend; `kind` names an error of `shards.errors` or another."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from r2kg.config.needs import CARD
 from r2kg.config.run import Run
-from r2kg.rundir import RunFiles, directory_of, saved_run
+from r2kg.rundir import RunFiles, directory_of, record_of, saved_run
 from shards.tars.place import write_atomic
 
 # Without a bound, an MLflow client waits minutes for a server that is gone (MLflow retries 7 times by default).
@@ -42,11 +42,9 @@ class Tracker:
         """
         self.run, self.uri, self.files = run, tracking_uri(run), RunFiles(run.directory)
         self.problem, self._lock = "", threading.Lock()
-        if self.files.metrics.exists():  # a kill may have cut the last line
-            with self.files.metrics.open("r+b") as records:
-                content = records.read()
-                records.truncate(content.rfind(b"\n") + 1)
         self._file = self.files.metrics.open("a")
+        if cut_off(self.files.metrics):  # by a kill: what it has left stays a line of its own
+            self._file.write("\n")
         self._reopen, self._stop = running, threading.Event()
         if running:
             self._note(status="RUNNING")
@@ -61,8 +59,7 @@ class Tracker:
 
     def say(self, sentence: str) -> None:
         """One sentence per event, into log.txt; the driver prints it."""
-        with self.files.log.open("a") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
+        self.files.say(sentence)
 
     def close(self, status: str = "", patience: float = 60.0) -> int:
         """Send what is left, for at most `patience` seconds, and end the MLflow run.
@@ -128,7 +125,7 @@ class Tracker:
                 break
             metrics = [
                 Metric(name.replace(".", "/"), float(value), row["time_ms"], row["step"])
-                for row in map(json.loads, lines)
+                for row in filter(None, map(record_of, lines))  # not those that a kill, or another writer, has torn
                 for name, value in row["metrics"].items()
             ]
             client.log_batch(state["run_id"], metrics=metrics)
@@ -196,6 +193,15 @@ class Tracker:
                 notes["servers"][self.uri] = notes["servers"].get(self.uri, {}) | cursor
             write_atomic(self.files.cursor, json.dumps(notes).encode())
             return notes["servers"].get(self.uri, {})
+
+
+def cut_off(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def tracking_note(unsent: int, tracker: Tracker) -> str:

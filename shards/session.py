@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,60 @@ def connect_ray(beside: Path | None = None) -> None:
 def joining() -> bool:
     """Whether this process works on a cluster that others started, rather than on a session of its own."""
     return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+
+
+def most_there_can_be() -> dict[str, float]:
+    """Kind → what an autoscaler can bring the cluster to; {} where none is known of.
+
+    A cluster service may report it; the autoscaler's file tells where that runs on this machine (the head of `ray up`);
+    under KubeRay the limits are not known here.
+    """
+    import psutil
+    import ray
+    import yaml
+
+    if limits := ray._private.state.state.get_max_resources_from_cluster_config():
+        return {kind: float(amount) for kind, amount in limits.items()}
+    if not joining():
+        return {}
+    flag, unknown = "--autoscaling-config=", float("inf")
+    words = (word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ())
+    if not (file := next((word.removeprefix(flag) for word in words if word.startswith(flag)), "")):
+        return {"CPU": unknown, "GPU": unknown} if "RAY_CLUSTER_NAME" in os.environ else {}
+    config, total = yaml.safe_load(Path(file).read_text()), {"CPU": 0.0, "GPU": 0.0}
+    for name, kind in config["available_node_types"].items():
+        nodes = kind.get("max_workers", 0) + (name == config["head_node_type"])
+        for resource in total if nodes else ():
+            amounts = kind.get("resources") or {"CPU": unknown, "GPU": unknown}  # of one that says none the cloud knows
+            total[resource] += nodes * amounts.get(resource, 0.0)
+    return total
+
+
+def wait_for(count: int, each: dict[str, float], minutes: float) -> None:
+    """Wait until the cluster has `count` times what `each` names by kind; an autoscaler is asked for it.
+
+    Raises:
+        RetryableError: it has not, after so many minutes (`train.wait_minutes`).
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    deadline, next_word = time.monotonic() + 60 * minutes, 0.0
+    wanted, have = {kind: count * amount for kind, amount in each.items()}, ray.cluster_resources()
+    while lacking := [f"{n - have.get(kind, 0):g} {kind}" for kind, n in wanted.items() if have.get(kind, 0) < n]:
+        if (now := time.monotonic()) >= next_word:
+            next_word = now + 60
+            print(f"Waiting for nodes with {' and '.join(lacking)} more (train.wait_minutes={minutes:g}).", flush=True)
+            request_resources(bundles=[each] * count)
+        if now > deadline:
+            raise RetryableError(
+                f"no node with {' and '.join(lacking)} came in train.wait_minutes={minutes:g}: see what the "
+                "autoscaler says (`ray status`), and run the same command again"
+            )
+        time.sleep(1.0)
+        have = ray.cluster_resources()
+    if next_word:  # what asked for them holds the nodes from now on
+        request_resources(bundles=[])
 
 
 def quiet(dataset: "Dataset") -> "Dataset":

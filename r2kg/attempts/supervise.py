@@ -106,8 +106,8 @@ class Attempts:
         return self.child.exitcode or 0
 
     def losses(self) -> int:
-        """How often workers were lost in the last attempt, which was lost itself."""
-        return max(1, RunFiles(self.run.directory).groups_of(self.name))
+        """How often workers were lost in the last attempt, which was lost itself; preemptions are not counted."""
+        return RunFiles(self.run.directory).losses_of(self.name)
 
     def pause(self, seconds: float) -> None:
         """Wait, longer after every loss, so that what is gone may come back; a signal ends it."""

@@ -257,10 +257,10 @@ class Train(Part):
     """Steps between records of the loss."""
     max_restarts: int = Field(default=3, ge=-1)
     """Restarts after lost workers, and of the whole attempt where Ray's head, its controller or the driver was lost;
-    -1: no limit."""
+    -1: no limit. A node that Ray knows to have been preempted counts for none."""
     wait_minutes: float = Field(default=30.0, ge=0)
-    """How long to wait for the nodes that an autoscaler has yet to start; what no node type can give is refused at
-    once."""
+    """How long to wait for the nodes that an autoscaler has yet to start, or that the run once had and the cluster has
+    lost; what no node type can give is refused at once. Writers of a run trained on GPUs wait as long for theirs."""
     accept_changes: bool = False
     """Continue although the shards or the frozen weights are not those the checkpoint was trained with."""
     init_from: Local = ""

@@ -112,9 +112,10 @@ def load_stored(model: Model, state: Mapping[str, Tensor]) -> None:
             f"(first {extra[:3]}); build the model from the run.json they were saved with"
         )
     for name, tensor in own.items():
-        if tensor.shape != state[name].shape:
-            raise CheckpointError(f"{name} is stored as {list(state[name].shape)}, the model has {list(tensor.shape)}")
-        tensor.copy_(state[name])
+        value = state[name]
+        if tensor.shape != value.shape:
+            raise CheckpointError(f"{name} is stored as {list(value.shape)}, the model has {list(tensor.shape)}")
+        tensor.copy_(value)
 
 
 def other_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -266,7 +266,7 @@ def _read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     tensors = weights_of(read_tensors(checkpoint))
     if gone := complaints(checkpoint, hashes=False):
         raise CheckpointError(f"{checkpoint} was deleted while it was read ({gone[0]}): submit the run again")
-    return tensors
+    return dict(tensors)
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:

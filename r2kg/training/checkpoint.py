@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from r2kg.protocol import parse_choice
 from r2kg.rundir import RunFiles, read_json
-from shards.errors import CheckpointError, ConfigError, RetryableError
-from shards.tars.place import sha256_of, size_of, write_atomic
+from shards.errors import CheckpointError, ConfigError, RetryableError, may_pass
+from shards.tars.place import remember_sha256, sha256_of, size_of, write_atomic
 
 MANIFEST = "manifest.json"
 PART = r"part-\d{5,}-of-(\d{5,})\.safetensors"
@@ -58,16 +59,19 @@ def write_checkpoint(
     final = RunFiles(run_directory).checkpoints / f"step-{state['step']:08d}"
     partial = final.with_name(f".{final.name}.{attempt}.partial")
     broken = [name for name, value in part.items() if value.is_floating_point() and not value.isfinite().all()]
+    free = 0
     if rank == 0:
         for left in final.parent.glob(f".step-*.{attempt}.partial"):  # of workers that were lost
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
-    if broken := [name for names in gather(broken) for name in names]:
+        free = shutil.disk_usage(partial).free
+    told = gather((broken, sum(value.nbytes for value in part.values()), free))
+    if broken := [name for names, _, _ in told for name in names]:
         raise CheckpointError(
             f"{len(broken)} tensors hold values that are not finite at step {state['step']} (first {broken[0]}): no "
             "checkpoint is written of them. Go on from an earlier one with a lower optim.lr, or with optim.clip=1.0"
         )
-    check_room(final.parent, sum(t.numel() * t.element_size() for t in part.values()) * world)
+    check_room(final.parent, sum(size for _, size, _ in told), free=told[0][2])
     file = partial / f"part-{rank:05d}-of-{world:05d}.safetensors"
     save_file(part, seen(partial) / file.name)
     with file.open("rb") as written:
@@ -85,6 +89,8 @@ def write_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _flush(final.parent)
+        for name, _, digest in parts:  # what was read back a moment ago is not read again to prune
+            remember_sha256(final / name, digest)
     gather(None)
     return final
 
@@ -168,9 +174,29 @@ def read_tensors(checkpoint: Path) -> StoredTensors:
     return StoredTensors(checkpoint / name for name in _expected(checkpoint)["sha256"] if name.startswith("part-"))
 
 
-def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class Weights(Mapping[str, Tensor]):
+    """Of a checkpoint's tensors the model's own, each read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        """Of `read_tensors`."""
+        self._tensors, self._names = tensors, [name for name in tensors if MOMENT not in name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One of them."""
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Their number."""
+        return len(self._names)
+
+
+def weights_of(tensors: Mapping[str, Tensor]) -> Weights:
     """The model's tensors among `read_tensors`': weights and mutable buffers, as `load_stored` takes them."""
-    return {name: tensors[name] for name in tensors if MOMENT not in name}
+    return Weights(tensors)
 
 
 def _expected(checkpoint: Path) -> dict[str, dict[FileName, Any]]:
@@ -193,7 +219,11 @@ def _expected(checkpoint: Path) -> dict[str, dict[FileName, Any]]:
 
 
 def complaints(checkpoint: Path, hashes: bool = True) -> list[str]:
-    """What is wrong with a checkpoint, judged by its manifest (without `hashes` by sizes); empty when it is good."""
+    """What is wrong with a checkpoint, judged by its manifest (without `hashes` by sizes); empty when it is good.
+
+    Raises:
+        RetryableError: the file system did not answer for a moment, which says nothing of the checkpoint.
+    """
     wrong = []
     try:
         manifest = _expected(checkpoint)
@@ -206,23 +236,49 @@ def complaints(checkpoint: Path, hashes: bool = True) -> list[str]:
         if not wrong:
             read_state(checkpoint)
     except (OSError, CheckpointError) as error:
+        if may_pass(error):
+            raise RetryableError(f"{checkpoint} cannot be read at the moment: {error}. Submit the run again") from error
         return [str(error)]
     return wrong
 
 
 def checkpoints(run_directory: Path) -> list[Path]:
-    """Finished checkpoints, oldest first, not yet checked; what has another name, such as a copy, is none."""
-    found = RunFiles(run_directory).checkpoints.glob("step-*")
-    return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
+    """Finished checkpoints, oldest first, not yet checked; what has another name, such as a copy, is none.
+
+    Raises:
+        RetryableError: the directory cannot be listed at the moment; it must not pass for an empty one.
+    """
+    directory = RunFiles(run_directory).checkpoints
+    try:
+        with os.scandir(directory) as entries:
+            found = [directory / entry.name for entry in entries if re.fullmatch(r"step-\d{8,}", entry.name)]
+        return sorted(path for path in found if stat.S_ISDIR(path.stat().st_mode))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if may_pass(error):
+            raise RetryableError(f"{directory} cannot be read at the moment: {error}. Submit the run again") from error
+        raise CheckpointError(f"{directory} cannot be read: {error}") from None
 
 
 def newest_checkpoint(run_directory: Path, warn: Callable[[str], None] = lambda text: None) -> Path | None:
-    """The newest good checkpoint; each bad one that is passed over is named through `warn`."""
-    for checkpoint in reversed(checkpoints(run_directory)):
+    """The newest good checkpoint, None where there is none at all; each bad one passed over is named through `warn`.
+
+    Raises:
+        CheckpointError: there are some, and none is good: to begin anew is for a person to decide.
+        RetryableError: they cannot be read at the moment.
+    """
+    paths, wrong = checkpoints(run_directory), list[str]()
+    for checkpoint in reversed(paths):
         wrong = complaints(checkpoint)
         if not wrong:
             return checkpoint
         warn(f"checkpoint {checkpoint.name} is passed over: {'; '.join(wrong)}")
+    if paths:
+        raise CheckpointError(
+            f"none of the {len(paths)} checkpoints in {paths[0].parent} is good; of {paths[0].name}: "
+            f"{'; '.join(wrong)}. Put a good one in its place, or move them all away to begin at step 0"
+        )
     return None
 
 
@@ -269,8 +325,11 @@ def prune(run_directory: Path, kept: int, chosen: bool = False, written: Path | 
     choice = choice_of(run_directory)
     if choice and not chosen:
         return
-    good = [path for path in checkpoints(run_directory) if not complaints(path, hashes=path != written)]
-    for path in set(good) - {*good[-kept:], _best(good, choice)}:
+    try:
+        good = [path for path in checkpoints(run_directory) if path == written or not complaints(path)]
+    except RetryableError:  # there will be another time
+        return
+    for path in set(good) - {*good[-kept:], _best(good, choice), written}:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -314,9 +373,12 @@ def _best(paths: list[Path], choice: str) -> Path | None:
     return min(finite, default=(None, None))[1]
 
 
-def check_room(directory: Path, needed: int) -> None:
-    """Raise CheckpointError when the file system of `directory` cannot take `needed` bytes more."""
-    free = shutil.disk_usage(directory).free
+def check_room(directory: Path, needed: int, free: int | None = None) -> None:
+    """Raise CheckpointError when the file system of `directory` cannot take `needed` bytes more.
+
+    Workers compare with what one of them found `free`, so that all come to the same.
+    """
+    free = shutil.disk_usage(directory).free if free is None else free
     if free < needed:
         raise CheckpointError(
             f"a checkpoint needs {needed / 1e9:.2f} GB, {directory} has {free / 1e9:.2f} GB free: "

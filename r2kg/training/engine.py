@@ -7,7 +7,8 @@ ZeRO stage, which DeepSpeed's own checkpoints do not allow.
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +183,19 @@ class Engine:
     def state(self) -> dict[str, Tensor]:
         """This worker's part of what `stored` names and of what the optimiser keeps of it, on host.
 
-        Of every `world`-th trained tensor: the fp32 weight NAME and the moments NAME@exp_avg, NAME@exp_avg_sq, ...; on
-        the first worker the mutable buffers too, in their own dtype. The parts of all workers are the whole state.
+        Of its share of the trained tensors (`dealt`): the fp32 weight NAME and the moments NAME@exp_avg,
+        NAME@exp_avg_sq, ...; on the first worker the mutable buffers too, in their own dtype. The parts of all workers
+        are the whole state.
         """
         moments, part = self._moments(), dict[str, Tensor]()
-        for number, (name, parameter) in enumerate(self._names):
+        owners = dealt({name: getattr(p, "ds_numel", p.numel()) for name, p in self._names}, self.world)
+        for name, parameter in self._names:
             if self._plain:
                 full = [parameter.data, *(self.optimizer.state[parameter][moment] for moment in moments)]
             else:  # collective: every worker takes part in every tensor, whoever keeps it
                 full = [safe_get_full_fp32_param(parameter)]
                 full += [safe_get_full_optimizer_state(parameter, moment) for moment in moments]
-            if number % self.world == self.deepspeed.global_rank:
+            if owners[name] == self.deepspeed.global_rank:
                 keys = name, *(f"{name}{MOMENT}{moment}" for moment in moments)
                 part |= {key: value.detach().float().cpu().clone() for key, value in zip(keys, full, strict=True)}
         if self.deepspeed.global_rank == 0:
@@ -299,6 +302,48 @@ class Engine:
         total = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return dict(zip(sorted(values), total.tolist(), strict=True))
+
+
+def dealt(sizes: Mapping[str, int], world: int) -> dict[str, int]:
+    """Who of `world` workers has each of these tensors, so that all have about as much; the same on every worker."""
+    loads = [(0, rank) for rank in range(world)]
+    owners = dict[str, int]()
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        load, owners[name] = heappop(loads)
+        heappush(loads, (load + sizes[name], owners[name]))
+    return owners
+
+
+class SharedTensors(Mapping[str, Tensor]):
+    """Stored tensors that every worker gets and only one reads, on the device over which workers talk.
+
+    Collective: all ask for the same names in the same order. However many workers there are, storage gives every byte
+    of a checkpoint once.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor]):
+        """`stored` reads a tensor's bytes when they are touched, not when it is asked for."""
+        self._stored = stored
+        self._readers = dealt({name: value.nbytes for name, value in stored.items()}, dist.get_world_size())
+        self._device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor in the file's own dtype."""
+        reader, value = self._readers[name], self._stored[name]
+        if reader == dist.get_rank():
+            value = value.to(self._device).contiguous()
+        else:
+            value = torch.empty_like(value, device=self._device, memory_format=torch.contiguous_format)
+        dist.broadcast(value.reshape(-1).view(torch.uint8), src=reader)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in the order of the files."""
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._stored)
 
 
 def _added(parts: list[dict[str, float]]) -> dict[str, float]:

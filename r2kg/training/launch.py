@@ -1,20 +1,18 @@
 """The driver's side of training: what comes before the workers, the Ray Train group, what ends a run."""
 
 import os
-import time
 from _thread import interrupt_main
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from math import ceil
 from pathlib import Path
+from typing import Any
 
-import psutil
 import ray
-import yaml
-from ray.autoscaler.sdk import request_resources
 from ray.data import Dataset, ExecutionOptions
 from ray.exceptions import RayError, RayTaskError
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -28,9 +26,9 @@ from r2kg.training.features import film_bytes, refuse_tuned
 from r2kg.training.plan import Plan, checked_choice, checked_manifest, preflight, refuse_changed
 from r2kg.training.progress import progress
 from r2kg.training.worker import enter
-from shards.errors import ConfigError, RetryableError
+from shards.errors import CheckpointError, ConfigError, RetryableError
 from shards.privacy import fenced
-from shards.session import connect_ray, joining
+from shards.session import connect_ray, joining, most_there_can_be, wait_for
 from shards.stream.blocks import rows_per_block, stream_blocks
 from shards.stream.order import plan as plan_blocks
 from shards.stream.order import sequential_blocks
@@ -98,6 +96,20 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
         return _fit(run, plan, name, restarts) | {"unread": files.unread()}
 
 
+class Losses(UserCallback):
+    """Notes the groups of workers that count against `train.max_restarts`: not those that a node was taken from."""
+
+    def __init__(self, directory: Path, attempt: str):
+        """Of a run's directory and the attempt that starts the groups."""
+        self.directory, self.attempt = directory, attempt
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray's controller when a group has failed."""
+        causes = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
+        if not any(getattr(cause, "preempted", False) for cause in causes):
+            RunFiles(self.directory).note_group(self.attempt, lost=True)
+
+
 def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
     """The summary of the workers that came to the end of the plan."""
     train, files = run.train, RunFiles(run.directory)
@@ -114,7 +126,11 @@ def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
         run_config=RunConfig(
             name=name,
             storage_path=str(files.ray),
-            failure_config=FailureConfig(max_failures=restarts),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # as above
+                max_failures=restarts,
+                controller_failure_limit=max(1, ceil(train.wait_minutes)),  # it waits a minute for a group to start
+            ),
+            callbacks=[Losses(run.directory, name)],  # type: ignore[list-item]  # as above
         ),
         datasets=film_streams(run, plan, name),
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
@@ -147,7 +163,11 @@ def film_streams(run: Run, plan: Plan, name: str = "") -> dict[str, Dataset | Ca
         files = RunFiles(run.directory)
         files.raise_failure(name)
         files.note_group(name)
-        start = newest_checkpoint(run.directory)
+        try:
+            start = newest_checkpoint(run.directory, warn=files.say)
+        except CheckpointError as error:
+            files.note_failure(name, "CheckpointError", str(error), "")
+            raise
         step = read_state(start)["step"] if start else 0
         left = max(0, plan.steps - step)
         share = left * train.global_batch // train.workers
@@ -172,7 +192,10 @@ def film_streams(run: Run, plan: Plan, name: str = "") -> dict[str, Dataset | Ca
 
 
 def check_cluster(run: Run) -> None:
-    """Connect to Ray and compare what the run asks for with what the cluster has, or can get from its autoscaler.
+    """Connect to Ray and compare what the run asks for with what the cluster has, or can get; wait for what can come.
+
+    A run that has had workers is not refused for what the cluster lacks now: where no autoscaler is known of, nodes
+    that are gone may come back by other hands.
 
     Raises:
         ConfigError: it has too little and can get no more.
@@ -183,6 +206,8 @@ def check_cluster(run: Run) -> None:
     each = {"CPU": train.cpus_per_worker, **({"GPU": 1.0} if train.gpus else {})}
     wanted = {kind: train.workers * amount for kind, amount in each.items()}
     have, limits = ray.cluster_resources(), most_there_can_be()
+    if not limits and joining() and RunFiles(run.directory).groups.exists():
+        limits = dict.fromkeys(wanted, float("inf"))
     most = {kind: max(have.get(kind, 0), limits.get(kind, 0)) for kind in wanted}
     for kind, amount in wanted.items():
         if most[kind] < amount:
@@ -196,41 +221,4 @@ def check_cluster(run: Run) -> None:
             f"{wanted['CPU']:g} of {most['CPU']:g} CPUs would go to training and none to reading films: "
             f"set train.cpus_per_worker to at most {max(0.1, (most['CPU'] - 1) / train.workers):.2g}"
         )
-    deadline, next_word = time.monotonic() + 60 * train.wait_minutes, 0.0
-    while lacking := [f"{n - have.get(kind, 0):g} {kind}" for kind, n in wanted.items() if have.get(kind, 0) < n]:
-        if (now := time.monotonic()) >= next_word:
-            next_word = now + 60
-            print(f"Waiting for nodes with {' and '.join(lacking)} more (train.wait_minutes={train.wait_minutes:g}).")
-            request_resources(bundles=[each] * train.workers)
-        if now > deadline:
-            raise RetryableError(
-                f"no node with {' and '.join(lacking)} came in train.wait_minutes={train.wait_minutes:g}: see what the "
-                "autoscaler says (`ray status`), and submit the run again"
-            )
-        time.sleep(1.0)
-        have = ray.cluster_resources()
-    if next_word:  # the workers' placement group holds the nodes from now on
-        request_resources(bundles=[])
-
-
-def most_there_can_be() -> dict[str, float]:
-    """Kind → what an autoscaler can bring the cluster to; {} where none is known of.
-
-    A cluster service may report it; the autoscaler's file tells where that runs on this machine (the head of `ray up`);
-    under KubeRay the limits are not known here.
-    """
-    if limits := ray._private.state.state.get_max_resources_from_cluster_config():
-        return {kind: float(amount) for kind, amount in limits.items()}
-    if not joining():
-        return {}
-    flag, unknown = "--autoscaling-config=", float("inf")
-    words = (word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ())
-    if not (file := next((word.removeprefix(flag) for word in words if word.startswith(flag)), "")):
-        return {"CPU": unknown, "GPU": unknown} if "RAY_CLUSTER_NAME" in os.environ else {}
-    config, total = yaml.safe_load(Path(file).read_text()), {"CPU": 0.0, "GPU": 0.0}
-    for name, kind in config["available_node_types"].items():
-        nodes = kind.get("max_workers", 0) + (name == config["head_node_type"])
-        for resource in total if nodes else ():
-            amounts = kind.get("resources") or {"CPU": unknown, "GPU": unknown}  # of one that says none the cloud knows
-            total[resource] += nodes * amounts.get(resource, 0.0)
-    return total
+    wait_for(train.workers, each, train.wait_minutes)

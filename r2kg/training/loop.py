@@ -36,7 +36,7 @@ from r2kg.training.checkpoint import (
     seen,
     write_checkpoint,
 )
-from r2kg.training.engine import Engine
+from r2kg.training.engine import Engine, SharedTensors
 from r2kg.training.features import refuse_other_weights
 from r2kg.training.plan import Plan
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
@@ -110,7 +110,7 @@ def _train(run: Run, plan: Plan, attempt: str) -> dict:
     restore = None
     if state:
         seen(start / MANIFEST)
-        restore = {"tensors": read_tensors(start), "step": step, "skipped": state.get("skipped", 0)}
+        restore = {"tensors": SharedTensors(read_tensors(start)), "step": step, "skipped": state.get("skipped", 0)}
     engine = Engine(model, run, plan.steps, plan.steps_per_epoch, restore)
     del restore  # the engine lets it go when its moments are back
     worker = Worker(run, plan, model, engine, frozen, attempt)

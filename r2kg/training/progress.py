@@ -1,6 +1,6 @@
 """What the driver prints while workers train."""
 
-import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from r2kg.rundir import RunFiles
+from r2kg.rundir import RunFiles, record_of
 
 
 @contextmanager
@@ -45,10 +45,14 @@ def _follow(files: RunFiles, steps: int, printed: int, done: threading.Event) ->
 
 
 def newest_loss(records: Path) -> tuple[int, float]:
-    """(step, training loss) of the newest record that has one; (0, nan) before the first."""
-    lines = records.read_text().splitlines()[-5:] if records.exists() else []
+    """(step, training loss) of the newest record that has one, torn ones passed over; (0, nan) before the first."""
+    if not records.exists():
+        return 0, float("nan")
+    with records.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
+        lines = file.read().splitlines()[-5:]
     for line in reversed(lines):
-        row = json.loads(line)
-        if "train.loss" in row["metrics"]:
+        row = record_of(line)
+        if row and "train.loss" in row["metrics"]:
             return row["step"], row["metrics"]["train.loss"]
     return 0, float("nan")

@@ -161,20 +161,34 @@ def sha256_of(path: Place, fresh: bool = False) -> str:
     with path.open("rb") as file:
         note = None
         if is_local(path) and (now := os.fstat(file.fileno())).st_size >= REMEMBERED_BYTES:
-            name = f"{path.resolve()} {now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {now.st_ctime_ns}"
-            note = cache_directory() / "sha256" / hashlib.sha256(name.encode()).hexdigest()
-            if time.time_ns() - now.st_ctime_ns < RACY_NS:  # a change in the same tick would not show in its times
-                note = None
+            young = time.time_ns() - now.st_ctime_ns < RACY_NS  # a change in the same tick would not show in its times
+            note = None if young else _note_of(path, now)
         if note and not fresh:
             with suppress(OSError):
                 if len(found := note.read_text()) == 64:
                     return found
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO lacks readinto
     if note:
-        with suppress(OSError):  # a cache that cannot be written is none
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(note, digest.encode())
+        _keep(note, digest)
     return digest
+
+
+def remember_sha256(path: Path, digest: str) -> None:
+    """Spare `sha256_of` reading a file that whoever calls knows to be finished, and its SHA-256 with it."""
+    if (now := os.stat(path)).st_size >= REMEMBERED_BYTES:
+        _keep(_note_of(path, now), digest)
+
+
+def _note_of(path: Path, now: os.stat_result) -> Path:
+    """Where the SHA-256 of a file as it stands now is remembered."""
+    name = f"{path.resolve()} {now.st_dev} {now.st_ino} {now.st_size} {now.st_mtime_ns} {now.st_ctime_ns}"
+    return cache_directory() / "sha256" / hashlib.sha256(name.encode()).hexdigest()
+
+
+def _keep(note: Path, digest: str) -> None:
+    with suppress(OSError):  # a cache that cannot be written is none
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(note, digest.encode())
 
 
 def cache_directory() -> Path:

@@ -32,6 +32,7 @@ def attempt(saved: str, name: str, restarts: int) -> None:
         case "loses workers", 1:
             for _ in range(2):
                 files.note_group(name)
+                files.note_group(name, lost=True)
             sys.exit(75)
         case "loses all", _:
             sys.exit(75)

@@ -22,9 +22,12 @@ def train_killed(run: Run, checkpoint_step: int) -> dict:
             break
         time.sleep(0.1)
     mine = psutil.Process().children(recursive=True)
-    workers = [process for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
-    assert len(workers) == 2, [process.cmdline()[:1] for process in mine]
+    alive = [process for process in mine if process.status() != psutil.STATUS_ZOMBIE]
+    workers = [process for process in alive if "RayTrainWorker" in " ".join(process.cmdline())]
+    assert len(workers) == 2, [process.cmdline()[:1] for process in alive]
     os.kill(workers[0].pid, signal.SIGKILL)
     thread.join(timeout=240)
     assert (run.directory / "log.txt").read_text().count("workers take steps") == 2
+    noted = [line.split()[-1] for line in (run.directory / "groups.txt").read_text().splitlines()]
+    assert noted == ["started", "lost", "started"]
     return result

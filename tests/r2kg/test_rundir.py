@@ -83,6 +83,26 @@ def test_groups_of_workers_are_counted_by_attempt(run):
     assert (files.groups_of("one"), files.groups_of("two"), files.groups_of("on")) == (2, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("noted", "losses"),
+    [
+        ("", 1),
+        ("started", 1),
+        ("started lost", 1),
+        ("started lost started", 2),
+        ("started lost started lost", 2),
+        ("started started started", 1),  # preempted twice
+        ("started lost lost started", 2),  # told twice of one
+    ],
+)
+def test_an_attempt_that_was_lost_counts_its_lost_groups_and_no_preempted_ones(run, noted, losses):
+    files = RunFiles(run.directory)
+    files.note_group("another", lost=True)
+    for word in noted.split():
+        files.note_group("one", lost=word == "lost")
+    assert files.losses_of("one") == losses
+
+
 def test_unread_studies_of_all_workers_are_named_once_each(run, capsys):
     RunFiles(run.directory).begin(run)
     for rank, complaints in enumerate((["a: torn", "", "a: torn"], ["b: gone: 3 of 5 bytes"])):

@@ -1,5 +1,6 @@
 """A checkpoint counts only when it is whole; what is damaged is passed over by name."""
 
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from r2kg.training.checkpoint import (
     weights_of,
     write_checkpoint,
 )
-from shards.errors import CheckpointError, ConfigError
+from shards.errors import CheckpointError, ConfigError, RetryableError
 
 
 def gathering(world):
@@ -271,6 +272,86 @@ def test_a_score_that_is_none_counts_as_not_measured(tmp_path, values):
     assert scored(path, "BLEU-4") is None
     (tmp_path / "validation" / f"{path.name}.json").write_text(record % '{"bleu4": 0.5}')
     assert scored(path, "BLEU-4") == 0.5
+
+
+def test_a_file_system_that_does_not_answer_says_nothing_of_a_checkpoint(tmp_path, monkeypatch):
+    """Neither is it passed over for an older one or for step 0, nor is anything deleted."""
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+
+    def read(path, fresh=False):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("r2kg.training.checkpoint.sha256_of", read)
+        with pytest.raises(RetryableError, match=r"step-00000003 cannot be read at the moment: .*Input/output error"):
+            newest_checkpoint(tmp_path)
+        prune(tmp_path, kept=1)
+    assert len(checkpoints(tmp_path)) == 3
+
+    def stat(path, **how):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("r2kg.training.checkpoint.os.scandir", stat)
+        with pytest.raises(RetryableError, match="checkpoints cannot be read at the moment"):
+            newest_checkpoint(tmp_path)
+
+
+def test_where_none_is_good_nobody_begins_at_step_0_in_silence(tmp_path):
+    for step in (1, 2):
+        (write(tmp_path, step) / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* is good.*move them all away to begin"):
+        newest_checkpoint(tmp_path)
+
+
+def test_what_was_just_written_is_not_pruned_for_what_lay_there(tmp_path):
+    first, *_ = [write(tmp_path, step) for step in (1, 5, 6)]
+    prune(tmp_path, kept=1, written=first)
+    assert [read_state(path)["step"] for path in checkpoints(tmp_path)] == [1, 6]
+
+
+def test_a_checkpoint_is_read_once_when_it_is_written_and_not_again_to_prune(tmp_path, monkeypatch):
+    """An 81 GB checkpoint (a 7B model, trained whole) would take a minute of every save."""
+    monkeypatch.setattr("shards.tars.place.REMEMBERED_BYTES", 1)
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    monkeypatch.setattr("shards.tars.place.RACY_NS", 0)  # they are some seconds old when the next is written
+
+    def read(file, name):
+        assert not file.name.endswith(".safetensors"), f"{file.name} is read"
+        return hashlib.sha256(file.read())
+
+    monkeypatch.setattr("shards.tars.place.hashlib.file_digest", read)
+    prune(tmp_path, kept=2)
+    part = next(checkpoints(tmp_path)[0].glob("part-00001*"))
+    os.utime(part)
+    with pytest.raises(AssertionError, match="part-00001"):
+        prune(tmp_path, kept=2)
+
+
+def test_room_is_asked_for_what_all_workers_write_together(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)
+    errors, gather = list[str](), gathering(2)
+
+    def worker(rank):
+        part = {f"w{rank}": torch.ones(1000 if rank else 10)}
+        try:
+            write_checkpoint(tmp_path, part, {"step": 1}, rank, 2, lambda mine: gather(rank, mine))
+        except CheckpointError as error:
+            errors.append(str(error)[:28])
+
+    for room, refused in ((4_000, 2), (4_100, 0)):
+        errors.clear()
+        monkeypatch.setattr("r2kg.training.checkpoint.shutil.disk_usage", lambda _, room=room: free._replace(free=room))
+        threads = [Thread(target=worker, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == ["a checkpoint needs 0.00 GB, "] * refused
+    assert len(checkpoints(tmp_path)) == 1
 
 
 def test_no_room_says_how_much_is_missing(tmp_path):

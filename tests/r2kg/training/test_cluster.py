@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray
 
 pytestmark = pytest.mark.slow
 PORT = 6379  # the one that the nodes of this provider look for
@@ -18,6 +19,8 @@ import sys
 from r2kg.recipes import find_recipe
 from r2kg.training.launch import check_cluster
 from shards.errors import ConfigError, RetryableError
+from r2kg.scoring.generate import gpus_for
+on_gpus = {"root": sys.argv[1], "train.gpus": True, "train.wait_minutes": 5.0, "train.cpus_per_worker": 1}
 for workers in (2, 9):
     changes = {"root": sys.argv[1], "train.workers": workers, "train.wait_minutes": 5.0, "train.global_batch": 18}
     changes |= {"train.micro_batch": 1, "train.cpus_per_worker": 1}
@@ -26,6 +29,29 @@ for workers in (2, 9):
         print("can be")
     except (ConfigError, RetryableError) as error:
         print(type(error).__name__, error)
+print("GPUs to write on:", gpus_for(find_recipe("r2gengpt.tiny").change(on_gpus), 2))
+try:
+    gpus_for(find_recipe("r2gengpt.tiny").change(on_gpus), 3)
+except ConfigError as error:
+    print(error)
+"""
+GONE = """
+import sys
+from pathlib import Path
+from r2kg.recipes import find_recipe
+from r2kg.training.launch import check_cluster
+from shards.errors import ConfigError, RetryableError
+run = find_recipe("r2gengpt.tiny").change(
+    {"root": sys.argv[1], "train.gpus": True, "train.wait_minutes": 0.01, "train.workers": 1,
+     "train.cpus_per_worker": 0.5}
+)
+for groups in (0, 1):
+    try:
+        check_cluster(run)
+    except (ConfigError, RetryableError) as error:
+        print(type(error).__name__, error)
+    run.directory.mkdir(exist_ok=True, parents=True)
+    run.directory.joinpath("groups.txt").touch()
 """
 
 
@@ -35,7 +61,7 @@ def head():
     folder = tempfile.mkdtemp(prefix="a", dir="/tmp")
     kinds = {
         "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-        "more": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        "more": {"resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     }
     config = {
         "cluster_name": "fake", "max_workers": 4, "upscaling_speed": 10, "idle_timeout_minutes": 5, "auth": {},
@@ -74,3 +100,21 @@ def test_nodes_that_can_come_are_waited_for_and_others_refused(head, tmp_path):
     assert lines[0] == "Waiting for nodes with 1 CPU more (train.wait_minutes=5)."
     refused = "ConfigError 9 workers need 9 CPU, the Ray cluster has 5, and no more when all its nodes are started"
     assert any(refused in line for line in lines), lines
+    assert "GPUs to write on: 2" in lines, lines
+    assert "3 writers need a GPU each, the Ray cluster has 2: lower --writers" in lines, lines
+
+
+def test_a_node_that_is_gone_is_waited_for_where_no_autoscaler_is_known_of(ray_session, tmp_path):
+    """A run that never had workers asks for what is not there; one that had some waits for what went away."""
+    address = ray.get_runtime_context().gcs_address
+    asked = subprocess.run(
+        [sys.executable, "-c", GONE, str(tmp_path)],
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    first, waiting, second = asked.stdout.splitlines()
+    assert first.startswith("ConfigError 1 workers need 1 GPU, the Ray cluster has 0: lower train.workers")
+    assert waiting == "Waiting for nodes with 1 GPU more (train.wait_minutes=0.01)."
+    assert second.startswith("RetryableError no node with 1 GPU came in train.wait_minutes=0.01")

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from r2kg.modules.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
@@ -26,6 +29,8 @@ SETTINGS = [
     "2:fp32:4:offload_optimizer",
     "3:fp32:4:offload_parameters",
 ]
+HALF = [f"{zero}:{precision}:4:half" for zero in range(4) for precision in ("fp32", "bf16")]
+"""Of an LM that is fp16 on disk, as Llama-2's is, under adapters."""
 BF16 = ["0:bf16:4:none", "1:bf16:4:none", "2:bf16:4:none", "3:bf16:4:none"]
 SMALL = {
     "0:fp32:8:memory+amsgrad": [f"{zero}:fp32:4:resume+memory+amsgrad" for zero in range(4)]
@@ -47,9 +52,11 @@ def losses(tmp_path_factory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("zero")
     reports = ["the heart is large . there is no effusion .", "the lungs are clear . no nodule ."] * 8
     lm = write_tiny_lm(reports, folder / "lm", TinyLm(width=32, layers=2, heads=2, vocabulary=320, epochs=1), seed=0)
+    half = AutoModelForCausalLM.from_pretrained(lm, dtype=torch.float16)
+    half.save_pretrained(shutil.copytree(lm, f"{lm}-half"))
     alone = torchrun(1, lm, folder / "one.json", [ONE, *SMALL])
     small = [setting for settings in (*SMALL.values(), *SMALL_BF16.values()) for setting in settings]
-    return alone | torchrun(2, lm, folder / "two.json", SETTINGS + BF16 + small)
+    return alone | torchrun(2, lm, folder / "two.json", SETTINGS + BF16 + HALF + small)
 
 
 def torchrun(workers: int, lm: Path, out: Path, settings: list[str]) -> dict[str, list[float]]:
@@ -73,6 +80,11 @@ def torchrun(workers: int, lm: Path, out: Path, settings: list[str]) -> dict[str
 def test_first_ten_losses_equal_one_process(losses, setting):
     assert losses[ONE][0] > losses[ONE][-1], "the model must learn, or equal losses say nothing"
     assert losses[setting] == pytest.approx(losses[ONE], abs=1e-3)
+
+
+@pytest.mark.parametrize("setting", HALF)
+def test_an_lm_that_is_fp16_on_disk_learns_as_well(losses, setting):
+    assert losses[setting] == pytest.approx(losses[ONE], abs=0.05)
 
 
 @pytest.mark.parametrize("setting", BF16)

@@ -19,5 +19,10 @@ def test_the_newest_record_with_a_loss_counts(tmp_path):
     records = tmp_path / "metrics.jsonl"
     assert newest_loss(records)[0] == 0 and math.isnan(newest_loss(records)[1])
     rows = [(1, {"train.loss": 3.0}), (2, {"train.loss": 2.0}), (2, {"val.loss": 4.0})]
-    records.write_text("".join(json.dumps({"step": step, "metrics": metrics}) + "\n" for step, metrics in rows))
+    records.write_text(
+        "".join(json.dumps({"step": step, "time_ms": 0, "metrics": metrics}) + "\n" for step, metrics in rows)
+    )
+    assert newest_loss(records) == (2, 2.0)
+    with records.open("a") as file:
+        file.write('{"step": 3, "metr\n\0\0\n')
     assert newest_loss(records) == (2, 2.0)

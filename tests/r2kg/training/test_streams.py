@@ -5,14 +5,17 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from r2kg.config.needs import Inputs
 from r2kg.config.parts import Data, Train
 from r2kg.config.run import Run, System
 from r2kg.modules.config import Vision
+from r2kg.rundir import RunFiles
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.features import check_features, film_bytes, write_features
-from r2kg.training.launch import film_streams
+from r2kg.training.launch import Losses, film_streams
 from r2kg.training.plan import Plan
 from shards.errors import ConfigError
 from shards.stream.blocks import Rows, read_batches, split
@@ -30,6 +33,18 @@ class Reader(System):
 
     def inputs(self, data: Data) -> Inputs:
         return Inputs(text=("indication",))
+
+
+@pytest.mark.parametrize("preempted", [True, False])
+def test_a_group_that_a_preemption_ended_is_not_counted_as_lost(tmp_path, preempted):
+    files, told = RunFiles(tmp_path), Losses(tmp_path, "one")
+    files.note_group("one")
+    gone = RayActorError(error_msg="its node went", preempted=preempted)
+    told.after_exception(
+        None, {0: RuntimeError("connection closed by peer"), 1: WorkerHealthCheckFailedError("", gone)}
+    )
+    files.note_group("one")
+    assert files.losses_of("one") == (1 if preempted else 2)
 
 
 def plan_of(steps: int) -> Plan:

@@ -2,7 +2,8 @@
 
 Arguments: LM directory, output file, settings as zero:precision:micro_batch:word+word+...; words are none, resume,
 compile and offload_* (of the engine), amsgrad and clip_value (of the optimiser), memory and terms (the system `Memory`
-in place of R2GenGPT, with and without its memory), overflow (gradients of the last worker are no numbers at two steps).
+in place of R2GenGPT, with and without its memory), half (the LM directory whose name ends so), overflow (gradients of
+the last worker are no numbers at two steps).
 """
 
 import json
@@ -16,7 +17,7 @@ from torch import nn
 
 from r2kg.config.run import Run
 from r2kg.systems.contract import Term, build_model
-from r2kg.training.engine import Engine
+from r2kg.training.engine import Engine, SharedTensors, dealt
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5
 OVERFLOWS = (0, 3)
@@ -102,7 +103,11 @@ def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
         model={
             "system": "r2genkg",
             "vision": {"name": "test_vit", "weights": "random", "image_px": 64, "tuning": "full"},
-            "llm": {"source": lm, "tuning": "lora", "lora": {"rank": 4, "dropout": 0.0}},
+            "llm": {
+                "source": f"{lm}-half" if "half" in words else lm,
+                "tuning": "lora",
+                "lora": {"rank": 4, "dropout": 0.0},
+            },
             "report_tokens": 40,
         },
         engine={"zero": int(zero), "precision": precision, **engine_words},
@@ -119,7 +124,11 @@ def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
         if "resume" in words and step == RESUME_AT:
             state = whole(engine.state(), world)
             assert ("head.weight@max_exp_avg_sq" in state) == (small and "amsgrad" in words)
-            engine, model = new_engine(run, build, {"tensors": state, "step": step, "skipped": len(skipped)})
+            engine, model = new_engine(
+                run,
+                build,
+                {"tensors": SharedTensors(own_only(state, rank, world)), "step": step, "skipped": len(skipped)},
+            )
         overflow = "overflow" in words and step in OVERFLOWS
         before = whole(engine.state(), world) if overflow else {}
         if small:
@@ -138,6 +147,13 @@ def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
         assert all(theirs == mine for theirs in everywhere.values()), everywhere
         found += [*mine, skipped]
     return found
+
+
+def own_only(state: dict, rank: int, world: int) -> dict:
+    """The state as one worker may read it: what another reads and sends is of no use here."""
+    readers = dealt({name: value.nbytes for name, value in state.items()}, world)
+    assert len(set(readers.values())) == world
+    return {name: value if readers[name] == rank else torch.full_like(value, -7) for name, value in state.items()}
 
 
 def new_engine(run: Run, build, state: dict | None):
