@@ -25,16 +25,27 @@ class RetryableError(RuntimeError):
 
 LASTING_ERRNO = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO,
-    errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ESPIPE,
 }  # fmt: skip
+
+
+PASSING_STATUS = {408, 425, 429}
+"""What an HTTP server says, beside 500 and above, to be asked again later."""
+PASSING = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError"}
+"""Errors of connections, by the names that botocore and aiohttp have for them: neither is needed here."""
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same request may be answered in a while: an error of a file system or a server, not of the file.
 
-    EIO, ESTALE, a timeout, a lost connection; not a missing file or right. Libraries raise OSError without a number for
-    contents they cannot read: those stay.
+    EIO, ESTALE, a timeout, a lost connection, a server's 503; not a missing file or right. Libraries raise OSError
+    without a number for contents they cannot read: those stay.
     """
-    if isinstance(error, TimeoutError | ConnectionError):
+    if isinstance(error, FileNotFoundError):  # fsspec says so of any answer over HTTP, with the true cause behind it
+        return error.__cause__ is not None and may_pass(error.__cause__)
+    status = getattr(error, "status", None)
+    if isinstance(error, TimeoutError | ConnectionError) or {kind.__name__ for kind in type(error).__mro__} & PASSING:
         return True
+    if isinstance(status, int) and not isinstance(error, OSError):
+        return status >= 500 or status in PASSING_STATUS
     return isinstance(error, OSError) and error.errno is not None and error.errno not in LASTING_ERRNO

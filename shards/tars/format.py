@@ -17,7 +17,7 @@ from pydantic import FailFast, Field, ValidationError, field_validator
 from shards.errors import DataError
 from shards.sources import Published, SplitCount
 from shards.study import KEY, SPLITS, Drop, Record, Split
-from shards.tars.place import Place, place, read_whole, write_atomic
+from shards.tars.place import Place, place, read_whole, size_of, write_atomic
 
 FORMAT = 2
 SHARDS_FILE, SIDE_FILE = "manifest.json", "side.json"
@@ -164,7 +164,7 @@ def write_sealed(path: Place, manifest: AnyManifest) -> AnyManifest:
 
 def read_sealed(path: Place, kind: type[AnyManifest], missing: str, again: str) -> AnyManifest:
     """A manifest that is whole and of this format; DataError, ending with the way out `again`, for any other."""
-    if not path.is_file():
+    if size_of(path) < 0:
         raise DataError(f"{missing}: {path.name} is missing there. Way out: {again}")
     try:
         content: Any = json.loads(read_whole(path, MAX_JSON_BYTES))

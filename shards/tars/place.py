@@ -7,25 +7,29 @@ leaves nothing that can be listed. Local files get the same by a temporary name,
 import errno
 import hashlib
 import os
+import random
 import secrets
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 
 import fsspec
 from fsspec.utils import merge_offset_ranges
 from typing_extensions import TypeIs
 from upath import UPath
 
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, RetryableError, may_pass
 from shards.study import refuse_bomb
 
 Place: TypeAlias = Path | UPath
+T = TypeVar("T")
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds after which storage that did not answer is asked again, give or take a third."""
 MAX_OPEN = 128
 REMOTE = "://"
 MERGE_BYTES = 1 << 16
@@ -36,6 +40,28 @@ REMEMBERED_BYTES = 1 << 20
 """Smaller files are hashed every time."""
 RACY_NS = 2_000_000_000
 """A file that changed within this is hashed every time: many file systems keep no finer time."""
+
+
+def patiently(what: str, ask: Callable[[], T]) -> T:
+    """What `ask` gives, asked again where storage did not answer (`may_pass`); other errors are raised as they are.
+
+    Raises:
+        RetryableError: it did not answer after `WAITS`, in about fifteen seconds. Nobody takes that for a bad study.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return ask()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            if wait is None:
+                cause = getattr(error, "strerror", None) or f"{type(error).__name__} {getattr(error, 'status', '')}"
+                raise RetryableError(
+                    f"storage did not answer for {what}, asked {len(WAITS) + 1} times in {sum(WAITS):g} s "
+                    f"({cause.strip()}): run the same command again when it does"
+                ) from error
+        time.sleep(wait * random.uniform(0.7, 1.3))
+    raise AssertionError
 
 
 def place(where: str | Place) -> Place:
@@ -65,13 +91,20 @@ def make_directory(path: Place) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def _anew(path: UPath) -> Any:
+    """The file system of a URL, which remembers nothing of it."""
+    path.fs.invalidate_cache(path.path)
+    return path.fs
+
+
 def names_in(path: Place) -> list[str]:
     """Sorted names of the files directly in a directory; none when it does not exist."""
-    if is_local(path):
-        return sorted(entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else []
     try:
-        found = path.fs.ls(path.path, detail=True, refresh=True)
-    except FileNotFoundError:
+        if is_local(path):
+            local = patiently(str(path), lambda: list(os.scandir(path)))
+            return sorted(entry.name for entry in local if entry.is_file())
+        found = patiently(str(path), lambda: _anew(path).ls(path.path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file")
 
@@ -134,9 +167,9 @@ def size_of(path: Place) -> int:
     """Bytes of a file; -1 when it is not there, or is no file."""
     try:
         if is_local(path):
-            found = os.stat(path)
+            found = patiently(str(path), lambda: os.stat(path))
             return found.st_size if stat.S_ISREG(found.st_mode) else -1
-        info = path.fs.info(path.path, refresh=True)
+        info = patiently(str(path), lambda: _anew(path).info(path.path))
         return int(info["size"]) if info["type"] == "file" else -1
     except (FileNotFoundError, NotADirectoryError):
         return -1
@@ -148,7 +181,7 @@ def read_whole(path: Place, most: int) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     if size > most:
         raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
-    refuse_bomb(data := path.read_bytes(), most)
+    refuse_bomb(data := patiently(str(path), path.read_bytes), most)
     return data
 
 
@@ -158,6 +191,10 @@ def sha256_of(path: Place, fresh: bool = False) -> str:
     Of a large local file it is remembered, by path, inode, size and times, below the user's cache directory: shards,
     weights and checkpoints are read for it once a machine, not once by every process. `fresh` reads them anyway.
     """
+    return patiently(str(path), lambda: _sha256_of(path, fresh))
+
+
+def _sha256_of(path: Place, fresh: bool) -> str:
     with path.open("rb") as file:
         note = None
         if is_local(path) and (now := os.fstat(file.fileno())).st_size >= REMEMBERED_BYTES:
@@ -222,11 +259,9 @@ def read_at(root: str, name: str, at: int, size: int, stamp: str = "") -> memory
     path = f"{root.rstrip('/')}/{name}"
     try:
         if REMOTE in root:
-            data = _file_system(root).cat_file(path, start=at, end=at + size)
+            data = patiently(path, lambda: _file_system(root).cat_file(path, start=at, end=at + size))
         else:
-            file = _descriptor(path, stamp)
-            there = max(0, os.fstat(file).st_size - at)  # memory is taken for what is asked for, not for what is there
-            data = os.pread(file, min(size, there), at)
+            data = patiently(path, lambda: _read_local(path, at, size, stamp))
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or type(error).__name__}") from error
     if len(data) != size:
@@ -234,16 +269,41 @@ def read_at(root: str, name: str, at: int, size: int, stamp: str = "") -> memory
     return memoryview(data)
 
 
+def _read_local(path: str, at: int, size: int, stamp: str) -> bytes:
+    try:
+        file = _descriptor(path, stamp)
+        there = max(0, os.fstat(file).st_size - at)  # memory is taken for what is asked for, not for what is there
+        return os.pread(file, min(size, there), at)
+    except OSError:  # ESTALE would stay with this descriptor for ever
+        if (held := _open.pop((path, stamp), None)) is not None:
+            with suppress(OSError):
+                os.close(held)
+        raise
+
+
 def read_ranges(root: str, ranges: list[tuple[str, int, int]]) -> list[memoryview | DataError]:
-    """Many (name, offset, size) of a remote directory at once: requests run side by side, near ones become one."""
+    """Many (name, offset, size) of a remote directory at once: requests run side by side, near ones become one.
+
+    Raises:
+        RetryableError: one of them was not answered, however often it was asked again; nothing is said of its study.
+    """
     names, starts = [name for name, _, _ in ranges], [at for _, at, _ in ranges]
     ends = [at + size for _, at, size in ranges]
     merged = list(zip(*merge_offset_ranges(names, starts, ends, MERGE_BYTES, MERGED_BYTES), strict=True))
-    fetched = _file_system(root).cat_ranges(
-        [f"{root.rstrip('/')}/{name}" for name, _, _ in merged],
-        [at for _, at, _ in merged],
-        [end for _, _, end in merged],
-    )
+    fetched, left = list[bytes | Exception]([b""] * len(merged)), list(range(len(merged)))
+
+    def ask() -> None:
+        names, starts, ends = zip(*(merged[number] for number in left), strict=True)
+        paths = [f"{root.rstrip('/')}/{name}" for name in names]
+        answers = _file_system(root).cat_ranges(paths, list(starts), list(ends), on_error="return")
+        for number, answer in zip([*left], answers, strict=True):
+            if not may_pass(answer):
+                fetched[number] = answer
+                left.remove(number)
+        if left:
+            raise next(answer for answer in answers if may_pass(answer))
+
+    patiently(f"{len(merged)} requests to {root}", ask)
     pieces: dict[str, list[tuple[int, int, bytes | Exception]]] = {}
     for (name, at, end), data in zip(merged, fetched, strict=True):
         pieces.setdefault(name, []).append((at, end, data))

@@ -20,7 +20,7 @@ from pathlib import Path
 from ray.data import Dataset
 from rich.progress import track
 
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, RetryableError, may_pass
 from shards.session import in_our_words, quiet
 from shards.study import SPLITS, Drop, Record
 from shards.tars.format import FORMAT, MAX_JSON_BYTES, SHARDS_FILE, SIDE_FILE, Entry, TarIndex, index_path
@@ -133,8 +133,10 @@ def write_tar(
             totals=dict(sorted(totals.items())), largest=dict(sorted(largest.items())),
         )  # fmt: skip
         write_atomic(index_path(path), index.model_dump_json(exclude_defaults=True).encode())
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except Exception as error:
+        if isinstance(error, OSError) or may_pass(error):
+            raise unwritable(path, error) from error
+        raise
     return index
 
 
@@ -157,10 +159,12 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int, 
     return at, len(data), zlib.crc32(data)
 
 
-def unwritable(path: Place, error: OSError) -> DataError:
+def unwritable(path: Place, error: Exception) -> DataError | RetryableError:
     """What to tell when a tar cannot be written."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return DataError(f"{path} cannot be written: {error.strerror or error}")
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        if may_pass(error):
+            return RetryableError(f"{path} cannot be written at the moment ({error}): run the same command again")
+        return DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}")
     free = f" ({shutil.disk_usage(path.parent).free:,} bytes free)" if is_local(path) else ""
     return DataError(
         f"no space left for {path}{free}: free some or choose another directory, then run the same command again. "
