@@ -41,6 +41,8 @@ PROCESSES = {
     "r2kg train": "from jobs.cli import main",
 }
 """What is killed → what its command line holds."""
+UNNOTICED = 50
+"""Steps after which a kill has ended nothing that the run needed, so that no group will start for it."""
 STARTING = ("worker", "controller", "raylet", "head", "attempt")
 """What is there while workers start."""
 
@@ -97,7 +99,7 @@ class Storm:
 
     def groups(self) -> int:
         """Groups of workers that have started so far."""
-        return len(self.files.groups.read_text().splitlines()) if self.files.groups.exists() else 0
+        return self.files.groups.read_text().count(" started") if self.files.groups.exists() else 0
 
     def rage(self, kills: list[str], patience: float = 900.0) -> None:
         """Kill each in its turn: two in three at a random moment of the running phase, one in three in the first 12 s.
@@ -111,6 +113,7 @@ class Storm:
             early = what in STARTING and self.random.random() < 1 / 3
             while not (self.groups() > groups and self.pids("worker") if early else self.step() > step):
                 self.go_on(deadline)
+                early = early and self.step() <= step + UNNOTICED  # what was killed last was of no use any more
             time.sleep(self.random.uniform(0, 10 if early else 3))
             while not self.kill(what):
                 self.go_on(deadline)
@@ -126,7 +129,8 @@ class Storm:
         if (code := self.ended()) in (75, -9):
             self.submit()
         elif code is not None:
-            raise RuntimeError(f"it ended with {code}: see {self.files.directory.with_suffix('.out')}")
+            more = ", before all kills: raise --steps" if not code else ""
+            raise RuntimeError(f"it ended with {code}{more}: see {self.files.directory.with_suffix('.out')}")
         time.sleep(0.1)
 
     def left(self) -> list[str]:

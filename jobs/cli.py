@@ -57,13 +57,14 @@ def run(*jobs: Callable) -> None:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """End the process on an error of ours, in one sentence and with its exit code."""
+def one_sentence(**codes: int) -> Iterator[None]:
+    """End the process on an error of ours, in one sentence and with its exit code; `codes` has others by name."""
     try:
         yield
     except tuple(EXIT_CODES) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+        name = type(error).__name__
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(codes.get(name) or next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from shards.errors import ConfigError
 from shards.tars.format import read_manifest
 from shards.tars.place import place
 
-MAY_CHANGE = ("model.decoding", "data.on_bad", "data.verify", "data.features", "data.sides", "train.micro_batch")
+MAY_CHANGE = (
+    *("model.decoding", "data.on_bad", "data.verify", "data.features", "data.sides"),
+    *("train.micro_batch", "train.gpus", "train.wait_minutes"),
+)
 
 
 def main(

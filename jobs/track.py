@@ -1,5 +1,6 @@
 """Send a run's records to MLflow."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ from jobs.cli import run
 from r2kg.rundir import RunFiles, saved_run
 from r2kg.tracking import Tracker, tracking_note
 from shards.errors import ConfigError, RetryableError
+
+PAUSE_SECONDS = 5.0
 
 
 def main(
@@ -20,10 +23,14 @@ def main(
     saved = saved_run(run_directory).change({"tracking.uri": uri} if uri else {})
     if not RunFiles(saved.directory).metrics.exists():
         raise ConfigError(f"{saved.name} has no records yet: {RunFiles(saved.directory).metrics} is missing")
-    tracker = Tracker(saved)
-    note = tracking_note(tracker.close(patience=patience), tracker)
-    if tracker.unsent():
-        raise RetryableError(note)
+    deadline, unsent = time.monotonic() + patience, 1
+    while unsent:
+        tracker = Tracker(saved)
+        unsent = tracker.close(patience=max(1.0, deadline - time.monotonic()))
+        note = tracking_note(unsent, tracker)
+        if unsent and time.monotonic() > deadline:
+            raise RetryableError(note)
+        time.sleep(PAUSE_SECONDS if unsent else 0)
     print(note)
 
 

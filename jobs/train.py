@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import one_sentence, run
-from r2kg.attempts.supervise import supervise
+from r2kg.attempts.supervise import WAITED, supervise
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
@@ -37,7 +37,7 @@ def attempt(saved: str, name: str, restarts: int) -> None:
     # seconds of torch and transformers, which pass while Ray's processes start
     libraries = Thread(target=import_module, args=("r2kg.modules.vision",), daemon=True)
     libraries.start()
-    with one_sentence():
+    with one_sentence(WaitedError=WAITED):
         connect_ray(resolved.directory)
         libraries.join()
         from r2kg.scoring.choose import choose_checkpoint, refuse_choice

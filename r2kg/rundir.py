@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from r2kg.config.run import Run, load_run, local_fields
-from shards.errors import ConfigError, DataError, RetryableError, may_pass
+from shards.errors import ConfigError, DataError
 from shards.privacy import OURS
-from shards.tars.place import write_atomic
+from shards.tars.place import patiently, size_of, write_atomic
 
 UNREAD = "unread-{}.jsonl"
 """By rank: lines of [key, cause]."""
@@ -32,17 +32,15 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
         RetryableError: the file system did not answer for a moment, which says nothing of the file.
     """
     try:
-        if not path.is_file():
+        if (size := size_of(path)) < 0:
             raise ValueError(f"{path.name} is missing, or no regular file")
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        if size > MAX_JSON_BYTES:
             raise ValueError(f"{path.name} has {size:,} bytes, at most {MAX_JSON_BYTES:,} are read")
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_json(patiently(str(path), path.read_bytes))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ValueError(f"{path.name} is damaged: {fault['msg']}") from None
     except OSError as error:
-        if may_pass(error):
-            raise RetryableError(f"{path} cannot be read at the moment: {error.strerror}") from error
         raise ValueError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
@@ -120,14 +118,18 @@ class RunFiles:
     def losses_of(self, attempt: str) -> int:
         """What an attempt that is over, and has not ended the run, counts for against `train.max_restarts`; at least 1.
 
-        A group that a preemption ended is followed by the next one without having been lost.
+        A group that a preemption ended is followed by the next one without having been lost; what took the attempt
+        itself, be it a preemption of the driver's node, counts.
         """
         lines = [line.endswith(" lost") for line in self._noted(attempt)]
         lost = sum(now and not before for before, now in zip([False, *lines], lines, strict=False))
         return lost + (not lines or not lines[-1])
 
     def _noted(self, attempt: str) -> list[str]:
-        lines = self.groups.read_text().splitlines() if self.groups.exists() else []
+        try:
+            lines = patiently(str(self.groups), self.groups.read_text).splitlines()
+        except FileNotFoundError:
+            return []
         return [line for line in lines if line.startswith(f"{attempt} ")]
 
     def note_failure(self, attempt: str, kind: str, message: str, traceback: str) -> None:

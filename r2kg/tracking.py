@@ -14,7 +14,8 @@ from typing import Any
 
 from r2kg.config.needs import CARD
 from r2kg.config.run import Run
-from r2kg.rundir import RunFiles, directory_of, record_of, saved_run
+from r2kg.rundir import RunFiles, directory_of, read_json, record_of, saved_run
+from shards.errors import RetryableError
 from shards.tars.place import write_atomic
 
 # Without a bound, an MLflow client waits minutes for a server that is gone (MLflow retries 7 times by default).
@@ -33,7 +34,11 @@ def tracking_uri(run: Run) -> str:
 
 
 class Tracker:
-    """Writes a run's records and forwards them to MLflow. One writer per run directory: rank 0, then the driver."""
+    """Writes a run's records and forwards them to MLflow.
+
+    Rank 0 writes while training goes on, and what is done with the run after it. Two at a time send some records
+    twice, which MLflow keeps as one: nothing else is lost.
+    """
 
     def __init__(self, run: Run, running: bool = False):
         """Open (or continue) the records of `run`; the directory must exist.
@@ -90,7 +95,7 @@ class Tracker:
             try:
                 self._forward(ending)
             except Exception as error:
-                self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                self.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 self._stop.wait(RETRY_SECONDS)
 
     def _forward(self, ending: bool) -> None:
@@ -209,7 +214,8 @@ def tracking_note(unsent: int, tracker: Tracker) -> str:
     if not unsent:
         return f"MLflow at {tracker.uri} holds all records of {tracker.run.name}."
     return (
-        f"MLflow at {tracker.uri} has not taken {unsent} records of {tracker.run.name} ({tracker.problem}); they are "
+        f"MLflow at {tracker.uri} has not taken {unsent} records of {tracker.run.name} "
+        f"({tracker.problem or 'it gave no answer in time'}); they are "
         f"kept in {tracker.files.metrics}: `r2kg track {tracker.files.directory}` sends them once a server answers."
     )
 
@@ -219,8 +225,10 @@ def close_run(run: Run, status: str) -> str:
 
     In bounded time and without an error of the server's; one that is not under way keeps the status it has.
     """
-    files = RunFiles(run.directory)
-    if not files.cursor.exists() or json.loads(files.cursor.read_text()).get("status") != "RUNNING":
+    try:
+        if read_json(RunFiles(run.directory).cursor).get("status") != "RUNNING":
+            return ""
+    except (ValueError, RetryableError):  # there is none, or a damaged one
         return ""
     tracker = Tracker(run)
     return tracking_note(tracker.close(status, patience=30.0), tracker)

@@ -23,6 +23,10 @@ class RetryableError(RuntimeError):
     """Something outside the run failed (a node, storage for a moment). Restarting from the last checkpoint may help."""
 
 
+class WaitedError(RetryableError):
+    """What was waited for did not come in the time that was set: when to try again is for a person to say."""
+
+
 LASTING_ERRNO = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO,
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ESPIPE,

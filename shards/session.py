@@ -4,13 +4,14 @@ import atexit
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import RetryableError
+from shards.errors import RetryableError, WaitedError
 from shards.privacy import OURS
 
 if TYPE_CHECKING:  # a second, for which the process that only starts others need not wait
@@ -39,9 +40,7 @@ def connect_ray(beside: Path | None = None) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     where: dict[str, Any] = {"logging_level": "error"}
     if beside and not joining():
-        spill = beside / SPILL
-        spill.mkdir(parents=True, exist_ok=True)
-        atexit.register(shutil.rmtree, spill, ignore_errors=True)
+        spill = _spill_directory(beside)
         where["object_spilling_directory"] = str(spill)
     try:
         ray.init(**where, log_to_driver=joining())
@@ -51,6 +50,20 @@ def connect_ray(beside: Path | None = None) -> None:
         what = f"the Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "a Ray session"
         cause = " ".join(str(error).split())[:300]
         raise RetryableError(f"{what} could not be {'joined' if joining() else 'started'}: {cause}") from error
+
+
+def _spill_directory(beside: Path) -> Path:
+    """A directory below `beside` that goes with this process; those of processes that were killed go now."""
+    import psutil
+
+    host = socket.gethostname()
+    for left in beside.glob(f"{SPILL}-{host}-*"):
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    spill = beside / f"{SPILL}-{host}-{os.getpid()}"
+    spill.mkdir(parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, spill, ignore_errors=True)
+    return spill
 
 
 def joining() -> bool:
@@ -85,11 +98,11 @@ def most_there_can_be() -> dict[str, float]:
     return total
 
 
-def wait_for(count: int, each: dict[str, float], minutes: float) -> None:
+def wait_for(count: int, each: dict[str, float], minutes: float, way_out: str = "") -> None:
     """Wait until the cluster has `count` times what `each` names by kind; an autoscaler is asked for it.
 
     Raises:
-        RetryableError: it has not, after so many minutes (`train.wait_minutes`).
+        WaitedError: it has not, after so many minutes (`train.wait_minutes`); `way_out` is what else may be done.
     """
     import ray
     from ray.autoscaler.sdk import request_resources
@@ -102,9 +115,9 @@ def wait_for(count: int, each: dict[str, float], minutes: float) -> None:
             print(f"Waiting for nodes with {' and '.join(lacking)} more (train.wait_minutes={minutes:g}).", flush=True)
             request_resources(bundles=[each] * count)
         if now > deadline:
-            raise RetryableError(
-                f"no node with {' and '.join(lacking)} came in train.wait_minutes={minutes:g}: see what the "
-                "autoscaler says (`ray status`), and run the same command again"
+            raise WaitedError(
+                f"no node with {' and '.join(lacking)} came in train.wait_minutes={minutes:g}: see what `ray status` "
+                f"says, and run the same command again{', ' * bool(way_out)}{way_out}"
             )
         time.sleep(1.0)
         have = ray.cluster_resources()
@@ -120,7 +133,7 @@ def quiet(dataset: "Dataset") -> "Dataset":
 
 
 @contextmanager
-def in_our_words(what: str = "what worked on this") -> Iterator[None]:
+def in_our_words(what: str = "a worker") -> Iterator[None]:
     """Raise an error of ours that a worker met as it was there, and another's as Ray's.
 
     Raises:

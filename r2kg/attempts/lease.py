@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from shards.errors import ConfigError
-from shards.tars.place import write_atomic
+from shards.errors import ConfigError, RetryableError
+from shards.tars.place import patiently, write_atomic
 
 LEASE = "lease.json"
 BEAT_SECONDS = 5.0
@@ -39,6 +41,7 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
 
     Raises:
         ConfigError: another holds it; who, where and since when.
+        RetryableError: the file system does not answer.
     """
     new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
@@ -47,7 +50,7 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held["since"]))
         raise ConfigError(
             f"{what} already: process {held['pid']} on {held['host']} has held {directory} since {since}. Wait for it, "
-            f"stop it (kill {held['pid']} there), or choose another name="
+            f"or stop it (kill {held['pid']} there)"
         )
     mine = {"token": token, "host": socket.gethostname(), "processes": _processes(), "pid": os.getpid()}
     mine |= {"born": _born(os.getpid()), "since": time.time(), "beats": 0}
@@ -63,17 +66,27 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
     finally:
         done.set()
         thread.join()
-        if _read(path).get("token") == token:
-            path.unlink(missing_ok=True)
+        with suppress(OSError, RetryableError):  # else it is seen to be gone, as that of a killed one
+            if _read(path).get("token") == token:
+                path.unlink(missing_ok=True)
         if new:  # what was refused leaves no empty directory
             with suppress(OSError):
                 directory.rmdir()
 
 
+def stop_main(sentence: str) -> None:
+    """Say why, then end this process's main thread as Ctrl-C does: for `lost`, where nothing else can be done."""
+    print(f"Stopping: {sentence}.", file=sys.stderr, flush=True)
+    interrupt_main()
+
+
 def _beat(path: Path, mine: dict[str, Any], done: threading.Event, lost: Callable[[str], None]) -> None:
     """Write `mine` with one beat more every 5 s, until it is `done` or another's stands there."""
     while not done.wait(BEAT_SECONDS):
-        held = _read(path)
+        try:
+            held = _read(path)
+        except RetryableError:  # nobody can tell: the next beat may
+            continue
         if held and held["token"] != mine["token"]:
             lost(f"process {held['pid']} on {held['host']} has taken {path.parent}, which this one held")
             return
@@ -85,9 +98,13 @@ def _beat(path: Path, mine: dict[str, Any], done: threading.Event, lost: Callabl
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What stands in a lease; {} where there is none, or a torn one, which no holder of ours leaves."""
+    """What stands in a lease; {} where there is none, or a torn one, which no holder of ours leaves.
+
+    Raises:
+        RetryableError: the file system does not answer, so that nobody can tell.
+    """
     try:
-        held = json.loads(path.read_text())
+        held = json.loads(patiently(str(path), path.read_text))
         return held if {"token", "host", "processes", "pid", "born", "since", "beats"} <= held.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -18,6 +18,7 @@ from r2kg.attempts.lease import lease
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, new_attempt
 from r2kg.tracking import close_run
+from shards.errors import RetryableError, may_pass
 from shards.session import joining
 
 Target = Callable[[str, str, int], None]
@@ -25,6 +26,8 @@ RETRY = 75
 """Exit code (EX_TEMPFAIL) of what may succeed when it is submitted again: also of one attempt to this process."""
 FAULT = 70
 """Exit code (EX_SOFTWARE) of an attempt that a mistake in a program ended: 1 is what Ray ends its processes with."""
+WAITED = 69
+"""Exit code (EX_UNAVAILABLE) of an attempt that waited in vain for nodes: the next one would only wait once more."""
 GRACE_SECONDS = 30.0
 LONGEST_PAUSE = 60.0
 
@@ -66,6 +69,8 @@ def _attempts(run: Run, attempts: "Attempts") -> int:
         began, code = time.monotonic(), attempts.make(limit if limit < 0 else limit - lost)
         if attempts.told is not None:
             return attempts.told
+        if code == WAITED:
+            return RETRY
         if code not in (RETRY, 1) and code >= 0:
             return 1 if code == FAULT else code
         lost += attempts.losses()
@@ -80,7 +85,7 @@ def _attempts(run: Run, attempts: "Attempts") -> int:
             )
             return RETRY
         print(f"{what}Starting {run.name} again, restart {lost}{f' of {limit}' * (limit >= 0)}.", flush=True)
-        attempts.pause(2.0**lost - (time.monotonic() - began))
+        attempts.pause(2.0 ** min(lost, 10) - (time.monotonic() - began))
 
 
 class Attempts:
@@ -106,8 +111,11 @@ class Attempts:
         return self.child.exitcode or 0
 
     def losses(self) -> int:
-        """How often workers were lost in the last attempt, which was lost itself; preemptions are not counted."""
-        return RunFiles(self.run.directory).losses_of(self.name)
+        """What the last attempt, which was lost, counts for: see `RunFiles.losses_of`."""
+        try:
+            return RunFiles(self.run.directory).losses_of(self.name)
+        except (OSError, RetryableError):  # of the run's directory, which may be why it was lost
+            return 1
 
     def pause(self, seconds: float) -> None:
         """Wait, longer after every loss, so that what is gone may come back; a signal ends it."""
@@ -149,9 +157,9 @@ def _attempt(target: Target, run: str, name: str, restarts: int) -> None:
         target(run, name, restarts)
     except KeyboardInterrupt:  # `Attempts.stop` has said it in a sentence
         sys.exit(128 + signal.SIGINT)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        sys.exit(FAULT)
+        sys.exit(RETRY if may_pass(error) else FAULT)
 
 
 def _die_with_parent() -> None:

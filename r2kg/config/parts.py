@@ -202,7 +202,8 @@ class Engine(Part):
             if not isinstance(node, dict):
                 raise ValueError(f"engine.deepspeed.{above} must be a dictionary, which is merged into ours")
             if key in node:
-                raise ValueError(f"engine.deepspeed sets {path}, which is {field} here: set that instead")
+                choices = " to bf16 or fp32" if field == "engine.precision" else ""
+                raise ValueError(f"engine.deepspeed sets {path}, which is {field} here: set that instead{choices}")
         return extra
 
     @model_validator(mode="after")
@@ -270,8 +271,8 @@ class Train(Part):
     """Beginning of a tensor's name in `init_from` → its beginning here; null leaves those tensors out. The longest
     wins."""
     max_skipped: int = Field(default=20, ge=0)
-    """Steps in a row without an update, because a gradient was not finite, after which the run stops. The order of
-    studies and the learning rate go on over such a step; train.skipped counts them."""
+    """So many steps in a row may go without an update, because a gradient was not finite; one more, and the run stops.
+    The order of studies and the learning rate go on over such a step; train.skipped counts them."""
     record_studies: bool = False
     """Write which studies every step consumed (consumed/*.jsonl in the run directory)."""
 

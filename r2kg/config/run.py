@@ -19,7 +19,7 @@ from r2kg.config.overrides import TAGS, assign, explain
 from r2kg.config.parts import Data, Decoding, Engine, Optim, Part, Privacy, Tracking, Train
 from shards.errors import ConfigError
 from shards.tars.format import Manifest, read_manifest
-from shards.tars.place import place, write_atomic
+from shards.tars.place import patiently, place, size_of, write_atomic
 
 SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig"}
 """model.system → "module:Class" of its part, imported on use."""
@@ -222,9 +222,9 @@ def load_run(path: Path) -> Run:
         ConfigError: it is missing or torn, or a field of it cannot be.
     """
     try:
-        if not path.is_file():
-            raise FileNotFoundError("it is no regular file")
-        tree = json.loads(path.read_bytes())
+        if size_of(path) < 0:
+            raise FileNotFoundError("it is missing, or no regular file")
+        tree = json.loads(patiently(str(path), path.read_bytes))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is torn or no saved run ({error}): put a whole one in its place") from None
     return _validated(tree)

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from r2kg.config.run import Run
 from r2kg.protocol import parse_choice, protocol_named, protocols_of
-from r2kg.rundir import RunFiles, saved_run
+from r2kg.rundir import RunFiles, read_json, saved_run
 from r2kg.scoring.context import Answers
 from r2kg.scoring.evaluate import score_protocol
 from r2kg.scoring.generate import lines_of, write_reports
@@ -55,8 +56,9 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
     of_data |= {"task": task, "protocol": protocol.name, "hash": protocol.hash}
     waiting = []
     for checkpoint in checkpoints(run.directory):
-        path = files.validation / f"{checkpoint.name}.json"
-        same = path.is_file() and json.loads(path.read_text()).items() >= of_data.items()
+        path, same = files.validation / f"{checkpoint.name}.json", False
+        with suppress(ValueError):  # of a damaged one nothing is known
+            same = read_json(path).items() >= of_data.items()
         if (not same or scored(checkpoint, train.choose) is None) and not complaints(checkpoint):
             path.unlink(missing_ok=True)  # of other weights, studies or rules
             waiting.append(checkpoint)

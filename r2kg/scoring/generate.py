@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sys
-from _thread import interrupt_main
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ import ray.data
 import torch
 from rich.progress import track
 
-from r2kg.attempts.lease import lease
+from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.run import Run
 from r2kg.modules.beams import Generated
 from r2kg.protocol import protocols_of
@@ -29,7 +28,7 @@ from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
-from shards.errors import CheckpointError, ConfigError, DataError
+from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import fence
 from shards.session import connect_ray, in_our_words, most_there_can_be, wait_for
 from shards.stream.blocks import Rows, micro_batches, read_block, stream_blocks
@@ -208,7 +207,7 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
     }
     context |= scoring_context(run.data.shards, manifest, protocols, run.data.on_bad)
     probe = probe_of(run, manifest, state)
-    with lease(out, f"{split} of {run.name} is being written", lambda sentence: interrupt_main()):
+    with lease(out, f"{split} of {run.name} is being written", stop_main):
         print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
         write_reports(run, index, manifest.licence, source, writers, out / "parts", probe=probe)
         offsets, unread = joined(out / "parts", out / "written.jsonl", index)
@@ -274,7 +273,8 @@ def gpus_for(run: Run, writers: int) -> int:
         raise ConfigError(f"{writers} writers need a GPU each, the Ray cluster has {most:g}: lower --writers")
     if most and have < (writers or 1):
         each = {"GPU": 1.0, "CPU": min(1.0, run.train.cpus_per_worker)}
-        wait_for(int(min(wanted, most)), each, run.train.wait_minutes)
+        way_out = "or write on CPUs with train.gpus=false"
+        wait_for(int(min(wanted, most)), each, run.train.wait_minutes, way_out)
         return int(ray.cluster_resources()["GPU"])
     if run.train.gpus and not have:
         print(f"{run.name} was trained on GPUs and the Ray cluster has none: writing on CPUs.")
@@ -301,7 +301,7 @@ def write_reports(
 
     Raises:
         ConfigError: more writers than GPUs.
-        DataError: a study got no prediction.
+        RetryableError: a study got no prediction.
     """
     connect_ray(run.directory)
     size, count = run.train.micro_batch, min(len(index), first or len(index))
@@ -331,7 +331,9 @@ def write_reports(
             for _ in track(reports.iter_rows(), "writing", total=len(left), disable=not sys.stdout.isatty()):
                 pass
     if lacking := [file.name for file in files if not file.exists()]:
-        raise DataError(f"{len(lacking)} blocks of {index.split} were not written, first {lacking[0]}: generate again")
+        raise RetryableError(
+            f"{len(lacking)} blocks of {index.split} were not written, first {lacking[0]}: run the same command again"
+        )
 
 
 def lines_of(parts: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -341,7 +343,10 @@ def lines_of(parts: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """
     for part in sorted(parts.glob("part-*.jsonl")):
         for line in part.read_bytes().splitlines(keepends=True):
-            yield line, json.loads(line)
+            try:
+                yield line, json.loads(line)
+            except ValueError:
+                raise DataError(f"{part} is damaged: delete it, and run the same command again") from None
 
 
 def joined(parts: Path, path: Path, index: Index) -> tuple[Indices, dict[str, str]]:
@@ -359,6 +364,11 @@ def joined(parts: Path, path: Path, index: Index) -> tuple[Indices, dict[str, st
             else:
                 starts.append(at)
                 at += file.write(line)
+        if (found := len(starts) + len(unread)) != len(index.keys):
+            raise DataError(
+                f"{parts} holds {found} of {len(index.keys)} studies: a file there was damaged after it "
+                "was written. Delete that directory, and run the same command again"
+            )
     return np.array(starts, np.int64), unread
 
 

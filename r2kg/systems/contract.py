@@ -1,7 +1,7 @@
 """What training and generation know of a system's model, whichever it is."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -98,14 +98,17 @@ def stored(model: Model) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_stored(model: Model, state: Mapping[str, Tensor]) -> None:
-    """Copy stored tensors into the model, keeping its own dtypes and device.
+def load_stored(model: Model, state: Mapping[str, Tensor], names: Collection[str] | None = None) -> None:
+    """Copy stored tensors into the model, keeping its own dtypes and device; each is asked for once.
+
+    `names` of `state` are the model's, all of them by default.
 
     Raises:
         CheckpointError: names or shapes differ from what the model stores.
     """
     own = stored(model)
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    names = state.keys() if names is None else set(names)
+    missing, extra = sorted(own.keys() - names), sorted(names - own.keys())
     if missing or extra:
         raise CheckpointError(
             f"stored weights are of another model: {len(missing)} missing (first {missing[:3]}), {len(extra)} unknown "

@@ -25,7 +25,7 @@ from r2kg.modules.vision import read_weights
 from r2kg.rundir import RunFiles, read_json
 from r2kg.systems.contract import Model, build_model, fill
 from r2kg.training.checkpoint import MANIFEST, complaints, find_checkpoint, read_state, read_tensors, weights_of
-from shards.errors import CheckpointError, ConfigError, DataError
+from shards.errors import ConfigError, DataError, RetryableError
 from shards.privacy import fence
 from shards.session import connect_ray, in_our_words
 from shards.tars.format import Manifest
@@ -89,9 +89,9 @@ def checked_card(folder: Path, hashes: bool = False) -> dict[str, Any]:
         for name, (size, digest) in card["files"].items():
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 faults.append(f"{name[:80]!r} leads out of it")
-            elif not (folder / name).is_file():
+            elif (found := size_of(folder / name)) < 0:
                 faults.append(f"{name[:80]} is missing")
-            elif (found := size_of(folder / name)) != size:
+            elif found != size:
                 faults.append(f"{name} has {found} of {size} bytes")
             elif hashes and sha256_of(folder / name) != digest:
                 faults.append(f"{name} has another sha256")
@@ -265,7 +265,7 @@ def _read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint of a run that may be going on."""
     tensors = weights_of(read_tensors(checkpoint))
     if gone := complaints(checkpoint, hashes=False):
-        raise CheckpointError(f"{checkpoint} was deleted while it was read ({gone[0]}): submit the run again")
+        raise RetryableError(f"{checkpoint} was deleted while it was read ({gone[0]}): submit the run again")
     return dict(tensors)
 
 

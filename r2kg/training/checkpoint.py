@@ -22,12 +22,14 @@ from torch import Tensor
 
 from r2kg.protocol import parse_choice
 from r2kg.rundir import RunFiles, read_json
+from r2kg.training.optim import gentler
 from shards.errors import CheckpointError, ConfigError, RetryableError, may_pass
 from shards.tars.place import remember_sha256, sha256_of, size_of, write_atomic
 
 MANIFEST = "manifest.json"
 PART = r"part-\d{5,}-of-(\d{5,})\.safetensors"
 FileName = Annotated[str, Field(pattern=rf"^(?:{PART}|state\.json)$")]
+UNREAD = "Run the same command again; if it stays so, move that away, and the newest good one before it is taken"
 MOMENT = "@"
 """What the optimiser keeps of the parameter NAME is stored as NAME@exp_avg, NAME@exp_avg_sq, ...: no parameter's and no
 buffer's name holds this sign."""
@@ -69,13 +71,18 @@ def write_checkpoint(
     if broken := [name for names, _, _ in told for name in names]:
         raise CheckpointError(
             f"{len(broken)} tensors hold values that are not finite at step {state['step']} (first {broken[0]}): no "
-            "checkpoint is written of them. Go on from an earlier one with a lower optim.lr, or with optim.clip=1.0"
+            f"checkpoint is written of them. {gentler(run_directory)}"
         )
     check_room(final.parent, sum(size for _, size, _ in told), free=told[0][2])
     file = partial / f"part-{rank:05d}-of-{world:05d}.safetensors"
-    save_file(part, seen(partial) / file.name)
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
+    try:
+        save_file(part, seen(partial) / file.name)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    except (SafetensorError, OSError) as error:
+        full = re.search(r"os error (?:28|122)\b|Errno (?:28|122)\b", str(error))  # ENOSPC, EDQUOT
+        kind, then = (CheckpointError, "make room, or raise the quota") if full else (RetryableError, "submit it again")
+        raise kind(f"{file} cannot be written ({error}): {then}; the newest checkpoint stays") from error
     parts = gather((file.name, file.stat().st_size, sha256_of(file)))
     if rank == 0:
         write_atomic(partial / "state.json", json.dumps(state, indent=1).encode())
@@ -153,7 +160,8 @@ class StoredTensors(Mapping[str, Tensor]):
         try:
             opened = [safe_open(file, "pt") for file in files]
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"tensors of a checkpoint cannot be read: {str(error)[:200]}") from None
+            kind = RetryableError if may_pass(error) else CheckpointError
+            raise kind(f"tensors of a checkpoint cannot be read: {str(error)[:200]}") from error
         self._where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is no mapping
 
     def __getitem__(self, name: str) -> Tensor:
@@ -174,29 +182,9 @@ def read_tensors(checkpoint: Path) -> StoredTensors:
     return StoredTensors(checkpoint / name for name in _expected(checkpoint)["sha256"] if name.startswith("part-"))
 
 
-class Weights(Mapping[str, Tensor]):
-    """Of a checkpoint's tensors the model's own, each read when it is asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        """Of `read_tensors`."""
-        self._tensors, self._names = tensors, [name for name in tensors if MOMENT not in name]
-
-    def __getitem__(self, name: str) -> Tensor:
-        """One of them."""
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Their names."""
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        """Their number."""
-        return len(self._names)
-
-
-def weights_of(tensors: Mapping[str, Tensor]) -> Weights:
+def weights_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's tensors among `read_tensors`': weights and mutable buffers, as `load_stored` takes them."""
-    return Weights(tensors)
+    return {name: tensors[name] for name in tensors if MOMENT not in name}
 
 
 def _expected(checkpoint: Path) -> dict[str, dict[FileName, Any]]:
@@ -237,7 +225,7 @@ def complaints(checkpoint: Path, hashes: bool = True) -> list[str]:
             read_state(checkpoint)
     except (OSError, CheckpointError) as error:
         if may_pass(error):
-            raise RetryableError(f"{checkpoint} cannot be read at the moment: {error}. Submit the run again") from error
+            raise RetryableError(f"{checkpoint} cannot be read at the moment: {error}. {UNREAD}") from error
         return [str(error)]
     return wrong
 
@@ -257,7 +245,7 @@ def checkpoints(run_directory: Path) -> list[Path]:
         return []
     except OSError as error:
         if may_pass(error):
-            raise RetryableError(f"{directory} cannot be read at the moment: {error}. Submit the run again") from error
+            raise RetryableError(f"{directory} cannot be read at the moment: {error}. {UNREAD}") from error
         raise CheckpointError(f"{directory} cannot be read: {error}") from None
 
 
@@ -312,7 +300,7 @@ def find_checkpoint(run_directory: Path, which: str) -> Path:
         names = ", ".join(path.name for path in paths) or "none"
         raise CheckpointError(f"{run_directory} has no checkpoint {which!r}; it holds {names}")
     if wrong := complaints(named[0]):
-        raise CheckpointError("; ".join(wrong))
+        raise CheckpointError(f"{'; '.join(wrong)}. Take another: best, last, or a step of {run_directory}")
     return named[0]
 
 
@@ -322,14 +310,14 @@ def prune(run_directory: Path, kept: int, chosen: bool = False, written: Path | 
     Where another choice than the loss decides which is best, none is deleted before all are scored (`chosen`).
     `written` was hashed a moment ago, and is not read again for it.
     """
-    choice = choice_of(run_directory)
-    if choice and not chosen:
-        return
     try:
+        if (choice := choice_of(run_directory)) and not chosen:
+            return
         good = [path for path in checkpoints(run_directory) if path == written or not complaints(path)]
+        best = _best(good, choice)
     except RetryableError:  # there will be another time
         return
-    for path in set(good) - {*good[-kept:], _best(good, choice), written}:
+    for path in set(good) - {*good[-kept:], best, written}:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -373,15 +361,16 @@ def _best(paths: list[Path], choice: str) -> Path | None:
     return min(finite, default=(None, None))[1]
 
 
-def check_room(directory: Path, needed: int, free: int | None = None) -> None:
-    """Raise CheckpointError when the file system of `directory` cannot take `needed` bytes more.
+def check_room(directory: Path, needed: int, count: int = 1, free: int | None = None) -> None:
+    """Raise CheckpointError when the file system of `directory` cannot take `needed` bytes, `count` checkpoints, more.
 
     Workers compare with what one of them found `free`, so that all come to the same.
     """
     free = shutil.disk_usage(directory).free if free is None else free
     if free < needed:
+        what = "a checkpoint needs" if count == 1 else f"{count} checkpoints, as many as are there at a time, need"
         raise CheckpointError(
-            f"a checkpoint needs {needed / 1e9:.2f} GB, {directory} has {free / 1e9:.2f} GB free: "
-            "make room, set root= to another disk, or lower train.checkpoints_kept (under another train.choose than "
-            "loss: raise train.checkpoint_every)"
+            f"{what} {needed / 1e9:.2f} GB, {directory} has {free / 1e9:.2f} GB free: make room there, lower "
+            "train.checkpoints_kept (under another train.choose than loss: raise train.checkpoint_every), or begin a "
+            "run on another disk with root="
         )

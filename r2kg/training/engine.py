@@ -1,4 +1,4 @@
-"""DeepSpeed behind `step`, `validation_loss`, `state` and `load`: the only file that knows ZeRO.
+"""DeepSpeed behind `step`, `validation_loss` and `state`: the only file that knows ZeRO.
 
 The state is portable: full tensors of what is trained, so a run continues on another number of workers or at another
 ZeRO stage, which DeepSpeed's own checkpoints do not allow.
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from r2kg.config.run import Run
 from r2kg.systems.contract import Batch, Model, load_stored, stored, to_device
-from r2kg.training.checkpoint import MOMENT, weights_of
+from r2kg.training.checkpoint import MOMENT
 from r2kg.training.optim import build_optimizer, learning_rate
 from shards.errors import CheckpointError
 
@@ -108,7 +108,8 @@ class Engine:
                 elif run.engine.precision == "bf16" and parameter.is_floating_point():  # quantised weights are not
                     parameter.data = parameter.data.to(torch.bfloat16)
         if state:
-            load_stored(model, weights_of(state["tensors"]))
+            self.step_number = state["step"]
+            load_stored(model, state["tensors"], [name for name in state["tensors"] if MOMENT not in name])
         buffers = {name: model.get_buffer(name).clone() for name in model.mutable}
         optimizer = build_optimizer(model, run.optim, run.engine.offload_optimizer)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
@@ -141,7 +142,7 @@ class Engine:
         counts = self._sum(_added([self.model.counts(batch) for batch in batches]))
         batches = [to_device(batch, self.device) for batch in batches]
         if self._restore:
-            self._load_moments(self._restore, batches)
+            self._restore = self._load_moments(self._restore, batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(
                 group["peak"], self.run.optim, self.step_number, self.steps, self.steps_per_epoch
@@ -228,17 +229,20 @@ class Engine:
         if not self._overflow:
             self._update(*arguments, **named)
 
-    def _load_moments(self, restore: dict[str, Any], batches: list[dict]) -> None:
-        """Moments exist only after a step: make one that changes nothing, then fill them, the counter, the buffers."""
+    def _load_moments(self, restore: dict[str, Any], batches: list[dict]) -> dict[str, Any] | None:
+        """Moments exist only after a step: make one that changes nothing, then fill them, the counter, the buffers.
+
+        Returns what is left to restore: all of it where the gradients of that step are not finite. The step itself has
+        no update then, as it had none in a run that was not disturbed, and the next one restores.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self._pass(batches, dict.fromkeys(self.model.counts(batches[0]), 0.0))
         tensors, names = restore["tensors"], self._moments()
+        for name in self.model.mutable:  # that step's forward passes changed them
+            self.model.get_buffer(name).copy_(tensors[name])
         if not names:
-            raise CheckpointError(
-                f"{self.run.name} cannot go on at step {restore['step']}: its gradients are not finite, and the "
-                "optimiser's moments are put back in a step. Lower optim.lr, or go on from an earlier checkpoint"
-            )
+            return restore
         if not any(MOMENT in name for name in tensors):  # no step had an update until then
             names = []
         if lacking := [moment for moment in names if f"{self._names[0][0]}{MOMENT}{moment}" not in tensors]:
@@ -262,9 +266,7 @@ class Engine:
                 state["step"].fill_(updates)
             elif "step" in state:
                 state["step"] = updates
-        for name in self.model.mutable:  # that step's forward passes changed them
-            self.model.get_buffer(name).copy_(tensors[name])
-        self.step_number, self._restore = restore["step"], None
+        return None
 
     def _moments(self) -> list[str]:
         """Names of what the optimiser keeps of every parameter: its state's tensors that are as large as their key."""

@@ -1,7 +1,6 @@
 """The driver's side of training: what comes before the workers, the Ray Train group, what ends a run."""
 
 import os
-from _thread import interrupt_main
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, UserC
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from r2kg.attempts.lease import lease
+from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.run import Run, load_run
 from r2kg.rundir import RunFiles, new_attempt
 from r2kg.tracking import close_run
@@ -49,7 +48,7 @@ def train(run: Run) -> dict:
         RetryableError: workers were lost more often than `train.max_restarts` allows, or Ray's controller was.
     """
     run = run.absolute()
-    with lease(run.directory, f"{run.name} is being trained", lambda sentence: interrupt_main()):
+    with lease(run.directory, f"{run.name} is being trained", stop_main):
         try:
             return attempt(run, new_attempt(), run.train.max_restarts)
         except BaseException as error:
@@ -159,15 +158,15 @@ def film_streams(run: Run, plan: Plan, name: str = "") -> dict[str, Dataset | Ca
     )  # fmt: skip
 
     def training() -> Dataset:
-        """From the newest good checkpoint on. A failure that no restart can mend is raised here, which ends the run."""
+        """From the newest good checkpoint on. What is raised here ends the attempt; the driver raises it as it was."""
         files = RunFiles(run.directory)
         files.raise_failure(name)
-        files.note_group(name)
         try:
             start = newest_checkpoint(run.directory, warn=files.say)
-        except CheckpointError as error:
-            files.note_failure(name, "CheckpointError", str(error), "")
+        except (CheckpointError, RetryableError) as error:
+            files.note_failure(name, type(error).__name__, str(error), "")
             raise
+        files.note_group(name)
         step = read_state(start)["step"] if start else 0
         left = max(0, plan.steps - step)
         share = left * train.global_batch // train.workers

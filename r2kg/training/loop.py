@@ -38,6 +38,7 @@ from r2kg.training.checkpoint import (
 )
 from r2kg.training.engine import Engine, SharedTensors
 from r2kg.training.features import refuse_other_weights
+from r2kg.training.optim import gentler
 from r2kg.training.plan import Plan
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import OURS, fenced
@@ -147,11 +148,11 @@ def _checked_state(start: Path, run: Run, plan: Plan, frozen: dict) -> dict[str,
     """state.json of the checkpoint at which the stream begins.
 
     Raises:
-        CheckpointError: it is damaged by now, or of other shards, artefacts, sides or frozen weights.
-        RetryableError: it is gone by now, or not seen here.
+        CheckpointError: it is of other shards, artefacts, sides or frozen weights.
+        RetryableError: it is damaged or gone by now, or not seen here.
     """
     if wrong := complaints(seen(start)):
-        raise CheckpointError(f"the stream begins at {start.name}, but {'; '.join(wrong)}: submit the run again")
+        raise RetryableError(f"the stream begins at {start.name}, but {'; '.join(wrong)}: submit the run again")
     state = read_state(start)
     then_and_now = {
         "shards": (state["shards"], plan.shards),
@@ -215,7 +216,7 @@ class Worker:
             if not metrics["loss"] < float("inf"):
                 raise ConfigError(
                     f"loss is {metrics['loss']} at step {step} (lr {metrics['lr']:.2g}, gradient norm "
-                    f"{metrics['grad_norm']:.2g}): lower optim.lr, or set optim.clip=1.0"
+                    f"{metrics['grad_norm']:.2g}). {gentler(self.run.directory)}"
                 )
             self.count_skipped(step, metrics)
             if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
@@ -241,7 +242,8 @@ class Worker:
             raise ConfigError(
                 f"no step since {step + 1 - self.in_a_row} has changed anything: the gradients of "
                 f"{self.in_a_row} steps in a row were not finite (loss {metrics['loss']:.3f}, lr {metrics['lr']:.2g}, "
-                f"train.max_skipped={self.run.train.max_skipped}). Lower optim.lr, or set engine.precision=fp32"
+                f"train.max_skipped={self.run.train.max_skipped}). {gentler(self.run.directory)}; or "
+                "submit it again with engine.precision=fp32"
             )
 
     def log(self, step: int, metrics: dict) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,3 +83,11 @@ def learning_rate(peak: float, optim: Optim, step: int, steps: int, steps_per_ep
     floor, done = min(optim.min_lr, peak), min(1.0, position / length)
     left = 1 - done if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return floor + (peak - floor) * left
+
+
+def gentler(run_directory: Path) -> str:
+    """What to do about a run whose numbers ran away: its own settings cannot change any more."""
+    return (
+        "Begin another run with a lower optim.lr, or with optim.clip=1.0, under another name=; "
+        f"train.init_from={run_directory}@STEP gives it the weights of an earlier checkpoint"
+    )

@@ -126,10 +126,12 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
             f"train.patience={run.train.patience} needs a validation loss, but the validation split is empty"
         )
     there = next(path for path in (run.directory, *run.directory.parents) if path.exists())
-    kept = run.train.checkpoints_kept + 2
+    kept, written = run.train.checkpoints_kept + 2, [int(path.name[5:]) for path in checkpoints(run.directory)]
     if choice:  # none is deleted before all are scored
-        kept = max(kept, math.ceil(plan.steps / run.train.checkpoint_every) + 1 - len(checkpoints(run.directory)))
-    check_room(there, plan.checkpoint_bytes * kept)
+        kept = max(kept, math.ceil(plan.steps / run.train.checkpoint_every) + 1)
+    if max(written, default=-1) < plan.steps:  # what a run that goes on has written takes its room already
+        count = max(1, kept - len(written))
+        check_room(there, plan.checkpoint_bytes * count, count)
     return plan
 
 

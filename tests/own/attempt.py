@@ -3,6 +3,7 @@
 Each attempt appends a line to attempts.txt in the run's directory: its process, the restarts that are left.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -34,5 +35,9 @@ def attempt(saved: str, name: str, restarts: int) -> None:
                 files.note_group(name)
                 files.note_group(name, lost=True)
             sys.exit(75)
+        case "waits in vain", _:
+            sys.exit(69)
+        case "fails to read", 1:
+            raise OSError(errno.EIO, "Input/output error")
         case "loses all", _:
             sys.exit(75)

@@ -123,6 +123,25 @@ def test_a_torn_record_costs_no_other(run):
     assert history(run, tracking_uri(run), "loss") == [(1, 1.0), (3, 3.0), (4, 4.0)]
 
 
+def test_an_error_that_says_nothing_does_not_end_the_sending(run, monkeypatch):
+    told = []
+
+    def forward(tracker, ending):
+        told.append(ending)
+        raise RuntimeError
+
+    monkeypatch.setattr(Tracker, "_forward", forward)
+    tracker = Tracker(run)
+    tracker.log(1, loss=1.0)
+    assert tracker.close(patience=5) == 1 and told == [True]
+    assert "RuntimeError" in tracking_note(1, tracker)
+
+
+def test_a_damaged_cursor_hides_no_error(run):
+    run.directory.joinpath("mlflow.json").write_text("{")
+    assert close_run(run, "FAILED") == ""
+
+
 def test_every_record_that_waits_is_counted(run):
     tracker = Tracker(run.change({"tracking.uri": "http://127.0.0.1:9"}))
     for step in range(1203):

@@ -1,15 +1,18 @@
 """A directory has one holder, on whatever machine."""
 
+import errno
 import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from r2kg.attempts import lease as module
 from r2kg.attempts.lease import LEASE, lease
-from shards.errors import ConfigError
+from shards.errors import ConfigError, RetryableError
+from shards.tars import place
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +60,26 @@ def test_a_torn_one_or_one_of_a_process_that_is_gone_is_taken(tmp_path):
     (tmp_path / LEASE).write_text('{"token": ')
     with lease(tmp_path, "x", print):
         pass
+
+
+def test_one_that_cannot_be_read_at_the_moment_is_nobodys_to_take(tmp_path, monkeypatch):
+    """A file that is replaced every 5 s is stale for a reader on NFS now and then; its holder is alive."""
+    whole, answers = Path.read_text, [OSError(errno.ESTALE, "stale")] * 2
+
+    def read(path, *arguments):
+        if path.name == LEASE and answers:
+            raise answers.pop()
+        return whole(path, *arguments)
+
+    monkeypatch.setattr(place, "WAITS", (0.01,) * 2)
+    with lease(tmp_path, "x", print):
+        monkeypatch.setattr(Path, "read_text", read)
+        with pytest.raises(ConfigError, match="x already"), lease(tmp_path, "x", print):
+            raise AssertionError("two hold it")
+        answers += [OSError(errno.EIO, "away")] * 9
+        with pytest.raises(RetryableError, match="did not answer"), lease(tmp_path, "x", print):
+            raise AssertionError("two hold it")
+        answers.clear()
 
 
 def test_one_of_another_machine_is_taken_when_its_beats_stand_still(tmp_path, capsys):

@@ -43,6 +43,7 @@ def made(run: Run) -> list[list[int]]:
         ("ends", [3], ""),
         ("is killed", [3, 2], "The driver died of SIGKILL. Starting a-run again, restart 1 of 3."),
         ("loses its head", [3, 2], "Ray's head was lost. Starting a-run again, restart 1 of 3."),
+        ("fails to read", [3, 2], "Starting a-run again, restart 1 of 3."),
         ("loses workers", [3, 1], "Starting a-run again, restart 2 of 3."),
     ],
 )
@@ -53,7 +54,7 @@ def test_a_lost_attempt_is_made_again(run, capfd, what, left, sentence):
     assert not (run.directory / LEASE).exists()
 
 
-@pytest.mark.parametrize(("what", "code"), [("is refused", 2), ("is wrong", 1)])
+@pytest.mark.parametrize(("what", "code"), [("is refused", 2), ("is wrong", 1), ("waits in vain", 75)])
 def test_what_a_restart_cannot_mend_is_not_tried_again(run, capfd, what, code):
     assert supervise(run.change({"recipe": what}), attempt.attempt) == code
     assert len(made(run)) == 1

@@ -98,8 +98,13 @@ def test_a_choice_that_cannot_be_stops_before_any_worker(phantom_shards, tmp_pat
 
 def test_room_is_wanted_for_all_checkpoints_until_one_is_chosen(small_run, phantom_shards, monkeypatch):
     run = small_run({"train.steps": 100, "train.checkpoint_every": 9})
-    wanted: list[int] = []
-    monkeypatch.setattr("r2kg.training.plan.check_room", lambda directory, needed: wanted.append(needed))
+    wanted: list[tuple[int, int]] = []
+    monkeypatch.setattr("r2kg.training.plan.check_room", lambda directory, *needed: wanted.append(needed))
     plan = preflight(run, read_manifest(phantom_shards), {})
     preflight(run.change({"train.choose": "BLEU-4"}), read_manifest(phantom_shards), {})
-    assert wanted == [4 * plan.checkpoint_bytes, 13 * plan.checkpoint_bytes]
+    for step in (9, 18, 27):  # of a run that goes on: they take their room already
+        (RunFiles(run.directory).checkpoints / f"step-{step:08d}").mkdir(parents=True)
+    preflight(run, read_manifest(phantom_shards), {})
+    (RunFiles(run.directory).checkpoints / "step-00000100").mkdir()
+    preflight(run, read_manifest(phantom_shards), {})  # one that is at its end writes none
+    assert wanted == [(count * plan.checkpoint_bytes, count) for count in (4, 13, 1)]

@@ -24,7 +24,7 @@ from r2kg.scoring.generate import PART, Writer, derangement, generate, joined, p
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import find_checkpoint, read_state
-from shards.errors import CheckpointError, ConfigError
+from shards.errors import CheckpointError, ConfigError, DataError
 from shards.stream.blocks import read_block, stream_blocks
 from shards.stream.index import Index, read_studies
 from shards.stream.order import sequential_blocks
@@ -129,12 +129,22 @@ def test_a_derangement_gives_everybody_another(n: int, tmp_path: Path) -> None:
     for first in range(0, n, 3):
         part = "".join(json.dumps(line) + "\n" for line in lines[first : first + 3])
         (tmp_path / PART.format(first)).write_text(part)
-    offsets, unread = joined(tmp_path, tmp_path / "whole", SimpleNamespace(keys=[]))  # type: ignore[arg-type]
+    offsets, unread = joined(tmp_path, tmp_path / "whole", SimpleNamespace(keys=[b""] * n))  # type: ignore[arg-type]
     assert len(offsets) == n and not unread
     written = list(shuffled(tmp_path / "whole", offsets, donors))
     assert [line["prediction"] for line in written] == [f"p{i}" for i in donors]
     assert [line["id"] for line in written] == list(range(n))
     assert not len(derangement(1, 0)) and not len(derangement(0, 0))
+
+
+def test_a_damaged_part_is_named_and_never_passes_for_whole(tmp_path):
+    """Of a disk that lost a block after the file was renamed."""
+    index, part = SimpleNamespace(keys=[b"a", b"b"]), tmp_path / PART.format(0)
+    torn, lost = '{"key": "a"}\n{"ke', '{"key": "a"}\n'
+    for content, said in ((torn, f"{part} is damaged: delete it"), (lost, "holds 1 of 2 studies")):
+        part.write_text(content)
+        with pytest.raises(DataError, match=said):
+            joined(tmp_path, tmp_path / "whole", index)  # type: ignore[arg-type]
 
 
 def test_films_of_another_study_stand_beside_its_own_record(phantom_shards: Path, ray_session: None) -> None:

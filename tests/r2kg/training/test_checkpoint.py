@@ -9,6 +9,7 @@ from threading import Barrier, Thread
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from r2kg.config.run import Run
@@ -352,6 +353,21 @@ def test_room_is_asked_for_what_all_workers_write_together(tmp_path, monkeypatch
             thread.join()
         assert errors == ["a checkpoint needs 0.00 GB, "] * refused
     assert len(checkpoints(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "way_out"),
+    [(28, CheckpointError, "raise the quota"), (122, CheckpointError, "raise the quota"), (5, RetryableError, "again")],
+)
+def test_a_part_that_cannot_be_written_says_whether_to_try_again(tmp_path, monkeypatch, number, kind, way_out):
+    """A quota shows nowhere before."""
+
+    def save(tensors, path):
+        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+
+    monkeypatch.setattr("r2kg.training.checkpoint.save_file", save)
+    with pytest.raises(kind, match=rf"part-00000-of-00001.safetensors cannot be written.*os error.*{way_out}"):
+        write_checkpoint(tmp_path, {"w": torch.ones(3)}, {"step": 1}, 0, 1, lambda mine: [mine])
 
 
 def test_no_room_says_how_much_is_missing(tmp_path):

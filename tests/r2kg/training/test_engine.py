@@ -112,7 +112,8 @@ def test_a_gradient_that_is_no_number_changes_nothing_and_is_counted(losses):
     """On one worker of two it is enough; what changed is compared in the workers."""
     settings = [one for one in losses if "terms" in one]
     assert len(settings) == 13
-    assert {one: losses[one][12] for one in settings} == {one: [0, 3] if "overflow" in one else [] for one in settings}
+    wanted = {one: [0, 3, 5] if "overflow" in one else [] for one in settings}  # at 5 some are resumed
+    assert {one: losses[one][12] for one in settings} == wanted
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from r2kg.systems.contract import Term, build_model
 from r2kg.training.engine import Engine, SharedTensors, dealt
 
 STEPS, GLOBAL_BATCH, RESUME_AT = 10, 8, 5
-OVERFLOWS = (0, 3)
+OVERFLOWS = (0, 3, RESUME_AT)
 WORDS = "the heart is large . there a small effusion on left right lungs are clear no nodule".split()  # noqa: SIM905
 
 
