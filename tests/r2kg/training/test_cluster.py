@@ -117,4 +117,4 @@ def test_a_node_that_is_gone_is_waited_for_where_no_autoscaler_is_known_of(ray_s
     first, waiting, second = asked.stdout.splitlines()
     assert first.startswith("ConfigError 1 workers need 1 GPU, the Ray cluster has 0: lower train.workers")
     assert waiting == "Waiting for nodes with 1 GPU more (train.wait_minutes=0.01)."
-    assert second.startswith("RetryableError no node with 1 GPU came in train.wait_minutes=0.01")
+    assert second.startswith("WaitedError no node with 1 GPU came in train.wait_minutes=0.01")
