@@ -61,7 +61,7 @@ class Study(Record):
     """Patient identifier; empty when the dataset does not tell."""
     split: Split
     views: tuple[View, ...]
-    """Frontal first. View i is the member KEY.i.jpg."""
+    """View i is the member KEY.i.jpg: the first frontal film, the first lateral one, then the others, as there are."""
     sections: dict[str, str] = Field(default_factory=dict)
     """Report sections as written: findings, impression, indication, comparison."""
     report: str

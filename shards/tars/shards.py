@@ -1,13 +1,14 @@
 """Raw dataset → shards: films and records in tars, their indices, manifest.json.
 
-Shard i of a split holds items [i*S, (i+1)*S). The driver holds the listing and one index at a time, never the studies.
+A split is put into an order that says nothing of patients (`mixed`); shard i holds its items [i*S, (i+1)*S). The driver
+holds the listing and one index at a time, never the studies.
 """
 
 import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
 from shards.sources import Item, Listing, Source
 from shards.sources.split import patients_in_two_splits
-from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, refuse_bomb
+from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, View, refuse_bomb
 from shards.tars.format import (
     FORMAT,
     MAX_MEMBERS,
@@ -42,6 +43,8 @@ from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tas
 
 LISTING, STOPPED = "listing.jsonl", "stopped.jsonl"
 """Files of private/: drops while listing; the study that ended a run under on_bad="fail"."""
+ORDER = "mixed-1"
+"""Name of the order of studies and of a study's films in shards, in all that is made from it."""
 TASK_CPUS = 0.5
 """Two tars per core: while one is flushed to the disk, or its end not yet seen by the executor, the other is filled."""
 PATIENT_IN_TWO_SPLITS = "patient in two splits"
@@ -113,7 +116,7 @@ def write_shards(
         raise _stop(out, names, listing.drops[0], "in the listing")
     refuse_listing(source.name, listing.items, names, listing.drops)
     shared = shared_patients(source.name, listing.items, names, overlap)
-    jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names))
+    jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names), names)
     claim(out, SHARDS_FILE)
     if names.salt:
         write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
@@ -189,12 +192,22 @@ def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str
     options = {name: getattr(source, name) for name in type(source).model_fields}
     content = {name: value for name, value in options.items() if not isinstance(value, Path)}
     rule = settings.cleaning, VERSIONS.get(settings.cleaning), settings.size, settings.quality, names.digest
-    return json.dumps([FORMAT, source.name, content, rule], sort_keys=True, default=str)
+    return json.dumps([FORMAT, ORDER, source.name, content, rule], sort_keys=True, default=str)
 
 
-def plan_shards(items: Sequence[Item], studies_per_shard: int, recipe: str) -> list[ShardJob]:
-    """The shards of every split: item i of a split goes to tar i // studies_per_shard."""
-    jobs = []
+def mixed(items: Iterable[Item], names: Names = Names()) -> list[Item]:  # noqa: B008
+    """The items by the SHA-256 of their shard keys.
+
+    Owners list studies by patient. Whoever reads a directory in its order, be it in chunks (`shards.stream.order`) or
+    as plain WebDataset, would meet a patient's studies side by side, and in the first N studies few patients. A key of
+    credentialed data is salted: its order tells nothing to who has the owner's names and not the salt.
+    """
+    return sorted(items, key=lambda item: hashlib.sha256(f"{ORDER}:{names.key(item.id)}".encode()).digest())
+
+
+def plan_shards(items: Iterable[Item], studies_per_shard: int, recipe: str, names: Names = Names()) -> list[ShardJob]:  # noqa: B008
+    """The shards of every split: the i-th of its `mixed` items goes to tar i // studies_per_shard."""
+    jobs, items = [], mixed(items, names)
     for split in SPLITS:
         mine = [item for item in items if item.split == split]
         for number, at in enumerate(range(0, len(mine), studies_per_shard)):
@@ -248,17 +261,29 @@ def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list
         raise BadStudy(
             "empty report", "white space or nothing" if is_blank(report) else f"nothing after {settings.cleaning}"
         )
-    whole = Study.model_validate(study.model_dump() | {"report": report, "sections": sections, "target": target})
+    order = films_first(study.views)
+    changed = {"report": report, "sections": sections, "target": target, "views": [study.views[i] for i in order]}
+    whole = Study.model_validate(study.model_dump() | changed)
     try:
         refuse_bomb(whole.model_dump_json().encode())
     except PydanticSerializationError:
         raise BadStudy(NOT_UNICODE, "the report, or what else is known, holds half a surrogate pair") from None
     except ValueError as error:
         raise BadStudy("record is too large", str(error)) from None
-    stored = [encode(shrink(np.asarray(film), settings.size), settings.quality) for film in films]
+    stored = [encode(shrink(np.asarray(films[i]), settings.size), settings.quality) for i in order]
     if (size := sum(map(len, stored))) > MAX_STUDY_BYTES - MAX_RECORD_BYTES or len(stored) >= MAX_MEMBERS:
         raise BadStudy("study is too large", f"{len(stored)} films of {size:,} bytes as stored")
     return whole, stored, report != study.report or sections != study.sections
+
+
+def films_first(views: Sequence[View]) -> list[int]:
+    """Numbers of the films in the order in which they are stored: the first frontal, the first lateral, the others.
+
+    So who reads two films of a study sees both sides of it, where it has them.
+    """
+    named = [view.position for view in views]
+    first = [named.index(position) for position in ("frontal", "lateral") if position in named]
+    return first + [number for number in range(len(views)) if number not in first]
 
 
 def without_controls(text: str) -> str:

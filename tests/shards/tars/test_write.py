@@ -4,19 +4,24 @@ import io
 import json
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
 from rich.console import Console
 
 from shards.errors import ConfigError, DataError
 from shards.films.raw import open_film
+from shards.films.stored import decode
+from shards.privacy import Names
+from shards.sources import Item
 from shards.sources.iu_xray.source import IuXray
 from shards.sources.phantom.source import Phantom
 from shards.stream.index import Index
 from shards.stream.show import find_study, study_lines, write_films
-from shards.study import Study
+from shards.study import Study, View
 from shards.tars.format import SHARDS_FILE, index_path, read_index, read_manifest
 from shards.tars.place import sha256_of
 from shards.tars.report import counts_table, receipt_lines
@@ -25,8 +30,11 @@ from shards.tars.shards import (
     FILM_IN_TWO_SPLITS,
     PATIENT_IN_TWO_SPLITS,
     Settings,
+    films_first,
     is_blank,
+    mixed,
     plan_shards,
+    prepare,
     recipe_of,
     write_shard,
     write_shards,
@@ -246,3 +254,49 @@ def test_one_study_is_shown_by_key_or_id(drawn_iu: Draw, tmp_path: Path) -> None
         find_study(tmp_path / "out", "CXR2_IM-0002")
     with pytest.raises(DataError, match="no study 'nobody'"):
         find_study(tmp_path / "out", "nobody")
+
+
+def test_patients_listed_together_lie_apart_and_the_salt_hides_in_what_order() -> None:
+    """As full a shuffle as the stream's window makes of it: see bench/shuffle.py for the shares."""
+    items = [Item(id=f"s{row}", patient=f"p{row // 4}", split="train") for row in range(4_000)]
+    for names in (Names(), Names(salt=b"one" * 8)):
+        order = [item.patient for item in mixed(items, names)]
+        beside = sum(one == other for one, other in pairwise(order))
+        assert beside < 15, "full shuffles have 3 of such pairs, the listing 3,000"
+        assert sorted(order) == sorted(item.patient for item in items)
+    keys = [sorted(items, key=lambda item: n.key(item.id)) for n in (Names(), Names(salt=b"one" * 8))]
+    assert mixed(items, Names(salt=b"one" * 8)) not in (mixed(items), mixed(items, Names(salt=b"two" * 8)), *keys)
+    first = [job.items for job in plan_shards(items, 10, "")]
+    assert [item for part in first for item in part] == mixed(items)
+    assert mixed(items[:100] + items[101:]) == [item for item in mixed(items) if item != items[100]]
+
+
+@pytest.mark.parametrize(
+    ("positions", "order"),
+    [
+        ("fl", "01"),
+        ("ffl", "021"),
+        ("lf", "10"),
+        ("uflfl", "12034"),
+        ("ul", "10"),
+        ("uu", "01"),
+        ("l", "0"),
+        ("fff", "012"),
+    ],
+)
+def test_two_films_of_a_study_are_both_sides_of_it(positions: str, order: str) -> None:
+    named = {"f": "frontal", "l": "lateral", "u": "unknown"}
+    views = [View(position=named[letter], file=str(n)) for n, letter in enumerate(positions)]  # type: ignore[arg-type]
+    assert films_first(views) == [int(number) for number in order]
+    films = [np.full((40, 40), 10 * n, np.uint8) for n in range(len(views))]
+
+    class Drawn(Phantom):
+        def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
+            study, _ = super().read(item)
+            return study.model_copy(update={"views": tuple(views)}), films
+
+    source = Drawn(studies=4, size=64)
+    settings = Settings(out="", cleaning=source.cleaning, size=40, on_bad="skip")
+    study, stored, _ = prepare(source, source.listing().items[0], settings)
+    assert [view.file for view in study.views] == list(order)
+    assert [round(decode(film, 40).mean() / 10) for film in stored] == [int(number) for number in order]
