@@ -165,6 +165,7 @@ PROTOCOLS: dict[str, Protocol] = {
             threshold=10,
             max_length=100,
         ),
+        Protocol(name="r2gengpt-2023-mimic", section="findings", cleaning="r2gengpt-2023-mimic"),
         Protocol(name="full-text", hypothesis_cleaning=AS_MANIFEST),
         Protocol(name="triples", task="triples"),
         Protocol(name="triples-sorted", task="triples", order="sorted"),

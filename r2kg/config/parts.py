@@ -31,12 +31,14 @@ class Data(Part):
     sides: dict[str, str] = Field(default_factory=dict)
     """Kind of side → its directory or URL, for the kinds that the system reads; default: SHARDS/side/KIND."""
     views: int = Field(default=2, ge=1, le=8)
-    """Films taken per study, frontal first; studies with fewer are padded and masked."""
+    """Films taken per study: a frontal and a lateral one where there are both; studies with fewer are padded and
+    masked."""
     on_bad: Literal["skip", "fail"] = "fail"
     """Shards that are damaged and studies that cannot be read. fail: stop, before the first step where it shows
     there; skip: go on, count and name every study that was not seen."""
-    verify: Literal["sha256", "size"] = "sha256"
-    """How shards are compared with their manifest before the run starts."""
+    verify: Literal["sha256", "size"] = "size"
+    """How shards are compared with their manifest before the run starts: tars by their sizes, or every byte of them.
+    Indices are always read, and each study's bytes are checked by their CRC when it is read."""
     chunk: int = Field(default=32, ge=1)
     """Contiguous studies shuffled as one piece; 1 is a full shuffle, more keeps reads near-sequential."""
     window: int = Field(default=64, ge=1)

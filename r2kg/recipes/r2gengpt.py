@@ -45,7 +45,7 @@ def deep_chexpert_plus() -> Run:
         data=Data(views=1),
         model=R2GenKGConfig(report_tokens=100, decoding=Decoding(min_new_tokens=80, max_new_tokens=120)),
         train=Train(epochs=10, global_batch=6, micro_batch=6, workers=1, checkpoint_every=3371),
-        protocols=("r2gen-2020-mimic", "full-text"),
+        protocols=("r2gengpt-2023-mimic", "full-text"),
     )
 
 

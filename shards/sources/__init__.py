@@ -77,7 +77,7 @@ class Source(Record):
     licence: ClassVar[str]
     """Tag carried by the manifest: "synthetic", "cc-by-nc-nd-4.0", … (`shards.privacy.TERMS`)"""
     cleaning: ClassVar[str]
-    """Name in `shards.clean.CLEANINGS` that this source's reports are usually cleaned with."""
+    """Name in `shards.clean.CLEANINGS` that this source's reports are usually cleaned with..."""
 
     def __init__(self, **options: Any):
         """Check the options, also against each other."""
@@ -85,6 +85,11 @@ class Source(Record):
             super().__init__(**options)
         except ValidationError as error:
             raise ConfigError(f"source {self.name!r}: {'; '.join(map(self._sentence, error.errors()))}") from None
+
+    @property
+    def usual_cleaning(self) -> str:
+        """...with these options."""
+        return self.cleaning
 
     def listing(self) -> Listing:
         """All studies. Raises DataError when the dataset as a whole is missing or not what it should be."""

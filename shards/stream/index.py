@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,11 @@ from shards.sources.archive import walk_tar
 from shards.stream.members import ABSENT, Fetched, Members
 from shards.study import Study, refuse_bomb
 from shards.tars.format import RECORD, Entry, Manifest, Shard, read_index, read_manifest
-from shards.tars.place import Place, place, sha256_of, size_of
+from shards.tars.place import Place, is_local, place, sha256_of, size_of
 
 MAX_SPANS = 10_000_000
+THREADS = 8
+"""Indices of a remote directory that are read at once."""
 RECORDS = 1024
 """Records of a remote directory that are asked for at once."""
 
@@ -43,17 +46,11 @@ class Index(Members):
             held = ", ".join(name for name, count in manifest.splits.items() if count.studies)
             raise DataError(f"no studies of split {split!r} at {root}: its splits are {held}")
         keys, parts, torn = list[bytes](), list[NDArray[np.int64]](), list[str]()
-        for shard in shards:  # of one index at a time only the arrays are kept
-            entries, cause = _entries(root, shard, on_bad)
-            members = max([2, *(len(entry.members) for entry in entries)])
-            span = np.full((shard.studies, members, 3), ABSENT, np.int64)
-            for row, entry in enumerate(entries):
-                spans = list(entry.members.values())
-                span[row, [*range(len(spans) - 1), -1]] = spans
-            stem = shard.name.removesuffix(".tar")
-            keys += [entry.key.encode() for entry in entries] or [f"{stem}-{n}".encode() for n in range(shard.studies)]
-            parts.append(span)
-            torn.append(cause)
+        with ThreadPoolExecutor(1 if is_local(root) else THREADS) as pool:
+            for own, span, cause in pool.map(lambda shard: _pointers(root, shard, on_bad), shards):
+                keys += own
+                parts.append(span)
+                torn.append(cause)
         most = max(span.shape[1] for span in parts)
         if len(keys) * most > MAX_SPANS:
             raise DataError(f"{len(keys):,} studies of up to {most - 1} films: at most {MAX_SPANS:,} members are read")
@@ -104,6 +101,18 @@ class Index(Members):
             cause = f"{error.error_count()} fields do not fit" if isinstance(error, ValidationError) else error
             raise DataError(f"{self.tars[int(self.tar[row])]}: record of {key} is not readable: {cause}") from None
         return text
+
+
+def _pointers(root: Place, shard: Shard, on_bad: OnBad) -> tuple[list[bytes], NDArray[np.int64], str]:
+    """Keys and spans of one tar's studies, and why none can be read; all that is kept of its index."""
+    entries, cause = _entries(root, shard, on_bad)
+    span = np.full((shard.studies, max([2, *(len(entry.members) for entry in entries)]), 3), ABSENT, np.int64)
+    for row, entry in enumerate(entries):
+        spans = list(entry.members.values())
+        span[row, [*range(len(spans) - 1), -1]] = spans
+    stem = shard.name.removesuffix(".tar")
+    keys = [entry.key.encode() for entry in entries] or [f"{stem}-{n}".encode() for n in range(shard.studies)]
+    return keys, span, cause
 
 
 def _entries(root: Place, shard: Shard, on_bad: OnBad) -> tuple[list[Entry], str]:

@@ -65,7 +65,7 @@ class TarIndex(Record):
     """Those in the tar; of a side all studies of the shards' tar of that name, in its order."""
     drops: Annotated[tuple[Drop, ...], FailFast()] = ()
     warnings: dict[str, Annotated[tuple[str, ...], FailFast()]] = Field(default_factory=dict)
-    """What was repaired → ids of the studies."""
+    """What was repaired or is unusual → ids of the studies."""
     totals: dict[str, int] = Field(default_factory=dict)
     """What was counted while the tar was made, added up."""
     largest: dict[str, int] = Field(default_factory=dict)

@@ -50,6 +50,9 @@ TASK_CPUS = 0.5
 PATIENT_IN_TWO_SPLITS = "patient in two splits"
 FILM_IN_TWO_SPLITS = "film in two splits"
 CONTROLS_REMOVED = "control characters removed"
+LONG_WORDS = 500
+"""Words of a target above which it is named."""
+LONG_TARGET = f"target has more than {LONG_WORDS} words"
 NOT_UNICODE = "text is not Unicode"
 KEPT_CONTROLS = "\n\r\t"
 SHOWN = 5
@@ -99,7 +102,7 @@ def write_shards(
         DataError: no studies, no training studies, an id or a patient in two splits; under on_bad="fail" the first
             unusable study; a full disk.
     """
-    out, cleaning = place(out), cleaning or source.cleaning
+    out, cleaning = place(out), cleaning or source.usual_cleaning
     try:
         settings = Settings(
             out=str(out), cleaning=cleaning, size=size, quality=quality, studies_per_shard=studies_per_shard,
@@ -227,7 +230,7 @@ def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names 
         private = []
         for item in job.items:
             try:
-                study, films, repaired = prepare(source, item, settings)
+                study, films, said = prepare(source, item, settings)
             except DataError as error:
                 bad = error if isinstance(error, BadStudy) else BadStudy("study cannot be read", str(error))
                 drop = _escaped(bad.drop(item.id, item.split))
@@ -242,15 +245,15 @@ def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names 
             members[RECORD] = shown.model_dump_json().encode()
             digests = tuple(hashlib.sha256(film).hexdigest()[:16] for film in films)
             facts = {"id": shown.id, "patient": shown.patient, "films": digests}
-            yield Made(members, key=shown.key, facts=facts, repaired=CONTROLS_REMOVED if repaired else "")
+            yield Made(members, key=shown.key, facts=facts, said=said)
         if names.salt:
             write_private_lines(out, f"{job.name.removesuffix('.tar')}.jsonl", private)
 
     return write_tar(out, job, studies, keeps=lambda index: settings.on_bad == "skip" or not index.drops)
 
 
-def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], bool]:
-    """Read one study: its record with the target filled in, its films as JPEG, whether its text was repaired."""
+def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], tuple[str, ...]]:
+    """Read one study: its record with the target filled in, its films as JPEG, what is to be said of its text."""
     study, films = source.read(item)
     if len(films) != len(study.views) or not films:
         raise BadStudy("films and views differ", f"{len(films)} films for {len(study.views)} views")
@@ -273,7 +276,11 @@ def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list
     stored = [encode(shrink(np.asarray(films[i]), settings.size), settings.quality) for i in order]
     if (size := sum(map(len, stored))) > MAX_STUDY_BYTES - MAX_RECORD_BYTES or len(stored) >= MAX_MEMBERS:
         raise BadStudy("study is too large", f"{len(stored)} films of {size:,} bytes as stored")
-    return whole, stored, report != study.report or sections != study.sections
+    said = {
+        CONTROLS_REMOVED: report != study.report or sections != study.sections,
+        LONG_TARGET: len(target.split()) > LONG_WORDS,
+    }
+    return whole, stored, tuple(what for what, so in said.items() if so)
 
 
 def films_first(views: Sequence[View]) -> list[int]:

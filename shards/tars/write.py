@@ -68,8 +68,8 @@ class Made:
     """Further fields of the study's `Entry`."""
     drop: Drop | None = None
     """The study is not in the tar at all."""
-    repaired: str = ""
-    """What was repaired in it."""
+    said: tuple[str, ...] = ()
+    """What was repaired in it, or is unusual."""
 
 
 def refuse_foreign(out: Place, manifest: str, are: str) -> None:
@@ -113,7 +113,7 @@ def write_tar(
     if (kept := whole_index(path, job.recipe)) is not None and keeps(kept):
         return kept
     studies, drops = list[Entry](), list[Drop]()
-    repaired, totals, largest = defaultdict[str, list[str]](list), Counter[str](), dict[str, int]()
+    said, totals, largest = defaultdict[str, list[str]](list), Counter[str](), dict[str, int]()
     try:
         index_path(path).unlink(missing_ok=True)
         with create(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
@@ -125,11 +125,11 @@ def write_tar(
                 studies.append(Entry(key=made.key, members=spans, cause=made.cause, detail=made.detail, **made.facts))
                 totals.update(made.totals)
                 largest |= {what: max(size, largest.get(what, 0)) for what, size in made.largest.items()}
-                if made.repaired:
-                    repaired[made.repaired].append(studies[-1].id)
+                for what in made.said:
+                    said[what].append(studies[-1].id)
         index = TarIndex(
             format=FORMAT, **job.model_dump(include={"name", "split", "recipe"}), sha256=file.sha256, bytes=file.size,
-            studies=tuple(studies), drops=tuple(drops), warnings={what: tuple(ids) for what, ids in repaired.items()},
+            studies=tuple(studies), drops=tuple(drops), warnings={what: tuple(ids) for what, ids in said.items()},
             totals=dict(sorted(totals.items())), largest=dict(sorted(largest.items())),
         )  # fmt: skip
         write_atomic(index_path(path), index.model_dump_json(exclude_defaults=True).encode())

@@ -87,5 +87,5 @@ def test_impossible_protocols_are_refused(fields: dict, said: str) -> None:
 
 
 def test_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'r2gen'.*r2gen-2020, r2gen-2020-mimic, full-text"):
+    with pytest.raises(ConfigError, match=r"'r2gen'.*r2gen-2020, r2gen-2020-mimic, r2gengpt-2023-mimic, full-text"):
         protocol_named("r2gen")

@@ -76,6 +76,11 @@ class ChexpertPlus(Source):
         return self
 
     @property
+    def usual_cleaning(self) -> str:
+        """With the benchmark's annotation that of its code, which is R2GenGPT's."""
+        return "r2gengpt-2023-mimic" if self.annotation else self.cleaning
+
+    @property
     def root(self) -> Path:
         """The directory below which all files lie."""
         return self.raw.parent if self.raw.suffix == ".csv" else self.raw

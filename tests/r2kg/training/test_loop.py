@@ -163,7 +163,7 @@ def test_shards_that_changed_stop_the_run_before_any_worker(recipe, tmp_path, da
         (root / "manifest.json").unlink()
     message = {"missing": "missing", "changed": "sha256", "manifest": "r2kg shard"}[damage]
     with pytest.raises(DataError, match=message):
-        train(recipe.change({"name": f"no-{damage}", "data.shards": str(root)}))
+        train(recipe.change({"name": f"no-{damage}", "data.shards": str(root), "data.verify": "sha256"}))
 
 
 def test_impossible_requests_stop_before_any_worker(recipe, monkeypatch):

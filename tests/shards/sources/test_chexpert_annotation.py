@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r2kg.protocol import protocol_named
 from shards.errors import DataError
 from shards.sources.annotation import Cursor
 from shards.sources.chexpert_plus.labels import labels_of, read_labels
@@ -53,6 +54,12 @@ def test_the_benchmarks_split_and_reports_are_used(tree: ChexpertTree) -> None:
     assert [view.position for view in study.views] == ["lateral"]
     assert len(films) == 1
     assert study.labels == {name: tree.labels[1][name] for name in FINDINGS}
+    # the benchmark's own code cleans by R2GenGPT's rule, which keeps < and colons; others of this dataset by R2Gen's
+    assert (source.usual_cleaning, ChexpertPlus(raw=tree.root).usual_cleaning) == (
+        "r2gengpt-2023-mimic",
+        "r2gen-2020-mimic",
+    )
+    assert protocol_named(source.usual_cleaning).cleaning == source.usual_cleaning
 
 
 @pytest.mark.parametrize("prefix", ["", "PNG/"])

@@ -225,7 +225,7 @@ def test_half_a_surrogate_pair_costs_its_study_and_not_the_run(tmp_path: Path) -
     source, settings = Told(), Settings(out=str(tmp_path), cleaning="raw", size=48)
     [job] = plan_shards(listing.items, 8, recipe_of(source, settings))
     index = write_shard(source, settings, job)
-    assert [entry.key for entry in index.studies] == ["a", "c"]
+    assert sorted(entry.key for entry in index.studies) == ["a", "c"]
     assert [(drop.id, drop.reason) for drop in index.drops] == [("b", NOT_UNICODE)]
     (tmp_path / "x").mkdir()
     with pytest.raises(DataError, match=f"study 'b' of split train: {NOT_UNICODE}"):

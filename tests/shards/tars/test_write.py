@@ -28,6 +28,8 @@ from shards.tars.report import counts_table, receipt_lines
 from shards.tars.shards import (
     CONTROLS_REMOVED,
     FILM_IN_TWO_SPLITS,
+    LONG_TARGET,
+    LONG_WORDS,
     PATIENT_IN_TWO_SPLITS,
     Settings,
     films_first,
@@ -300,3 +302,10 @@ def test_two_films_of_a_study_are_both_sides_of_it(positions: str, order: str) -
     study, stored, _ = prepare(source, source.listing().items[0], settings)
     assert [view.file for view in study.views] == list(order)
     assert [round(decode(film, 40).mean() / 10) for film in stored] == [int(number) for number in order]
+
+
+def test_targets_that_are_unusually_long_are_counted_and_named(drawn_iu: Draw, tmp_path: Path) -> None:
+    raw = drawn_iu(train=3, edit=entry_editor(1, report="The heart is large. " * 126))
+    manifest = write_shards(IuXray(raw=raw), tmp_path / "out", size=64)
+    assert manifest.warnings == {LONG_TARGET: ("CXR1_IM-0001",)} and LONG_WORDS == 500
+    assert f"Warning: {LONG_TARGET} (1): CXR1_IM-0001" in receipt_lines(manifest)
