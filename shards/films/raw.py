@@ -13,6 +13,11 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 """Read by shards.films.dicom, whose docstring has the rules of its own."""
 
 
+DECODING = 1
+"""Raised when `open_film` or `shards.films.stored` would make another film of the same bytes: it is in all that is made
+from films."""
+
+
 def open_film(path: Path, data: bytes | None = None) -> Film:
     """A raw film as grey uint8 [H, W]: a file, or bytes `data` that are called `path`.
 

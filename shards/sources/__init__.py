@@ -1,7 +1,8 @@
 """Raw datasets, a folder each. A source lists studies in the driver and reads them one by one in workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -73,6 +74,8 @@ class Source(Record):
 
     model_config = ConfigDict(use_attribute_docstrings=True, arbitrary_types_allowed=True)
 
+    version: ClassVar[int] = 1
+    """Raised when `read` would make another study of the same raw data: shards are written again then."""
     name: ClassVar[str]
     licence: ClassVar[str]
     """Tag carried by the manifest: "synthetic", "cc-by-nc-nd-4.0", … (`shards.privacy.TERMS`)"""
@@ -94,6 +97,14 @@ class Source(Record):
     def listing(self) -> Listing:
         """All studies. Raises DataError when the dataset as a whole is missing or not what it should be."""
         raise NotImplementedError
+
+    def raw_files(self, item: Item) -> Iterable[Path | str]:
+        """The raw files from which `read` makes an item, those too that are not there but might be, in a fixed order.
+
+        Their sizes and times decide whether a study that was written, or dropped, is read again. In place of a path a
+        text may stand that says as much. What is in the item itself need not be named.
+        """
+        return ()
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study with `target` left empty, and its films (uint8 [H, W], in the order of `Study.views`).

@@ -58,7 +58,9 @@ class TarIndex(Record):
     name: str
     split: str
     recipe: str
-    """Hash of everything the tar was made from: its items or its shard, and the writer's settings."""
+    """Hash of everything the tar was made from: its items or its shard, and the writer's settings..."""
+    raw: str = ""
+    """...and of what the raw files it was made from looked like: sizes and times, missing ones too; "" where none."""
     sha256: str
     bytes: int
     studies: Annotated[tuple[Entry, ...], FailFast()]

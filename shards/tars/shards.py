@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError
 
 from shards.clean import VERSIONS, clean
 from shards.errors import ConfigError, DataError, OnBad
+from shards.films.raw import DECODING
 from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
 from shards.sources import Item, Listing, Source
@@ -37,7 +38,7 @@ from shards.tars.format import (
     described,
     write_manifest,
 )
-from shards.tars.place import Place, place
+from shards.tars.place import Place, patiently, place
 from shards.tars.private import begin_names, private_line, write_private_lines
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
 
@@ -126,8 +127,8 @@ def write_shards(
 
     def write(row: dict) -> dict:
         with fence(source.licence):
-            write_shard(source, settings, ShardJob.model_validate_json(row["job"]), names)
-            return {"name": row["name"]}
+            _, why = write_shard(source, settings, ShardJob.model_validate_json(row["job"]), names)
+            return {"name": row["name"], "why": why}
 
     rows = [{"name": job.name, "job": job.model_dump_json()} for job in jobs]
     run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(jobs))
@@ -195,7 +196,8 @@ def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str
     options = {name: getattr(source, name) for name in type(source).model_fields}
     content = {name: value for name, value in options.items() if not isinstance(value, Path)}
     rule = settings.cleaning, VERSIONS.get(settings.cleaning), settings.size, settings.quality, names.digest
-    return json.dumps([FORMAT, ORDER, source.name, content, rule], sort_keys=True, default=str)
+    versions = FORMAT, ORDER, DECODING, source.name, source.version
+    return json.dumps([versions, content, rule], sort_keys=True, default=str)
 
 
 def mixed(items: Iterable[Item], names: Names = Names()) -> list[Item]:  # noqa: B008
@@ -222,9 +224,17 @@ def plan_shards(items: Iterable[Item], studies_per_shard: int, recipe: str, name
     return jobs
 
 
-def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names = Names()) -> TarIndex:  # noqa: B008
-    """Write one tar and its index, unless both are there and fit; under on_bad="fail" a tar with drops does not."""
-    out = place(settings.out)
+def write_shard(
+    source: Source,
+    settings: Settings,
+    job: ShardJob,
+    names: Names = Names(),  # noqa: B008
+) -> tuple[TarIndex, str]:
+    """Write one tar and its index, unless both are there and fit; under on_bad="fail" a tar with drops does not.
+
+    Returns what `write_tar` does.
+    """
+    out, job = place(settings.out), job.model_copy(update={"raw": raw_of(source, job.items)})
 
     def studies() -> Iterator[Made]:
         private = []
@@ -250,6 +260,25 @@ def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names 
             write_private_lines(out, f"{job.name.removesuffix('.tar')}.jsonl", private)
 
     return write_tar(out, job, studies, keeps=lambda index: settings.on_bad == "skip" or not index.drops)
+
+
+def raw_of(source: Source, items: Iterable[Item]) -> str:
+    """Hash of the sizes and times of all raw files that these items are read from; "" for a source that names none.
+
+    A study that was dropped because its film was missing has another one when the film has come.
+    """
+    looks = [look for item in items for look in (*map(_look, source.raw_files(item)), item.id)]
+    return hashlib.sha256("\0".join(looks).encode()).hexdigest() if len(looks) > len(list(items)) else ""
+
+
+def _look(file: Path | str) -> str:
+    if isinstance(file, str):
+        return file
+    try:
+        facts = patiently(file.name, file.stat)
+    except (OSError, ValueError):  # it is not there, or no path at all
+        return "-"
+    return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], tuple[str, ...]]:

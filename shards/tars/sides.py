@@ -113,8 +113,8 @@ def _write_tars(
             job = SideJob.model_validate_json(row["job"])
             # A tar that is whole needs no maker, so that it is built where the first study is made.
             maker = make or (lambda index, rows, given: build()(index, rows, given))
-            write_side_tar(place(where), job, ray.get(refs[job.split]), maker, row["given"])
-            return {"name": job.name}
+            _, why = write_side_tar(place(where), job, ray.get(refs[job.split]), maker, row["given"])
+            return {"name": job.name, "why": why}
 
     class Writer:
         """A process that keeps its maker."""
@@ -149,7 +149,7 @@ def plan_side(indices: Mapping[str, Studies], kind: str, description: dict) -> l
     return jobs
 
 
-def write_side_tar(out: Place, job: SideJob, index: Studies, make: Maker, given: bytes = b"") -> TarIndex:
+def write_side_tar(out: Place, job: SideJob, index: Studies, make: Maker, given: bytes = b"") -> tuple[TarIndex, str]:
     """Write one side tar and its index, unless both are there, fit, and miss no study that could not be read."""
 
     def studies() -> Iterator[Made]:

@@ -39,7 +39,13 @@ from shards.tars.place import (
 UNFINISHED = {SHARDS_FILE: ".writing", SIDE_FILE: ".writing-side"}
 """Manifest → mark of a directory that is being written: tells our unfinished tars from those that others, or a job of
 another kind, put there."""
+OTHER, RAW = "the listing, the settings or this program have changed", "raw files have changed, come or gone"
+DAMAGED, DROPS = "the tar is missing or damaged", "studies of it could not be used"
+"""Why a tar that was finished is written again."""
 NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json)")
+
+
+SHOWN = 5
 
 
 class Job(Record):
@@ -48,7 +54,9 @@ class Job(Record):
     name: str
     split: str
     recipe: str
-    """Hash of everything the tar is made from."""
+    """Hash of everything the tar is made from..."""
+    raw: str = ""
+    """...and of its raw files, as far as a look at each of them tells."""
 
 
 @dataclass
@@ -100,18 +108,24 @@ def release(out: Place, manifest: str, tars: Iterable[str]) -> None:
 
 def write_tar(
     out: Place, job: Job, make: Callable[[], Iterable[Made]], keeps: Callable[[TarIndex], bool] = lambda index: True
-) -> TarIndex:
+) -> tuple[TarIndex, str]:
     """Write one tar and its index from what `make` gives, study by study.
 
     A tar that is there and whole (every byte is read), was made from the same things and of which `keeps` says so, is
     kept, and nothing is made.
 
+    Returns:
+        the index, and why one that was there was written again; "" where none was.
+
     Raises:
         DataError: a full disk, or what `make` raises.
+        RetryableError: storage that does not answer.
     """
-    path = out / job.name
-    if (kept := whole_index(path, job.recipe)) is not None and keeps(kept):
-        return kept
+    path, why = out / job.name, ""
+    if (there := indexed(path)) is not None:
+        why = unlike(path, there, job) or ("" if keeps(there) else DROPS)
+        if not why:
+            return there, ""
     studies, drops = list[Entry](), list[Drop]()
     said, totals, largest = defaultdict[str, list[str]](list), Counter[str](), dict[str, int]()
     try:
@@ -128,7 +142,8 @@ def write_tar(
                 for what in made.said:
                     said[what].append(studies[-1].id)
         index = TarIndex(
-            format=FORMAT, **job.model_dump(include={"name", "split", "recipe"}), sha256=file.sha256, bytes=file.size,
+            format=FORMAT, **job.model_dump(include={"name", "split", "recipe", "raw"}), sha256=file.sha256,
+            bytes=file.size,
             studies=tuple(studies), drops=tuple(drops), warnings={what: tuple(ids) for what, ids in said.items()},
             totals=dict(sorted(totals.items())), largest=dict(sorted(largest.items())),
         )  # fmt: skip
@@ -137,17 +152,26 @@ def write_tar(
         if isinstance(error, OSError) or may_pass(error):
             raise unwritable(path, error) from error
         raise
-    return index
+    return index, why
 
 
-def whole_index(path: Place, recipe: str) -> TarIndex | None:
-    """The index of a tar that is there, is what its index says, and was made by the same recipe; reads every byte."""
+def indexed(path: Place) -> TarIndex | None:
+    """The index beside a tar; None where there is none that can be read, so that the tar was never finished."""
     try:
-        index = TarIndex.model_validate_json(read_whole(index_path(path), MAX_JSON_BYTES))
+        return TarIndex.model_validate_json(read_whole(index_path(path), MAX_JSON_BYTES))
     except (OSError, ValueError):
         return None
-    wanted = (FORMAT, recipe, size_of(path))
-    return index if (index.format, index.recipe, index.bytes) == wanted and index.sha256 == sha256_of(path) else None
+
+
+def unlike(path: Place, index: TarIndex, job: Job) -> str:
+    """Why a tar is not what `job` would write; "" where it is, of which every byte is read then."""
+    if index.format != FORMAT or index.recipe != job.recipe:
+        return OTHER
+    if index.raw != job.raw:
+        return RAW
+    if index.bytes != size_of(path) or index.sha256 != sha256_of(path):
+        return DAMAGED
+    return ""
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int, int]:
@@ -173,7 +197,15 @@ def unwritable(path: Place, error: Exception) -> DataError | RetryableError:
 
 
 def run_tasks(dataset: Dataset, tars: int) -> None:
-    """Run the tasks, one a tar, with a bar on a terminal; an error of ours is raised as it was in the worker."""
+    """Run the tasks, one a tar, with a bar on a terminal; an error of ours is raised as it was in the worker.
+
+    Rows are {"name", "why"}: what `write_tar` says of a tar that it wrote again is counted and printed.
+    """
+    again = defaultdict[str, list[str]](list)
     with in_our_words():
-        for _ in track(quiet(dataset).iter_rows(), "writing tars", tars, disable=not sys.stdout.isatty()):
-            pass
+        for row in track(quiet(dataset).iter_rows(), "writing tars", tars, disable=not sys.stdout.isatty()):
+            again[row["why"]].append(row["name"])
+    for why, names in again.items():
+        if why:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            print(f"{len(names)} of {tars} tars were written again, because {why}: {', '.join(names[:SHOWN])}{more}.")

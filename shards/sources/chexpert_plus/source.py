@@ -4,6 +4,7 @@ Of the release of 240401 it is known: 223,462 rows (223,228 of train, 234 of val
 59,469 rows have a findings section. Rows of one study repeat its sections, in 96.5 % of studies with the same findings.
 """
 
+from collections.abc import Iterable
 from os.path import splitext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -102,6 +103,15 @@ class ChexpertPlus(Source):
         except OSError as error:
             raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
 
+    def raw_files(self, item: Item) -> Iterable[Path | str]:
+        """The films of an item, under both names that each may have."""
+        return [self.root / item.payload["folder"] / name for names in self._film_names(item) for name in names]
+
+    def _film_names(self, item: Item) -> list[tuple[str, str]]:
+        """Of every film: tables say .jpg where released ones are .png; one that was made a JPEG has the name listed."""
+        suffix = FOLDERS[item.payload["folder"]]
+        return [(splitext(path)[0] + suffix, path) for path in item.payload["films"]]
+
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the film that is missing or does not decode."""
         kept = item.payload
@@ -110,10 +120,8 @@ class ChexpertPlus(Source):
         except OSError as error:
             raise DataError(f"{kept['file']} cannot be read: {error.strerror}") from None
         folder, views, films = Films(self.root / kept["folder"]), [], []
-        for position, path in zip(kept["positions"], kept["films"], strict=True):
-            # Tables say .jpg where the released films are .png; a film that was made a JPEG has the name listed.
-            wanted = splitext(path)[0] + FOLDERS[kept["folder"]]
-            file = folder.find(dict.fromkeys((wanted, path)), f"{wanted} is not below {kept['folder']}/")
+        for position, names in zip(kept["positions"], self._film_names(item), strict=True):
+            file = folder.find(dict.fromkeys(names), f"{names[0]} is not below {kept['folder']}/")
             views.append(View(position=position, file=file))
             films.append(folder.read(file))
         study = Study(

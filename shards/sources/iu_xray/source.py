@@ -1,6 +1,7 @@
 """IU X-Ray (Demner-Fushman et al., JAMIA 2016; doi:10.1093/jamia/ocv080) in any of its raw forms."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -122,6 +123,11 @@ class IuXray(Source):
         if PLACEHOLDER.fullmatch(report.strip()) or SPREADSHEET.fullmatch(report.strip()):
             raise BadStudy("report is a placeholder", f"{place}: it reads {report.strip()!r} and nothing else")
         return report
+
+    def raw_files(self, item: Item) -> Iterable[Path | str]:
+        """The films of an item."""
+        folder = root_of(self.raw) / item.payload["folder"]
+        return [folder / file for file in item.payload["image_path"]]
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the first film that does not decode."""

@@ -250,6 +250,18 @@ def has_any(store: Path, names: Iterable[str]) -> bool:
     return any(folder + name in known for name in names for folder in FOLDERS)
 
 
+def report_files(store: Path, name: str) -> list[Path | str]:
+    """Where the report may lie; in a zip what the zip says of it, "-" where it is not there."""
+    if store.is_dir():
+        return [store / folder / name for folder in FOLDERS]
+    try:
+        facts = store.stat()
+        known = _open_zip(str(store), facts.st_mtime_ns, facts.st_size, os.getpid()).NameToInfo
+    except ZIP_FAULTS:
+        return ["-"]
+    return [f"{known[place].CRC} {known[place].file_size}" for f in FOLDERS if (place := f + name) in known] or ["-"]
+
+
 def read_report(store: Path, name: str) -> str:
     """The text of one report: UTF-8, with or without a byte-order mark, or Latin-1 where it is not UTF-8.
 

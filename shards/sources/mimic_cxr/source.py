@@ -7,6 +7,7 @@ the worker that needs it.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from sys import intern
 from typing import Any, ClassVar, Literal, Self
@@ -18,7 +19,15 @@ from shards.errors import DataError
 from shards.sources import Item, Listing, Published, Source, SplitCount
 from shards.sources.films import Films
 from shards.sources.mimic_cxr.annotation import compare_splits, read_samples, report_in
-from shards.sources.mimic_cxr.report import BOTH, find_reports, has_any, parse_report, read_report, report_name
+from shards.sources.mimic_cxr.report import (
+    BOTH,
+    find_reports,
+    has_any,
+    parse_report,
+    read_report,
+    report_files,
+    report_name,
+)
 from shards.sources.mimic_cxr.tables import (
     VALUES,
     Sample,
@@ -182,15 +191,29 @@ class MimicCxr(Source):
         payload |= {"span": list(sample.span)} if sample.span else {}
         return Item(id=sample.id, split=sample.split, patient=sample.patient, payload=payload)
 
+    def raw_files(self, item: Item) -> Iterable[Path | str]:
+        """Wherever films and report of an item may lie."""
+        films = [self.raw / name for _, names in self._film_names(item) for name in names]
+        if self.annotation:
+            return films
+        store = find_reports(self.raw, self.reports)
+        return [*films, *report_files(store, report_name(item.patient, f"s{item.payload['study']}"))]
+
+    def _film_names(self, item: Item) -> list[tuple[str, list[str]]]:
+        """Of every film what it is called, and all paths below `raw` at which it may lie."""
+        beneath = f"{item.patient[:3]}/{item.patient}/s{item.payload['study']}"
+        films = [f"{beneath}/{dicom}" for dicom in item.payload["films"]]
+        return [
+            (film, [f"{root}/{film}{suffix}".lstrip("/") for suffix in SUFFIXES for root in ROOTS]) for film in films
+        ]
+
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the report or the first film that cannot be used."""
         entry, study, films = item.payload, f"s{item.payload['study']}", Films(self.raw)
         sections, report = self._report(entry, report_name(item.patient, study))
         looked = f"neither {' nor '.join(SUFFIXES)} below {', '.join(filter(None, ROOTS))} or raw itself"
         files = []
-        for dicom in entry["films"]:
-            film = f"{item.patient[:3]}/{item.patient}/{study}/{dicom}"
-            names = (f"{root}/{film}{suffix}".lstrip("/") for suffix in SUFFIXES for root in ROOTS)
+        for film, names in self._film_names(item):
             files.append(films.find(names, f"{film}: {looked}"))
         return Study(
             key=key_of(item.id),

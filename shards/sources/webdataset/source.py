@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, ClassVar
 
@@ -90,6 +91,10 @@ class WebDataset(Source):
                         drops.append(error.drop(key, split))
         notes = [f"{len(others)} archives whose names begin with no split are not read"] if others else []
         return Listing(items, drops, notes)
+
+    def raw_files(self, item: Item) -> Iterable[Path | str]:
+        """The archive of an item."""
+        return [self.raw / item.payload["tar"]]
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy when a film does not decode or the archive has changed."""

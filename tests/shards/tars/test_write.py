@@ -22,7 +22,8 @@ from shards.sources.phantom.source import Phantom
 from shards.stream.index import Index
 from shards.stream.show import find_study, study_lines, write_films
 from shards.study import Study, View
-from shards.tars.format import SHARDS_FILE, index_path, read_index, read_manifest
+from shards.tars import shards as shards_module
+from shards.tars.format import SHARDS_FILE, Manifest, index_path, read_index, read_manifest
 from shards.tars.place import sha256_of
 from shards.tars.report import counts_table, receipt_lines
 from shards.tars.shards import (
@@ -194,7 +195,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
         write_shard(source, settings, job)
     assert not list(tmp_path.iterdir())
-    assert len(write_shard(source, settings, job).studies) == len(job.items)
+    assert len(write_shard(source, settings, job)[0].studies) == len(job.items)
 
 
 def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
@@ -309,3 +310,49 @@ def test_targets_that_are_unusually_long_are_counted_and_named(drawn_iu: Draw, t
     manifest = write_shards(IuXray(raw=raw), tmp_path / "out", size=64)
     assert manifest.warnings == {LONG_TARGET: ("CXR1_IM-0001",)} and LONG_WORDS == 500
     assert f"Warning: {LONG_TARGET} (1): CXR1_IM-0001" in receipt_lines(manifest)
+
+
+def test_a_film_that_comes_later_or_is_replaced_is_read_by_the_same_command(
+    drawn_iu: Draw, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    raw, out = drawn_iu(train=6, val=1), tmp_path / "out"
+    away, other = raw / "images" / "CXR1_IM-0001" / "1.png", raw / "images" / "CXR5_IM-0005" / "0.png"
+    film = away.read_bytes()
+    away.unlink()
+
+    def written() -> tuple[Manifest, set[str]]:
+        """The manifest, and the tars that were not touched."""
+        before = {path: path.stat().st_ino for path in out.glob("*.tar")}
+        manifest = write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
+        return manifest, {path.name for path, inode in before.items() if path.stat().st_ino == inode}
+
+    manifest, _ = written()
+    assert manifest.drop_counts() == {"image does not decode": 1} and not capsys.readouterr().out
+    manifest, kept = written()
+    assert len(kept) == len(manifest.shards) == 5 and not capsys.readouterr().out
+    away.write_bytes(film)
+    manifest, kept = written()
+    assert not manifest.drops and len(kept) == 4
+    assert "1 of 5 tars were written again, because raw files have changed, come or gone: " in capsys.readouterr().out
+    other.write_bytes(film)
+    before = read_manifest(out)
+    manifest, kept = written()
+    assert len(kept) == 4 and manifest.fingerprint != before.fingerprint
+    index = Index.open(out, "train")
+    films, _ = index.read(index.keys.tolist().index(b"cxr5_im-0005"))
+    assert np.abs(decode(films[0], 64).astype(int) - open_film(other)).mean() < 2
+    os.truncate(next(out.glob("train-*.tar")), 100)
+    manifest, kept = written()
+    assert "because the tar is missing or damaged: train-" in capsys.readouterr().out
+
+
+def test_another_version_of_what_reads_films_makes_all_tars_again(
+    drawn_iu: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, settings = IuXray(raw=drawn_iu()), Settings(out="", cleaning="raw")
+    recipes = {recipe_of(source, settings)}
+    for module, name in ((shards_module, "DECODING"), (IuXray, "version")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, 2)
+            recipes.add(recipe_of(source, settings))
+    assert len(recipes) == 3
