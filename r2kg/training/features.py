@@ -6,7 +6,6 @@ rounded, a run in bf16 sees what it would have computed.
 """
 
 import json
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -150,12 +149,6 @@ def encoder_of(run: Run) -> Vision:
             f'{run.model.system} has no image encoder whose features could stand in: set data.features=""'
         )
     return encoder
-
-
-def film_bytes(run: Run) -> int:
-    """Size of what a row of the stream holds of one film in place of it; 0 when films are streamed, or none is."""
-    stored = [read_side(where).extent for kind, where in run.sides.items() if kind in KINDS and KINDS[kind].per_film]
-    return 2 * math.prod(stored[0][1:]) if stored else 0
 
 
 def frozen_encoder(run: Run) -> VisionEncoder:

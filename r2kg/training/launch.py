@@ -1,17 +1,13 @@
 """The driver's side of training: what comes before the workers, the Ray Train group, what ends a run."""
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from math import ceil
-from pathlib import Path
-from typing import Any
 
 import ray
-from ray.data import Dataset, ExecutionOptions
+from ray.data import ExecutionOptions
 from ray.exceptions import RayError, RayTaskError
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -21,16 +17,13 @@ from r2kg.rundir import RunFiles, new_attempt
 from r2kg.tracking import close_run
 from r2kg.training.artefacts import prepared
 from r2kg.training.checkpoint import newest_checkpoint, read_state
-from r2kg.training.features import film_bytes, refuse_tuned
+from r2kg.training.features import refuse_tuned
 from r2kg.training.plan import Plan, checked_choice, checked_manifest, preflight, refuse_changed
 from r2kg.training.progress import progress
-from r2kg.training.worker import enter
-from shards.errors import CheckpointError, ConfigError, RetryableError
+from r2kg.training.remote import Losses, enter, film_streams
+from shards.errors import ConfigError, RetryableError
 from shards.privacy import fenced
 from shards.session import connect_ray, joining, most_there_can_be, wait_for
-from shards.stream.blocks import rows_per_block, stream_blocks
-from shards.stream.order import plan as plan_blocks
-from shards.stream.order import sequential_blocks
 
 
 def train(run: Run) -> dict:
@@ -95,20 +88,6 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
         return _fit(run, plan, name, restarts) | {"unread": files.unread()}
 
 
-class Losses(UserCallback):
-    """Notes the groups of workers that count against `train.max_restarts`: not those that a node was taken from."""
-
-    def __init__(self, directory: Path, attempt: str):
-        """Of a run's directory and the attempt that starts the groups."""
-        self.directory, self.attempt = directory, attempt
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray's controller when a group has failed."""
-        causes = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
-        if not any(getattr(cause, "preempted", False) for cause in causes):
-            RunFiles(self.directory).note_group(self.attempt, lost=True)
-
-
 def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
     """The summary of the workers that came to the end of the plan."""
     train, files = run.train, RunFiles(run.directory)
@@ -131,7 +110,7 @@ def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
             ),
             callbacks=[Losses(run.directory, name)],  # type: ignore[list-item]  # as above
         ),
-        datasets=film_streams(run, plan, name),
+        datasets=film_streams(run, plan.studies, plan.validation_studies, plan.steps, name),
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
     try:
@@ -148,46 +127,6 @@ def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
             f"{run.name} lost {what} after it had started {groups} group{'s' * (groups != 1)} of workers. Submit it "
             f"again to go on from its newest checkpoint. Last: {' '.join(last.split())[:200]}"
         ) from error
-
-
-def film_streams(run: Run, plan: Plan, name: str = "") -> dict[str, Dataset | Callable[[], Dataset]]:
-    """Makers of the streams, by split. Ray Train calls them whenever a worker group starts; nothing is read before."""
-    train, data, inputs = run.train, run.data, run.inputs
-    films = partial(
-        stream_blocks, data.shards, image_size=inputs.image_px, views=inputs.views, on_bad=data.on_bad, sides=run.sides
-    )  # fmt: skip
-
-    def training() -> Dataset:
-        """From the newest good checkpoint on. What is raised here ends the attempt; the driver raises it as it was."""
-        files = RunFiles(run.directory)
-        files.raise_failure(name)
-        try:
-            start = newest_checkpoint(run.directory, warn=files.say)
-        except (CheckpointError, RetryableError) as error:
-            files.note_failure(name, type(error).__name__, str(error), "")
-            raise
-        files.note_group(name)
-        step = read_state(start)["step"] if start else 0
-        left = max(0, plan.steps - step)
-        share = left * train.global_batch // train.workers
-        blocks = plan_blocks(
-            n=plan.studies,
-            seed=train.seed,
-            samples_seen=step * train.global_batch,
-            steps=left,
-            global_batch=train.global_batch,
-            world=train.workers,
-            rows_per_block=rows_per_block(inputs.image_px, inputs.views, share, film_bytes(run)),
-            chunk=data.chunk,
-            window=data.window,
-        )
-        return films("train", blocks, augment=inputs.augment, seed=train.seed)
-
-    def validation() -> Dataset:
-        """The first studies of the split, in order, filled with rows that count for nothing; always the same."""
-        return films("val", sequential_blocks(plan.validation_studies, train.workers, train.micro_batch))
-
-    return {"train": training, "val": validation} if plan.validation_studies else {"train": training}
 
 
 def check_cluster(run: Run) -> None:

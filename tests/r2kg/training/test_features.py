@@ -20,12 +20,12 @@ from r2kg.training.features import (
     check_features,
     describe,
     features_or_films,
-    film_bytes,
     frozen_encoder,
     write_features,
 )
 from r2kg.training.launch import train
 from r2kg.training.plan import preflight
+from r2kg.training.remote import film_bytes
 from shards.errors import ConfigError, DataError
 from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import BLOCK_BYTES, read_batches, read_block, rows_per_block, split, stream_blocks

@@ -1,5 +1,7 @@
 """The streams of a run read what its system says it reads, and change films in training only."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,9 +16,8 @@ from r2kg.config.run import Run, System
 from r2kg.modules.config import Vision
 from r2kg.rundir import RunFiles
 from r2kg.systems.r2genkg.config import R2GenKGConfig
-from r2kg.training.features import check_features, film_bytes, write_features
-from r2kg.training.launch import Losses, film_streams
-from r2kg.training.plan import Plan
+from r2kg.training.features import check_features, write_features
+from r2kg.training.remote import Losses, film_bytes, film_streams
 from shards.errors import ConfigError
 from shards.stream.blocks import Rows, read_batches, split
 from shards.stream.index import Index
@@ -35,6 +36,13 @@ class Reader(System):
         return Inputs(text=("indication",))
 
 
+def test_rays_processes_import_no_library_of_models():
+    """Its controller at every start of a run: five seconds."""
+    asked = "import sys, r2kg.training.remote; print([m for m in ('transformers', 'timm', 'deepspeed') if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=120, check=True)
+    assert told.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("preempted", [True, False])
 def test_a_group_that_a_preemption_ended_is_not_counted_as_lost(tmp_path, preempted):
     files, told = RunFiles(tmp_path), Losses(tmp_path, "one")
@@ -47,16 +55,9 @@ def test_a_group_that_a_preemption_ended_is_not_counted_as_lost(tmp_path, preemp
     assert files.losses_of("one") == (1 if preempted else 2)
 
 
-def plan_of(steps: int) -> Plan:
-    return Plan(
-        studies=45, validation_studies=6, steps=steps, steps_per_epoch=7.5, shards="", licence="", trained={},
-        parameters=0, artefacts={}, checkpoint_bytes=0,
-    )  # fmt: skip
-
-
 def streamed(run: Run, name: str, steps: int) -> Rows:
     """All rows of a stream, by (step, rank)."""
-    iterators = split(film_streams(run, plan_of(steps))[name](), 1)
+    iterators = split(film_streams(run, 45, 6, steps)[name](), 1)
     batches = list(read_batches(iterators[0], 3))
     return {column: np.concatenate([rows[column] for rows in batches]) for column in batches[0]}
 
