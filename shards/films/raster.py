@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import re
 from typing import BinaryIO
 
@@ -36,8 +37,11 @@ STRIP_PIXELS = 1 << 20
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)  # its records quote the text that is in a file
 
 
-def read_raster(file: BinaryIO, suffix: str) -> Film:
-    """The film of a file with a suffix of `FORMATS`; Pillow's own errors are the caller's to name."""
+def read_raster(file: BinaryIO, suffix: str, enough: int = 0) -> Film:
+    """The film of a file with a suffix of `FORMATS`; Pillow's own errors are the caller's to name.
+
+    `enough` as in `shards.films.raw.enough`; 0: the film as it is.
+    """
     format_ = FORMATS[suffix.lower()]
     refuse_content(file.read(HEAD_BYTES), format_, suffix)
     file.seek(0)
@@ -47,6 +51,9 @@ def read_raster(file: BinaryIO, suffix: str) -> Film:
         deep = max(tags.get(BITS_PER_SAMPLE, (8,))) > 8 and image.mode not in DEPTH_MODES
         if deep or DEEP_COLOUR.search(str(image.tile)):
             raise DataError("it has 16 bits per colour, of which 8 would be lost: save it as 16-bit grey")
+        if enough and format_ == "JPEG" and image.mode in ("L", "RGB"):
+            width, height = (math.ceil(side * enough / min(image.size)) for side in image.size)
+            image.draft(image.mode, (width, height))
         image.load()
         film = grey_of(image)
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # of a TIFF Pillow has applied it

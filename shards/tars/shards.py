@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError
 
 from shards.clean import VERSIONS, clean
 from shards.errors import ConfigError, DataError, OnBad
-from shards.films.raw import DECODING
+from shards.films.raw import DECODING, enough
 from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
 from shards.sources import Item, Listing, Source
@@ -60,13 +60,17 @@ SHOWN = 5
 Overlap = Literal["fail", "report"]
 
 
+SIZE = 448
+"""Short side of stored films by default: twice what the papers' encoders see, as a JPEG scales by itself."""
+
+
 class Settings(Record):
     """What all tars of a run share."""
 
     out: str
     cleaning: str
     """Name in `shards.clean.CLEANINGS`."""
-    size: int = Field(512, ge=32)
+    size: int = Field(SIZE, ge=32)
     """Short side of the stored films, px, aspect kept; smaller films are not enlarged."""
     quality: int = Field(95, ge=1, le=100)
     """JPEG quality of the stored films."""
@@ -86,7 +90,7 @@ class ShardJob(Job):
 def write_shards(
     source: Source,
     out: str | Place,
-    size: int = 512,
+    size: int = SIZE,
     quality: int = 95,
     studies_per_shard: int = 512,
     cleaning: str | None = None,
@@ -283,7 +287,8 @@ def _look(file: Path | str) -> str:
 
 def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], tuple[str, ...]]:
     """Read one study: its record with the target filled in, its films as JPEG, what is to be said of its text."""
-    study, films = source.read(item)
+    with enough(settings.size):
+        study, films = source.read(item)
     if len(films) != len(study.views) or not films:
         raise BadStudy("films and views differ", f"{len(films)} films for {len(study.views)} views")
     report = without_controls(study.report)

@@ -23,7 +23,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from shards.errors import DataError
 from shards.films.raster import grey_of
-from shards.films.raw import open_film
+from shards.films.raw import enough, open_film
+from shards.films.stored import shrink
 
 SLOPE = np.add.outer(np.arange(120), np.arange(96)).astype(np.uint8)
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -461,3 +462,31 @@ def test_no_text_of_a_film_is_logged_or_kept_in_an_error(caplog: pytest.LogCaptu
                 open_film(Path(name), data[:-200])
             assert "Jane" not in "".join(traceback.format_exception(caught.value))
     assert not [record for record in caplog.records if record.name.startswith("PIL")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "decoded"), [("L", 1900, 475), ("RGB", 1900, 475), ("L", 800, 400), ("L", 700, 700)]
+)
+def test_whoever_shrinks_films_gets_a_jpeg_no_larger_than_needed(
+    tmp_path: Path, mode: str, side: int, decoded: int
+) -> None:
+    y, x = np.mgrid[0 : side + 200, 0:side] / 90
+    slope = np.clip(120 + 60 * np.sin(x) + 40 * np.cos(y), 0, 255).astype(np.uint8)
+    path = tmp_path / "film.jpg"
+    Image.fromarray(slope).convert(mode).save(path, quality=92)
+    whole = open_film(path)
+    with enough(400):
+        film = open_film(path)
+    assert whole.shape == (side + 200, side) and film.shape[1] == decoded >= 400
+    assert (open_film(path) == whole).all(), "outside the block a film is as it is"
+    one, other = (shrink(each, 400).astype(float) for each in (whole, film))
+    assert one.shape == other.shape and np.mean((one - other) ** 2) < 255**2 / 10**4.5, "45 dB"
+
+
+def test_a_damaged_jpeg_is_refused_at_any_scale(tmp_path: Path) -> None:
+    path = tmp_path / "film.jpg"
+    Image.fromarray(np.zeros((1900, 1900), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-700])
+    for px in (0, 400):
+        with pytest.raises(DataError, match=r"film\.jpg"), enough(px):
+            open_film(path)
