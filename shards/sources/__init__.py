@@ -98,6 +98,10 @@ class Source(Record):
         """All studies. Raises DataError when the dataset as a whole is missing or not what it should be."""
         raise NotImplementedError
 
+    def remarks(self, study: Study) -> tuple[str, ...]:
+        """What the receipt is to count of a study that was read, a short sentence each; never report text."""
+        return ()
+
     def raw_files(self, item: Item) -> Iterable[Path | str]:
         """The raw files from which `read` makes an item, those too that are not there but might be, in a fixed order.
 

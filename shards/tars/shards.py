@@ -314,7 +314,7 @@ def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list
         CONTROLS_REMOVED: report != study.report or sections != study.sections,
         LONG_TARGET: len(target.split()) > LONG_WORDS,
     }
-    return whole, stored, tuple(what for what, so in said.items() if so)
+    return whole, stored, (*(what for what, so in said.items() if so), *source.remarks(study))
 
 
 def films_first(views: Sequence[View]) -> list[int]:

@@ -6,9 +6,12 @@ The rules, each with a test:
 
 - What stands before FINAL REPORT is never findings or impression: it is `wet read`, `addendum`, `preliminary` (PFI) or
   `preamble`. An addendum after the findings or impression keeps all that follows, headers included.
-- A header is a known name at the beginning of a line: in capitals with a colon or alone on its line; as "Findings:",
-  but in findings or impression that were headed in capitals only where a sentence may begin; as "findings:" after an
-  empty line only. Misspelt capitals count (IMPRESSOIN); brackets and underscores do not matter (RECOMMENDATION(S)).
+- A header is a known name at the beginning of a line: in capitals with a colon or alone on its line; as "Findings:"; as
+  "findings:" after an empty line only. In findings or impression that were headed in capitals only "Findings:" and
+  "Impression:" are headers without capitals, where a sentence may begin: "Comparison:" and the like are their text.
+  Misspelt capitals count (IMPRESSOIN); brackets and underscores do not matter (RECOMMENDATION(S)).
+- What follows an empty line below the text of an indication or history is `narrative`: who dictates findings without a
+  header puts them there, and a model that is given the indication must not be given the answer.
 - Any other capitals with a colon (NOTE:, LUNGS:) are text of the section they stand in. The exception is a line that
   names the film (PORTABLE CHEST:, PA AND LATERAL VIEWS OF THE CHEST:) outside findings and impression: what follows is
   the findings when no findings header is there, as in the owner's own parser; `examination` otherwise.
@@ -39,6 +42,7 @@ BOTH = "findings and impression"
 TARGETS = ("findings", "impression", BOTH)
 PRELIMINARY = ("wet read", "addendum", "preliminary")
 OPENING = ("examination", "indication", "history", "technique", "comparison")
+REASONS, NARRATIVE = ("indication", "history"), "narrative"
 FILM = "film"
 ALIASES = {
     "examination": (
@@ -118,8 +122,8 @@ REPORTS_ZIP = "mimic-cxr-reports.zip"
 def parse_report(text: str) -> dict[str, str]:
     """Section name → text, in order of first appearance; empty sections are left out, an empty text has none.
 
-    Names: findings, impression, findings and impression, indication, history, comparison, technique, examination,
-    recommendation, notification, comment, addendum, wet read, preliminary, preamble, body.
+    Names: findings, impression, findings and impression, indication, history, narrative, comparison, technique,
+    examination, recommendation, notification, comment, addendum, wet read, preliminary, preamble, body.
     """
     lines = [line.strip(" \t\f\v\ufeff") for line in re.split(r"\r\n|\n|\r", text)]
     reading = _Reading(headed=any(FINAL.fullmatch(line) for line in lines))
@@ -171,7 +175,11 @@ class _Reading:
             absorbed = has_target or (self.here != "addendum" and name not in OPENING)
         else:
             absorbed = name == FILM and self.here in TARGETS
+            strict = self.here in TARGETS and not self.uncapitalised and not line.partition(":")[0].isupper()
+            absorbed = absorbed or (strict and name not in TARGETS)
         opens = bool(name) and not absorbed
+        if not opens and line and self.blank and self.here in REASONS and any(self.texts[self.here]):
+            self.here = NARRATIVE
         if opens:
             self.uncapitalised = not line.partition(":")[0].isupper()
             self.here, line = name, rest.strip()

@@ -19,6 +19,7 @@ from shards.errors import DataError
 from shards.sources import Item, Listing, Published, Source, SplitCount
 from shards.sources.films import Films
 from shards.sources.mimic_cxr.annotation import compare_splits, read_samples, report_in
+from shards.sources.mimic_cxr.owner import owner_sections
 from shards.sources.mimic_cxr.report import (
     BOTH,
     find_reports,
@@ -72,6 +73,9 @@ R2GEN = Published(
 )
 
 
+UNLIKE = "target differs from what the other sections= takes"
+
+
 class MimicCxr(Source):
     """Studies of the official split with one section of their report as the target.
 
@@ -97,6 +101,8 @@ class MimicCxr(Source):
     """frontal: PA and AP films only; others are left out and counted in the notes."""
     section: Literal["findings", "impression", "findings+impression"] = "findings"
     """What of the report is the target."""
+    sections: Literal["ours", "owner"] = "ours"
+    """Who takes reports apart: the rules of `shards.sources.mimic_cxr.report`, or the owner's parser's."""
     min_views: int = Field(default=1, ge=1)
     """Fewest films a study may have, after `views`."""
     annotation: Path | None = None
@@ -210,7 +216,7 @@ class MimicCxr(Source):
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the report or the first film that cannot be used."""
         entry, study, films = item.payload, f"s{item.payload['study']}", Films(self.raw)
-        sections, report = self._report(entry, report_name(item.patient, study))
+        sections, report, unlike = self._report(entry, report_name(item.patient, study))
         looked = f"neither {' nor '.join(SUFFIXES)} below {', '.join(filter(None, ROOTS))} or raw itself"
         files = []
         for film, names in self._film_names(item):
@@ -227,20 +233,37 @@ class MimicCxr(Source):
             report=report,
             target="",
             labels=dict(zip(FINDINGS, (VALUES[letter] for letter in entry.get("labels", "")), strict=False)),
-            provenance={"source": self.name, "file": entry["table"], "row": str(entry["row"])},
+            provenance={
+                **{"source": self.name, "file": entry["table"], "row": str(entry["row"])},
+                **({"unlike": unlike} if unlike else {}),
+            },
         ), [films.read(file) for file in files]
 
-    def _report(self, entry: dict[str, Any], name: str) -> tuple[dict[str, str], str]:
-        """(sections, target) of one study."""
+    def remarks(self, study: Study) -> tuple[str, ...]:
+        """Whether the other of the two ways to take reports apart gives another target, or none."""
+        return (study.provenance["unlike"],) if "unlike" in study.provenance else ()
+
+    def _report(self, entry: dict[str, Any], name: str) -> tuple[dict[str, str], str, str]:
+        """(sections, target, how the owner's parser and ours differ in it) of one study."""
         if self.annotation:
             report = report_in(self.annotation, entry["span"])
-            return {"findings": report}, report
-        sections = parse_report(read_report(find_reports(self.raw, self.reports), name))
+            return {"findings": report}, report, ""
+        text = read_report(find_reports(self.raw, self.reports), name)
+        owner, ours = owner_sections(text), parse_report(text)
+        sections = owner if self.sections == "owner" else ours
         if not sections:
             raise BadStudy("empty report", f"{name} holds no text", name)
         wanted = self.section.split("+")
-        if missing := [section for section in wanted if section not in sections]:
-            if len(wanted) > 1 and BOTH in sections:
-                return sections, sections[BOTH]
-            raise BadStudy(f"no {missing[0]} section", f"{name} has {', '.join(sections)}", name)
-        return sections, "\n".join(sections[section] for section in wanted)
+        target, other = (target_of(each, wanted) for each in ((owner, ours) if sections is owner else (ours, owner)))
+        if target is None:
+            missing = next(section for section in wanted if section not in sections)
+            raise BadStudy(f"no {missing} section", f"{name} has {', '.join(sections)}", name)
+        unlike = "" if other is not None and other.split() == target.split() else UNLIKE
+        return sections, target, unlike
+
+
+def target_of(sections: dict[str, str], wanted: list[str]) -> str | None:
+    """The text of the sections asked for; None where one is missing."""
+    if all(section in sections for section in wanted):
+        return "\n".join(sections[section] for section in wanted)
+    return sections.get(BOTH) if len(wanted) > 1 else None
