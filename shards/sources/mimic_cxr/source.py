@@ -8,6 +8,7 @@ the worker that needs it.
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from sys import intern
 from typing import Any, ClassVar, Literal, Self
@@ -55,6 +56,8 @@ LETTERS: dict[str, Position] = {"f": "frontal", "l": "lateral", "u": "unknown"}
 ROOTS = ("files", "images", "")
 """Where p10/ may lie below raw: MIMIC-CXR-JPG, R2Gen's form, either of them entered one level deeper."""
 SUFFIXES = (".jpg", ".dcm")
+LOOKED_AT = 1000
+"""Samples whose films are looked for to tell which of them a run reads."""
 OFFICIAL = Published(
     citation="split table of MIMIC-CXR-JPG 2.0.0; Chen et al., EMNLP 2020 (R2Gen), table 1",
     splits={
@@ -80,7 +83,8 @@ class MimicCxr(Source):
     """Studies of the official split with one section of their report as the target.
 
     Policy for views: the films of a study in the order PA, AP, unknown, lateral, then by dicom_id. One film that is
-    missing or does not decode drops the sample whole, so that none silently loses a view; rows of the tables that
+    missing or does not decode drops the sample whole, so that none silently loses a view. A run reads JPEG, or DICOM
+    where the first film that is there is one, and no other: their pixels are not the same. Rows of the tables that
     cannot be used are drops of their own. A report without the section asked for drops its samples by name.
 
     `per="image"` is the form of R2Gen and its successors: one sample per film, of every view, each with the study's
@@ -141,6 +145,9 @@ class MimicCxr(Source):
                 per_film = [Sample(film, *known, [film]) for film in listed.films]
                 samples += per_film if self.per == "image" else [Sample(f"s{study}", *known, listed.films)]
         items, unusable, counts = self._join(samples)
+        suffix = self._suffix(items)
+        for item in items:
+            item.payload["suffix"] = suffix
         store = None if self.annotation or not items else find_reports(self.raw, self.reports)
         if store and not has_any(store, (report_name(item.patient, f"s{item.payload['study']}") for item in items)):
             raise DataError(
@@ -149,6 +156,14 @@ class MimicCxr(Source):
             )
         published = R2GEN if (self.per, self.views, self.section) == ("image", "all", "findings") else OFFICIAL
         return Listing(items, [*drops, *unusable], [*notes, *counts], published)
+
+    def _suffix(self, items: Iterable[Item]) -> str:
+        """Of the first film that is there. All of a run have one: the pixels of JPEG and DICOM are not the same."""
+        for item in islice(items, LOOKED_AT):
+            for suffix in SUFFIXES:
+                if any((self.raw / name).is_file() for _, names in self._film_names(item, suffix) for name in names):
+                    return suffix
+        return SUFFIXES[0]
 
     def _join(self, samples: list[Sample]) -> tuple[list[Item], list[Drop], list[str]]:
         """Items of the samples that have films enough, with views in order and labels; the others as drops; notes."""
@@ -199,28 +214,26 @@ class MimicCxr(Source):
 
     def raw_files(self, item: Item) -> Iterable[Path | str]:
         """Wherever films and report of an item may lie."""
-        films = [self.raw / name for _, names in self._film_names(item) for name in names]
+        films = [self.raw / name for _, names in self._film_names(item, item.payload["suffix"]) for name in names]
         if self.annotation:
             return films
         store = find_reports(self.raw, self.reports)
         return [*films, *report_files(store, report_name(item.patient, f"s{item.payload['study']}"))]
 
-    def _film_names(self, item: Item) -> list[tuple[str, list[str]]]:
+    def _film_names(self, item: Item, suffix: str) -> list[tuple[str, list[str]]]:
         """Of every film what it is called, and all paths below `raw` at which it may lie."""
         beneath = f"{item.patient[:3]}/{item.patient}/s{item.payload['study']}"
         films = [f"{beneath}/{dicom}" for dicom in item.payload["films"]]
-        return [
-            (film, [f"{root}/{film}{suffix}".lstrip("/") for suffix in SUFFIXES for root in ROOTS]) for film in films
-        ]
+        return [(film, [f"{root}/{film}{suffix}".lstrip("/") for root in ROOTS]) for film in films]
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the report or the first film that cannot be used."""
         entry, study, films = item.payload, f"s{item.payload['study']}", Films(self.raw)
         sections, report, unlike = self._report(entry, report_name(item.patient, study))
-        looked = f"neither {' nor '.join(SUFFIXES)} below {', '.join(filter(None, ROOTS))} or raw itself"
+        places, suffix = f"{', '.join(filter(None, ROOTS))} or raw itself", entry["suffix"]
         files = []
-        for film, names in self._film_names(item):
-            files.append(films.find(names, f"{film}: {looked}"))
+        for film, names in self._film_names(item, suffix):
+            files.append(films.find(names, f"{film}: no {suffix}, which this run reads, below {places}"))
         return Study(
             key=key_of(item.id),
             id=item.id,

@@ -135,9 +135,8 @@ def test_films_that_cannot_be_used_drop_their_study(tree: MimicTree, tmp_path: P
     assert len(studies) == len(tree.written) - 3
 
 
-def test_dicom_films_are_read_where_there_are_no_others(tree: MimicTree) -> None:
-    written = tree.written[1]
-    path = tree.root / "files" / written.folder / f"{written.films[0][0]}.jpg"
+def as_dicom(path: Path) -> np.ndarray:
+    """Put a DICOM film in place of a JPEG; returns its pixels."""
     film = open_film(path)
     path.unlink()
     meta = FileMetaDataset()
@@ -148,10 +147,26 @@ def test_dicom_films_are_read_where_there_are_no_others(tree: MimicTree) -> None
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
     data.PixelData = film.tobytes()
     data.save_as(path.with_suffix(".dcm"), enforce_file_format=True)
+    return film
+
+
+def test_dicom_films_are_read_where_there_are_no_others_and_never_mixed(tree: MimicTree) -> None:
+    paths = sorted((tree.root / "files").rglob("*.jpg"))
+    films = {path.stem: as_dicom(path) for path in paths[1:]}
     source = MimicCxr(raw=tree.root)
-    study, films = source.read(source.listing().items[1])
-    assert study.views[0].file.endswith(".dcm")
-    assert np.abs(films[0].astype(int) - film).max() <= 1
+    kinds = {item.payload["suffix"] for item in source.listing().items}
+    assert len(kinds) == 1
+    films[paths[0].stem] = as_dicom(paths[0])
+    items = source.listing().items
+    assert {item.payload["suffix"] for item in items} == {".dcm"}
+    study, read = source.read(items[1])
+    assert [Path(view.file).suffix for view in study.views] == [".dcm"] * len(read)
+    for view, film in zip(study.views, read, strict=True):
+        assert np.abs(film.astype(int) - films[Path(view.file).stem]).max() <= 1
+    first = items[0]
+    jpeg = first.model_copy(update={"payload": first.payload | {"suffix": ".jpg"}})
+    with pytest.raises(BadStudy, match=r"film is missing: .*: no \.jpg, which this run reads, below files"):
+        source.read(jpeg)
 
 
 def test_missing_films_and_reports_are_named_while_listing(tree: MimicTree, tmp_path: Path) -> None:
