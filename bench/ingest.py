@@ -38,11 +38,12 @@ from shards.stream.index import Index
 from shards.stream.order import plan
 from shards.study import Study, key_of
 from shards.tars.format import SHARDS_FILE, read_manifest
-from shards.tars.shards import write_shards
+from shards.tars.shards import SIZE, write_shards
 
-STORED_PX, IMAGE_PX, VIEWS, MICRO_BATCH = 512, 224, 2, 8
+IMAGE_PX, VIEWS, MICRO_BATCH, LARGER_PX = 224, 2, 8, 512
 SHARDS = 16
 OURS, WEBLOADER, RAY_DEFAULT, TIGHT = "ours", "webdataset.WebLoader", "ray.data.read_webdataset", "tight loop"
+LARGER = f"ours, films of {LARGER_PX} px"
 SHIFT_PX, SHORTEST_S = 8, 3.0
 
 
@@ -68,7 +69,7 @@ class RepeatedPhantom(Source):
     """Copies in all."""
     distinct: int
     """Drawings among them."""
-    size: int = STORED_PX
+    size: int = SIZE
     """Side of the square film, pixels."""
 
     def listing(self) -> Listing:
@@ -93,14 +94,13 @@ def _disturbed(film: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (moved + rng.integers(-1, 2, film.shape, np.int8)).clip(0, 255).astype(np.uint8)
 
 
-def make_films(root: Path, studies: int, distinct: int) -> Path:
-    """Shards of `studies` studies below `root`, written unless they are there."""
-    out = root / f"{studies}x{VIEWS}-{distinct}-{STORED_PX}px"
+def make_films(root: Path, studies: int, distinct: int, px: int) -> Path:
+    """Shards of `studies` studies below `root`, films of `px` pixels a side, written unless they are there."""
+    out = root / f"{studies}x{VIEWS}-{distinct}-{px}px"
     if (out / SHARDS_FILE).is_file() and read_manifest(out).splits["train"].studies == studies:
         return out
-    write_shards(
-        RepeatedPhantom(studies=studies, distinct=distinct), out, STORED_PX, studies_per_shard=-(-studies // SHARDS)
-    )
+    source = RepeatedPhantom(studies=studies, distinct=distinct, size=px)
+    write_shards(source, out, px, studies_per_shard=-(-studies // SHARDS))
     return out
 
 
@@ -207,7 +207,7 @@ def machine() -> str:
 def table(rounds: list[dict[str, Speed]]) -> Table:
     """Median and range over the rounds."""
     out = Table("studies/s", "steady: median", "min–max", "with start: median", "min–max")
-    for name in (TIGHT, OURS, WEBLOADER, RAY_DEFAULT):
+    for name in (TIGHT, OURS, LARGER, WEBLOADER, RAY_DEFAULT):
         cells = []
         for kind in Speed._fields:
             values = [getattr(speeds[name], kind) for speeds in rounds]
@@ -224,16 +224,18 @@ def main(
     rounds: Annotated[int, typer.Option(help="rounds of all contenders")] = 5,
     cores: Annotated[int, typer.Option(help="cores that every contender gets")] = 2,
 ) -> None:
-    """Measure; the last two lines are ours / tight loop and ours / WebLoader, medians of the rounds' steady ratios."""
+    """Measure; the last lines are ours to each other contender, medians of the rounds' steady ratios."""
     facts, measured = machine(), []
     start_ray(cores)
-    root = make_films(shards.resolve(), studies, distinct)
+    root, larger = (make_films(shards.resolve(), studies, distinct, px) for px in (SIZE, LARGER_PX))
+    larger_index = Index.open(larger, "train")
     index, tars = Index.open(root, "train"), sorted(str(path) for path in root.glob("*.tar"))
     with get_context("spawn").Pool(cores) as pool:
         tight(pool, root, 1, cores)
         contenders: dict[str, Callable[[], Speed]] = {
             TIGHT: lambda: tight(pool, root, epochs, cores),
             OURS: lambda: timed(lambda: ours(root, index, epochs), studies * epochs),
+            LARGER: lambda: timed(lambda: ours(larger, larger_index, epochs), studies * epochs),
             WEBLOADER: lambda: timed(lambda: webloader(tars, epochs, cores), studies * epochs),
             RAY_DEFAULT: lambda: timed(lambda: ray_default(tars), studies),
         }
@@ -245,9 +247,9 @@ def main(
                 + ", ".join(f"{name} {speed.steady:,.0f}" for name, speed in measured[-1].items())
             )
     ray.shutdown()
-    print(f"{facts}; {studies * VIEWS:,} films of {STORED_PX} px to {IMAGE_PX} px on {cores} cores, {epochs} epochs")
+    print(f"{facts}; {studies * VIEWS:,} films of {SIZE} px to {IMAGE_PX} px on {cores} cores, {epochs} epochs")
     Console(width=110).print(table(measured))
-    for name, other in (("limit", TIGHT), ("webloader", WEBLOADER)):
+    for name, other in (("limit", TIGHT), ("webloader", WEBLOADER), (f"{LARGER_PX}px", LARGER)):
         ratio = statistics.median(speeds[OURS].steady / speeds[other].steady for speeds in measured)
         print(f"ratio_to_{name}={ratio:.2f}")
 
