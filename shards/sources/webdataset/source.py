@@ -31,6 +31,7 @@ from shards.study import (
 FILM = re.compile(r"(?:(\d{1,2})\.)?(?:jpe?g|png)")
 PACKED = re.compile(r".*\.(tar\.\w+|tgz|tbz2?|txz)")
 MAX_STUDY_PIXELS = 300_000_000
+TEXT = "txt"
 UNFINISHED = ".writing"
 """What `r2kg shard` leaves where it was killed."""
 SECTIONS = ("findings", "impression", "indication", "comparison")
@@ -43,7 +44,8 @@ class WebDataset(Source):
 
     A sample is what shares the name up to the first dot: KEY.json beside KEY.jpg, or KEY.0.jpg, KEY.1.jpg, ... (also
     .jpeg and .png; everything else is ignored), members in any order. The record is a `Study` of ours or an object
-    with the target under "report" (or "findings"), and "id", "patient", "split" where it knows them. What is not whole,
+    with the target under "report" (or "findings"), and "id", "patient", "split" where it knows them; without a record
+    KEY.txt is the target, in UTF-8. What is not whole,
     not safe or not readable is dropped by name; a film is raw data like any other and read by the same rules.
     """
 
@@ -82,7 +84,7 @@ class WebDataset(Source):
             with (self.raw / tar).open("rb") as file:
                 for key, sample in samples.items():
                     try:
-                        item = item_of(tar, split, key, sample, _content(file, tar, sample["json"]))
+                        item = item_of(tar, split, key, sample, _record(file, tar, sample["json"]))
                         here = f"sample {key!r} of {tar}"
                         if (before := first.setdefault((split, key_of(item.id)), here)) is not here:
                             raise BadStudy("duplicate key", f"{here} has the id of {before}, which is kept", tar)
@@ -101,7 +103,7 @@ class WebDataset(Source):
         tar, films, key = item.payload["tar"], [], item.payload["key"]
         try:
             with (self.raw / tar).open("rb") as file:
-                record = _content(file, tar, Member(*item.payload["record"]))
+                record = _record(file, tar, Member(*item.payload["record"]))
                 if digest_of(record) != item.payload["digest"]:
                     raise BadStudy(
                         "archive changed", f"{tar}: the record of {key} is not what was listed: run again", tar
@@ -144,13 +146,16 @@ def samples_of(tar: str, split: str, walk: Walk) -> tuple[dict[str, Sample], lis
         drop(partial, "truncated tar", f"{where}: this sample is not used, the {len(samples)} before it are")
     for name, _ in walk.refused:
         samples.pop(key_and_kind(name)[0], None)
+    for sample in samples.values():
+        if text := sample.pop(TEXT, None):  # beside a record it tells nothing
+            sample.setdefault("json", text)
     for key, sample in list(samples.items()):
         films = sorted(int(kind) for kind in sample if kind != "json")
         if key in twice:
             reason, fault = "duplicate tar member", f"member {twice[key]!r} is there twice"
         elif "json" not in sample or not films:
             there = ", ".join(PurePosixPath(member.name).name for member in sample.values()) or "nothing readable"
-            reason, fault = "incomplete sample", f"it has {there}; a .json and at least one film are needed"
+            reason, fault = "incomplete sample", f"it has {there}; a .json or .txt and at least one film are needed"
         elif films != list(range(len(films))):
             reason, fault = "incomplete sample", f"it has films {films}; they must count from 0 without a gap"
         elif sample["json"].size > MAX_RECORD_BYTES:
@@ -164,11 +169,11 @@ def samples_of(tar: str, split: str, walk: Walk) -> tuple[dict[str, Sample], lis
 
 
 def key_and_kind(name: str) -> tuple[str, str]:
-    """WebDataset's rule: the key ends at the base name's first dot. Kind: "json", "0", "1", ... or "" (ignored)."""
+    """WebDataset's rule: the key ends at the base name's first dot. Kind: "json", TEXT, "0", ... or "" (ignored)."""
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     film = FILM.fullmatch(suffix.lower())
-    kind = "json" if suffix.lower() == "json" else str(int(film[1] or 0)) if film else ""
+    kind = suffix.lower() if suffix.lower() in ("json", TEXT) else str(int(film[1] or 0)) if film else ""
     return str(path.parent / stem), kind
 
 
@@ -224,6 +229,18 @@ def study_of(tar: str, split: Split, key: str, films: int, data: bytes) -> Study
         fault = f"{tar}: id {study.id[:200]!r}; it must be 1 to 120 characters without '..'"
         raise BadStudy("id is not a name", fault, tar)
     return study.model_copy(update={"key": key_of(study.id)})
+
+
+def _record(file: BinaryIO, tar: str, member: Member) -> bytes:
+    """A sample's record; of a text the record that it would have. BadStudy when it is not UTF-8."""
+    data = _content(file, tar, member)
+    if not member.name.lower().endswith(f".{TEXT}"):
+        return data
+    try:
+        return json.dumps({"report": data.decode("utf-8-sig")}).encode()
+    except UnicodeDecodeError as error:
+        what = f"{tar}: {member.name!r} is no UTF-8 at byte {error.start}"
+        raise BadStudy("record is not readable", what, tar) from None
 
 
 def _content(file: BinaryIO, tar: str, member: Member) -> bytes:

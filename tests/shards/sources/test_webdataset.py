@@ -391,3 +391,15 @@ def test_our_own_shards_come_back_as_they_were(phantom_shards: Path) -> None:
     study, films = source.read(listing.items[0])
     assert study.labels and study.triples and study.target == "" and study.key == study.id
     assert [view.position for view in study.views] == ["frontal", "lateral"] and len(films) == 2
+
+
+def test_a_text_is_the_report_where_there_is_no_record(tmp_path: Path) -> None:
+    text = "Größe des Herzens: normal.\n".encode()
+    both = [*sample("b"), ("b.txt", b"not this")]
+    write(tmp_path, [("a.txt", text), ("a.jpg", FILM), *both, ("c.txt", b"\xff"), ("c.jpg", FILM), ("d.txt", text)])
+    assert [(study.id, study.report) for study in studies_of(tmp_path)] == [
+        ("a", "Größe des Herzens: normal.\n"),
+        ("b", "Drawn film of b."),
+    ]
+    drops = {drop.id: drop.reason for drop in listed(tmp_path).drops}
+    assert drops == {"c": "record is not readable", "d": "incomplete sample"}
