@@ -11,11 +11,16 @@ Its rules:
 - where neither is, the last section ends at its first empty paragraph, and what follows is `last_paragraph`
 
 The owner's script that writes mimic_cxr_sectioned.csv leaves out 54 studies that it cuts by hand; here they are cut as
-all others are.
+all others are. That table can be read in place of the reports.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from shards.errors import DataError
+from shards.sources.tables import Row, Span, Table, read_span
 
 HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 PARAGRAPH = "\n \n"
@@ -56,6 +61,7 @@ def owner_sections(text: str) -> dict[str, str]:
 
     A report without any header is `full report`.
     """
+    text = re.sub(r"\r\n?", "\n", text)  # as Python reads text files
     cut = [[name, words] for name, words in _cut(text) if name not in TARGETS or words.strip()]
     if not {name for name, _ in cut} & set(TARGETS) and cut and PARAGRAPH in cut[-1][1]:
         cut[-1][1], last = cut[-1][1].split(PARAGRAPH, 1)
@@ -85,3 +91,43 @@ def _meant(header: str) -> str:
         return MEANING[said]
     named = next((name for name in CONTAINED if name in said), "")
     return named or ("findings" if any(film in said for film in FILM) else said)
+
+
+COLUMNS = ("impression", "findings", "last_paragraph", "comparison")
+"""Of mimic_cxr_sectioned.csv, behind `study`."""
+STUDY = re.compile(r"s\d{8}")
+
+
+def read_sectioned(path: Path, studies: Collection[str]) -> dict[str, Span]:
+    """Where the rows of these studies (eight digits) lie in the owner's table of sections.
+
+    Raises:
+        DataError: it is no such table; a row cannot be read, or a study has two.
+    """
+    spans = dict[str, Span]()
+    for row in Table(path, ("study", *COLUMNS)).rows():
+        study = _study_of(path, row)
+        if study in spans:
+            raise DataError(f"{path}: row {row.number} is of a study that an earlier row has: remove one of the two")
+        if study in studies:
+            spans[study] = row.span
+    return spans
+
+
+def _study_of(path: Path, row: Row) -> str:
+    if row.fault or not STUDY.fullmatch(row.cells["study"].strip()):
+        raise DataError(
+            f"{path}: row {row.number} on line {row.line}: {row.fault or 'its study is not s and 8 digits'}"
+        )
+    return row.cells["study"].strip()[1:]
+
+
+def sections_in(path: Path, span: Span) -> dict[str, str]:
+    """Section name → text of one row; BadStudy when the table is not what it was when it was listed."""
+    cells = dict(zip(_columns(path), Table.parse(read_span(path, span)), strict=False))
+    return {name: cells[name].strip() for name in COLUMNS if cells[name].strip()}
+
+
+@lru_cache(maxsize=2)
+def _columns(path: Path) -> tuple[str, ...]:
+    return tuple(Table(path, ("study", *COLUMNS)).columns)

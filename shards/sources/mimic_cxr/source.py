@@ -20,7 +20,7 @@ from shards.errors import DataError
 from shards.sources import Item, Listing, Published, Source, SplitCount
 from shards.sources.films import Films
 from shards.sources.mimic_cxr.annotation import compare_splits, read_samples, report_in
-from shards.sources.mimic_cxr.owner import owner_sections
+from shards.sources.mimic_cxr.owner import owner_sections, read_sectioned, sections_in
 from shards.sources.mimic_cxr.report import (
     BOTH,
     find_reports,
@@ -39,6 +39,7 @@ from shards.sources.mimic_cxr.tables import (
     read_positions,
     read_split,
 )
+from shards.sources.tables import Span
 from shards.study import FINDINGS, BadStudy, Drop, Study, View, key_of
 
 Position = Literal["frontal", "lateral", "unknown"]
@@ -107,6 +108,8 @@ class MimicCxr(Source):
     """What of the report is the target."""
     sections: Literal["ours", "owner"] = "ours"
     """Who takes reports apart: the rules of `shards.sources.mimic_cxr.report`, or the owner's parser's."""
+    sectioned: Path | None = None
+    """The owner's mimic_cxr_sectioned.csv, to be read in place of the reports."""
     min_views: int = Field(default=1, ge=1)
     """Fewest films a study may have, after `views`."""
     annotation: Path | None = None
@@ -118,6 +121,8 @@ class MimicCxr(Source):
     def _options_fit(self) -> Self:
         if self.per == "image" and self.min_views != 1:
             raise ValueError(f"per=image, min_views={self.min_views}: a sample of per=image has one film")
+        if self.sectioned and (self.annotation or self.reports):
+            raise ValueError("sectioned, with annotation or reports: each holds the texts of studies, so give one")
         if self.annotation and (self.per, self.section) != ("image", "findings"):
             raise ValueError(
                 f"annotation, per={self.per}, section={self.section}: R2Gen's annotation lists the findings once per "
@@ -148,7 +153,10 @@ class MimicCxr(Source):
         suffix = self._suffix(items)
         for item in items:
             item.payload["suffix"] = suffix
-        store = None if self.annotation or not items else find_reports(self.raw, self.reports)
+        if self.sectioned:
+            items, without = self._cut_by_owner(items)
+            unusable += without
+        store = None if self.annotation or self.sectioned or not items else find_reports(self.raw, self.reports)
         if store and not has_any(store, (report_name(item.patient, f"s{item.payload['study']}") for item in items)):
             raise DataError(
                 f"{store} has no report of any study listed: it must hold files/p10/... or p10/.... Reports come with "
@@ -156,6 +164,21 @@ class MimicCxr(Source):
             )
         published = R2GEN if (self.per, self.views, self.section) == ("image", "all", "findings") else OFFICIAL
         return Listing(items, [*drops, *unusable], [*notes, *counts], published)
+
+    def _cut_by_owner(self, items: list[Item]) -> tuple[list[Item], list[Drop]]:
+        """The items with the place of their row in the owner's table; drops of those that have none there."""
+        assert self.sectioned is not None
+        spans = read_sectioned(self.sectioned, {item.payload["study"] for item in items})
+        why = f"{self.sectioned.name} has no row of it"
+        drops = [
+            Drop(id=item.id, reason="not in the table of sections", detail=why, split=item.split)
+            for item in items
+            if item.payload["study"] not in spans
+        ]
+        kept = [item for item in items if item.payload["study"] in spans]
+        for item in kept:
+            item.payload["row_of_sections"] = list(spans[item.payload["study"]])
+        return kept, drops
 
     def _suffix(self, items: Iterable[Item]) -> str:
         """Of the first film that is there. All of a run have one: the pixels of JPEG and DICOM are not the same."""
@@ -215,7 +238,7 @@ class MimicCxr(Source):
     def raw_files(self, item: Item) -> Iterable[Path | str]:
         """Wherever films and report of an item may lie."""
         films = [self.raw / name for _, names in self._film_names(item, item.payload["suffix"]) for name in names]
-        if self.annotation:
+        if self.annotation or self.sectioned:
             return films
         store = find_reports(self.raw, self.reports)
         return [*films, *report_files(store, report_name(item.patient, f"s{item.payload['study']}"))]
@@ -261,8 +284,11 @@ class MimicCxr(Source):
         if self.annotation:
             report = report_in(self.annotation, entry["span"])
             return {"findings": report}, report, ""
-        text = read_report(find_reports(self.raw, self.reports), name)
-        owner, ours = owner_sections(text), parse_report(text)
+        if self.sectioned:
+            owner = ours = sections_in(self.sectioned, Span(*entry["row_of_sections"]))
+        else:
+            text = read_report(find_reports(self.raw, self.reports), name)
+            owner, ours = owner_sections(text), parse_report(text)
         sections = owner if self.sections == "owner" else ours
         if not sections:
             raise BadStudy("empty report", f"{name} holds no text", name)

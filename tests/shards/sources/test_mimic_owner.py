@@ -1,14 +1,17 @@
 """Sections as the dataset's owner cuts them, and what of our own cutting must not leak into the indication."""
 
+import csv
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.sources.mimic_cxr.owner import CONTAINED, FILM, MEANING, owner_sections
+from shards.errors import ConfigError, DataError
+from shards.sources.mimic_cxr.owner import COLUMNS, CONTAINED, FILM, MEANING, owner_sections
 from shards.sources.mimic_cxr.report import parse_report
 from shards.sources.mimic_cxr.source import UNLIKE, MimicCxr
+from shards.study import BadStudy
 from tests.shards.sources.mimic_tree import shard, write_mimic_tree
 
 LINES = st.lists(st.sampled_from(["the heart is large .", "", "Comparison: none", "no: nothing", "___"]), max_size=4)
@@ -96,3 +99,39 @@ def test_the_option_decides_and_the_receipt_counts_where_the_two_differ(tmp_path
         assert (study.report, remarks) == (report, (UNLIKE,))
         study, remarks = studies[second.stem]
         assert (study.report, remarks) == ("Same words.", ())
+
+
+def test_the_owners_table_is_read_in_place_of_the_reports(tmp_path: Path) -> None:
+    tree = write_mimic_tree(tmp_path / "raw")
+    path, rows = tmp_path / "mimic_cxr_sectioned.csv", {}
+    for report in sorted((tree.root / "files").rglob("s*.txt")):
+        sections = owner_sections(report.read_text())
+        rows[report.stem] = [sections.get(name, "") for name in COLUMNS]
+    usual, _ = shard(MimicCxr(raw=tree.root, sections="owner"), tmp_path / "usual")
+    for report in (tree.root / "files").rglob("s*.txt"):
+        report.unlink()
+    without = usual[0].id
+
+    def write(*more: str) -> None:
+        with path.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["study", *COLUMNS])
+            table.writerows([study, *rows[study.removesuffix(" ")]] for study in (*rows, *more) if study != without)
+
+    write()
+    source = MimicCxr(raw=tree.root, sectioned=path)
+    studies, drops = shard(source, tmp_path / "table")
+    assert [(one.id, one.report) for one in studies] == [(one.id, one.report) for one in usual if one.id != without]
+    assert drops["not in the table of sections"] == 1 and all(set(one.sections) <= {*COLUMNS} for one in studies)
+    items = source.listing().items
+    path.write_bytes(path.read_bytes().replace(b"\r\ns", b"\r\nx", 1))
+    with pytest.raises(DataError, match=r"row 1 on line 2: its study is not s and 8 digits"):
+        source.listing()
+    with pytest.raises(BadStudy, match="report file changed"):
+        for item in items:
+            source.read(item)
+    write(f"{usual[1].id} ")
+    with pytest.raises(DataError, match="is of a study that an earlier row has"):
+        source.listing()
+    with pytest.raises(ConfigError, match="each holds the texts of studies, so give one"):
+        MimicCxr(raw=tree.root, sectioned=path, reports=tmp_path)
