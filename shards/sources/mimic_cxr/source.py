@@ -31,6 +31,7 @@ from shards.sources.mimic_cxr.report import (
     report_name,
 )
 from shards.sources.mimic_cxr.tables import (
+    TEST_SET,
     VALUES,
     Sample,
     find_table,
@@ -114,8 +115,8 @@ class MimicCxr(Source):
     """Fewest films a study may have, after `views`."""
     annotation: Path | None = None
     """R2Gen's annotation.json for MIMIC-CXR."""
-    labels: Literal["chexpert", "negbio", "none"] = "chexpert"
-    """The labeler whose table gives the studies' labels."""
+    labels: Literal["chexpert", "negbio", "radiologists", "none"] = "chexpert"
+    """The labeler whose table gives the studies' labels; radiologists have labelled studies of the test split only."""
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
@@ -194,7 +195,8 @@ class MimicCxr(Source):
         if find_table(self.raw, "metadata") or not self.annotation or self.views != "all":
             positions = read_positions(need_table(self.raw, "metadata"))
         if self.labels != "none":
-            labels, faults = read_labels(need_table(self.raw, self.labels, ". To do without labels say labels=none"))
+            table = TEST_SET if self.labels == "radiologists" else self.labels
+            labels, faults = read_labels(need_table(self.raw, table, ". To do without labels say labels=none"))
         items, drops, counts = list[Item](), list[Drop](), Counter[str]()
         for sample in samples:
             placed = sorted((*POSITIONS.get(positions.get(film, ""), UNKNOWN), film) for film in sample.films)

@@ -16,6 +16,12 @@ from shards.sources.tables import AGAIN, NOT_UTF8, Row, Table
 from shards.study import FINDINGS, BadStudy, Drop, Label, Split
 
 VERSION = "2.0.0"
+TEST_SET = "test-set-labeled"
+"""Table of the labels that radiologists gave to studies of the test split, of release 2.1.0."""
+VERSIONS = {TEST_SET: "2.1.0"}
+"""In the names of tables that came with a later release."""
+CALLED = {"Lung Opacity": "Airspace Opacity"}
+"""Finding → its other name, by which the radiologists' table has it."""
 MAX_BYTES = 300_000_000
 """Of an unpacked table; the largest has 60 million."""
 DICOM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{8}){4}")
@@ -57,7 +63,8 @@ class ListedStudy:
 
 def find_table(raw: Path, table: str) -> Path | None:
     """The file of a table below `raw`, packed as distributed or unpacked; None when it is not there."""
-    names = (f"mimic-cxr-{VERSION}-{table}.csv.gz", f"mimic-cxr-{VERSION}-{table}.csv")
+    version = VERSIONS.get(table, VERSION)
+    names = (f"mimic-cxr-{version}-{table}.csv.gz", f"mimic-cxr-{version}-{table}.csv")
     return next((raw / name for name in names if (raw / name).is_file()), None)
 
 
@@ -65,8 +72,9 @@ def need_table(raw: Path, table: str, remedy: str = "") -> Path:
     """The same; DataError where there is none, with `remedy` as another way out."""
     if (path := find_table(raw, table)) is None:
         there = ", ".join(sorted(path.name for path in raw.glob("mimic-cxr-*.csv*"))) or "no table at all"
+        name = f"mimic-cxr-{VERSIONS.get(table, VERSION)}-{table}.csv"
         raise DataError(
-            f"{raw} has no mimic-cxr-{VERSION}-{table}.csv.gz (or .csv); found: {there}. raw must be the directory of "
+            f"{raw} has no {name}.gz (or .csv); found: {there}. raw must be the directory of "
             f"MIMIC-CXR-JPG 2.0.0 or 2.1.0, or hold its tables beside files/{remedy}"
         )
     return path
@@ -132,7 +140,9 @@ def read_labels(path: Path) -> tuple[dict[str, str], dict[str, int]]:
     """
     labels: dict[str, str] = {}
     faults: dict[str, int] = {}
-    for row, cells in _rows(path, ("study_id", *FINDINGS)):
+    there = Table(path, ("study_id",), one_line=True, max_bytes=MAX_BYTES).columns
+    named = [CALLED[name] if name in CALLED and name not in there else name for name in FINDINGS]
+    for row, cells in _rows(path, ("study_id", *named)):
         if not cells or not NUMBER.fullmatch(cells[0]):
             continue
         code = "".join(CODES.get(cell, "?") for cell in cells[1:])

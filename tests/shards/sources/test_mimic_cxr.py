@@ -193,7 +193,7 @@ def test_reports_may_lie_elsewhere(tree: MimicTree, tmp_path: Path) -> None:
         ({"per": "film"}, "per='film': .*'study' or 'image'"),
         ({"views": "lateral"}, "views='lateral': .*'all' or 'frontal'"),
         ({"section": "report"}, "section='report': .*'findings', 'impression' or 'findings.impression'"),
-        ({"labels": "chexbert"}, "labels='chexbert': .*'chexpert', 'negbio' or 'none'"),
+        ({"labels": "chexbert"}, "labels='chexbert': .*'chexpert', 'negbio', 'radiologists' or 'none'"),
         ({"min_views": 0}, "min_views=0: .*greater than or equal to 1"),
         ({"min_views": "two"}, "min_views='two'"),
         ({"view": "all"}, "no option view: its options are raw, reports, per, "),

@@ -83,6 +83,22 @@ def test_labels_of_the_other_labeler_none_and_missing_ones(tree: MimicTree) -> N
         MimicCxr(raw=tree.root).listing()
 
 
+def test_radiologists_labels_of_the_test_split_are_read_under_their_own_names(tree: MimicTree) -> None:
+    with pytest.raises(
+        DataError, match=r"no mimic-cxr-2.1.0-test-set-labeled.csv.gz \(or .csv\); found: .*labels=none"
+    ):
+        MimicCxr(raw=tree.root, labels="radiologists").listing()
+    header = ["study_id", *("Airspace Opacity" if name == "Lung Opacity" else name for name in FINDINGS)]
+    cells = ["1" if name == "Lung Opacity" else "0" if name == "Edema" else "" for name in FINDINGS]
+    item = next(item for item in MimicCxr(raw=tree.root).listing().items if item.split == "test")
+    path = tree.root / "mimic-cxr-2.1.0-test-set-labeled.csv"
+    path.write_text("\n".join(",".join(row) for row in (header, [item.payload["study"], *cells])) + "\n")
+    source = MimicCxr(raw=tree.root, labels="radiologists")
+    labels = {one.id: source.read(one)[0].labels for one in source.listing().items}
+    assert labels.pop(item.id) == dict.fromkeys(FINDINGS) | {"Lung Opacity": 1, "Edema": 0}
+    assert not any(labels.values())
+
+
 @pytest.mark.parametrize("cell", ["2.0", "yes", "nan"])
 def test_a_label_that_is_none_drops_its_study(tree: MimicTree, tmp_path: Path, cell: str) -> None:
     tree.edit("chexpert", lambda rows: rows.__setitem__(3, re.sub(",[^,]*$", f",{cell}", rows[3])))
