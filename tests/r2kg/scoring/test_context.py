@@ -62,7 +62,7 @@ def test_protocols_of_another_cleaning_are_refused_with_those_that_fit(shards) -
     ):
         scoring_context(root, manifest, ("r2gen-2020-mimic",))
     other = manifest.model_copy(update={"cleaning": "clean-1"})
-    with pytest.raises(ConfigError, match=r'set protocols=\["full-text"\], which can'):
+    with pytest.raises(ConfigError, match=r'set protocols=\["r2gengpt-2023-mimic","full-text"\], which can'):
         scoring_context(root, other, BOTH)
 
 
