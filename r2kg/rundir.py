@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from r2kg.config.run import Run, load_run, local_fields
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, patiently
 from shards.privacy import OURS
-from shards.tars.place import patiently, size_of, write_atomic
+from shards.tars.place import size_of, write_atomic
 
 UNREAD = "unread-{}.jsonl"
 """By rank: lines of [key, cause]."""

@@ -1,7 +1,10 @@
 """The four kinds of failure, and what to do about a bad study. Only `RetryableError` is worth restarting a run for."""
 
 import errno
-from typing import Literal
+import random
+import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 OnBad = Literal["skip", "fail"]
 """A study that cannot be used: count and name it, or stop."""
@@ -35,7 +38,7 @@ LASTING_ERRNO = {
 
 PASSING_STATUS = {408, 425, 429}
 """What an HTTP server says, beside 500 and above, to be asked again later."""
-PASSING = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError"}
+PASSING = {"HTTPClientError", "ConnectionError", "ResponseParserError", "ClientConnectionError", "ClientPayloadError"}
 """Errors of connections, by the names that botocore and aiohttp have for them: neither is needed here."""
 
 
@@ -53,3 +56,32 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(status, int) and not isinstance(error, OSError):
         return status >= 500 or status in PASSING_STATUS
     return isinstance(error, OSError) and error.errno is not None and error.errno not in LASTING_ERRNO
+
+
+T = TypeVar("T")
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds after which storage that did not answer is asked again, give or take a third."""
+
+
+def patiently(what: str, ask: Callable[[], T]) -> T:
+    """What `ask` gives, asked again where storage did not answer (`may_pass`); other errors are raised as they are.
+
+    Raises:
+        RetryableError: it did not answer after `WAITS`, in about fifteen seconds. Nobody takes that for a bad study.
+    """
+    began = time.monotonic()
+    for wait in (*WAITS, None):
+        try:
+            return ask()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            if wait is None:
+                cause = getattr(error, "strerror", None) or f"{type(error).__name__} {getattr(error, 'status', '')}"
+                seconds = time.monotonic() - began
+                raise RetryableError(
+                    f"storage did not answer for {what}, asked {len(WAITS) + 1} times in {seconds:.1f} s "
+                    f"({cause.strip()}): run the same command again when it does"
+                ) from error
+        time.sleep(wait * random.uniform(0.7, 1.3))
+    raise AssertionError

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import re
 import shutil
 import socket
 import time
@@ -57,8 +58,9 @@ def _spill_directory(beside: Path) -> Path:
     import psutil
 
     host = socket.gethostname()
-    for left in beside.glob(f"{SPILL}-{host}-*"):
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+    for left in beside.glob(f"{SPILL}-*"):
+        mine = re.fullmatch(rf"{re.escape(SPILL)}-{re.escape(host)}-(\d+)", left.name)
+        if mine and not psutil.pid_exists(int(mine[1])):
             shutil.rmtree(left, ignore_errors=True)
     spill = beside / f"{SPILL}-{host}-{os.getpid()}"
     spill.mkdir(parents=True, exist_ok=True)

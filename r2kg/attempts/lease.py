@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from shards.errors import ConfigError, RetryableError
-from shards.tars.place import patiently, write_atomic
+from shards.errors import ConfigError, RetryableError, patiently
+from shards.tars.place import write_atomic
 
 LEASE = "lease.json"
 BEAT_SECONDS = 5.0

@@ -17,9 +17,9 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from r2kg.config.needs import Artefact, Inputs
 from r2kg.config.overrides import TAGS, assign, explain
 from r2kg.config.parts import Data, Decoding, Engine, Optim, Part, Privacy, Tracking, Train
-from shards.errors import ConfigError
+from shards.errors import ConfigError, patiently
 from shards.tars.format import Manifest, read_manifest
-from shards.tars.place import patiently, place, size_of, write_atomic
+from shards.tars.place import place, size_of, write_atomic
 
 SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig"}
 """model.system → "module:Class" of its part, imported on use."""

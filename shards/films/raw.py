@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
-from shards.errors import DataError
+from shards.errors import DataError, RetryableError, patiently
 from shards.films.limits import MAX_FILE_BYTES, Film, undecodable
 from shards.films.raster import FORMATS, read_raster
 
@@ -17,6 +17,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 """Read by shards.films.dicom, whose docstring has the rules of its own."""
 
 
+A_FILM = "a raw film"
 DECODING = 1
 """Raised when `open_film` or `shards.films.stored` would make another film of the same bytes: it is in all that is made
 from films."""
@@ -66,6 +67,7 @@ def open_film(path: Path, data: bytes | None = None) -> Film:
 
     Whatever the bytes, it takes at most 10 s and 1 GB, the file's own bytes among them. Raises `DataError` naming the
     file and the cause, for every fault; no text that stands in the file is quoted, nor kept as the error's cause.
+    `RetryableError`, which names no film, where the file system does not answer: that is no fault of the film.
     """
     path = Path(path)
     # Bytes of a name that are no UTF-8, line feeds and the like are escaped.
@@ -79,13 +81,16 @@ def open_film(path: Path, data: bytes | None = None) -> Film:
         known = ", ".join((*FORMATS, *DICOM_SUFFIXES))
         raise DataError(f"{name}: {suffix or 'no suffix'} is not a film format read here ({known})")
     try:
-        facts = path.stat() if data is None else None
+        facts = patiently(A_FILM, path.stat) if data is None else None
         if facts and not stat.S_ISREG(facts.st_mode):  # a directory, a pipe, a device
             raise DataError("it is not a regular file")
         if not 0 < (size := facts.st_size if facts else len(data or b"")) <= MAX_FILE_BYTES:
             raise DataError(f"the file has {size} bytes; between 1 and {MAX_FILE_BYTES} are read")
-        with warnings.catch_warnings(), path.open("rb") if data is None else io.BytesIO(data) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return read(file, path.suffix)
+            with io.BytesIO(patiently(A_FILM, path.read_bytes) if data is None else data) as file:
+                return read(file, path.suffix)
+    except RetryableError:
+        raise
     except Exception as error:  # hostile bytes: Pillow and pydicom document no closed set
         raise undecodable(name, error) from None

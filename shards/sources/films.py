@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from shards.errors import DataError
+from shards.errors import DataError, patiently
 from shards.films.limits import Film
 from shards.films.raw import open_film
 from shards.study import BadStudy
@@ -37,7 +37,10 @@ class Films:
         """The first of the paths `files` that is there; BadStudy with `missing` when none is, or one leads outside."""
         files = list(files)
         able = [file for file in files if "\0" not in file and len(file) <= MAX_PATH]
-        there = next((file for file in able if (self.root / file).is_file()), None)
+        try:
+            there = next((file for file in able if patiently("a raw film", (self.root / file).is_file)), None)
+        except OSError as error:
+            raise BadStudy("film cannot be read", error.strerror or type(error).__name__, files[0]) from error
         for file in files if there is None else [there]:
             if not self.holds(file):
                 raise BadStudy("path leaves the data root", f"{file[:200]!r} is not below {self.root.name}/", file)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from shards.errors import DataError, OnBad
+from shards.errors import DataError, OnBad, RetryableError, may_pass
 from shards.sources.archive import walk_tar
 from shards.stream.members import ABSENT, Fetched, Members
 from shards.study import Study, refuse_bomb
@@ -136,6 +136,8 @@ def _entries(root: Place, shard: Shard, on_bad: OnBad) -> tuple[list[Entry], str
                 members.setdefault(key, {})[name] = member.offset, member.size, crc
         return _films_and_record(shard, [Entry(key=key, members=own) for key, own in members.items()]), ""
     except (OSError, ValueError) as error:
+        if may_pass(error):
+            raise RetryableError(f"{shard.name} cannot be read at the moment: run the same command again") from error
         also = str(error) if isinstance(error, DataError) else f"{shard.name} cannot be read ({type(error).__name__})"
         return [], f"{cause}; {also}, so nothing tells where the study lies or what its key is"
 

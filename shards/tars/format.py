@@ -58,9 +58,7 @@ class TarIndex(Record):
     name: str
     split: str
     recipe: str
-    """Hash of everything the tar was made from: its items or its shard, and the writer's settings..."""
-    raw: str = ""
-    """...and of what the raw files it was made from looked like: sizes and times, missing ones too; "" where none."""
+    """Hash of everything the tar was made from: its items or its shard, and the writer's settings."""
     sha256: str
     bytes: int
     studies: Annotated[tuple[Entry, ...], FailFast()]
@@ -206,6 +204,12 @@ def read_manifest(root: str | Place) -> Manifest:
 def index_path(tar: Place) -> Place:
     """NAME.tar → NAME.index.json."""
     return tar.with_suffix(".index.json")
+
+
+def raw_path(tar: Place) -> Place:
+    """NAME.tar → NAME.raw: how the raw files looked that it was made from. No part of what a manifest seals, so that
+    the same studies have the same fingerprint whenever their films were copied."""
+    return tar.with_suffix(".raw")
 
 
 def read_index(root: Place, tar: Tar) -> TarIndex:

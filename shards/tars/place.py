@@ -7,29 +7,25 @@ leaves nothing that can be listed. Local files get the same by a temporary name,
 import errno
 import hashlib
 import os
-import random
 import secrets
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, Any, TypeAlias
 
 import fsspec
 from fsspec.utils import merge_offset_ranges
 from typing_extensions import TypeIs
 from upath import UPath
 
-from shards.errors import ConfigError, DataError, RetryableError, may_pass
+from shards.errors import ConfigError, DataError, RetryableError, may_pass, patiently
 from shards.study import refuse_bomb
 
 Place: TypeAlias = Path | UPath
-T = TypeVar("T")
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds after which storage that did not answer is asked again, give or take a third."""
 MAX_OPEN = 128
 REMOTE = "://"
 MERGE_BYTES = 1 << 16
@@ -40,28 +36,6 @@ REMEMBERED_BYTES = 1 << 20
 """Smaller files are hashed every time."""
 RACY_NS = 2_000_000_000
 """A file that changed within this is hashed every time: many file systems keep no finer time."""
-
-
-def patiently(what: str, ask: Callable[[], T]) -> T:
-    """What `ask` gives, asked again where storage did not answer (`may_pass`); other errors are raised as they are.
-
-    Raises:
-        RetryableError: it did not answer after `WAITS`, in about fifteen seconds. Nobody takes that for a bad study.
-    """
-    for wait in (*WAITS, None):
-        try:
-            return ask()
-        except Exception as error:
-            if not may_pass(error):
-                raise
-            if wait is None:
-                cause = getattr(error, "strerror", None) or f"{type(error).__name__} {getattr(error, 'status', '')}"
-                raise RetryableError(
-                    f"storage did not answer for {what}, asked {len(WAITS) + 1} times in {sum(WAITS):g} s "
-                    f"({cause.strip()}): run the same command again when it does"
-                ) from error
-        time.sleep(wait * random.uniform(0.7, 1.3))
-    raise AssertionError
 
 
 def place(where: str | Place) -> Place:
@@ -262,11 +236,26 @@ def read_at(root: str, name: str, at: int, size: int, stamp: str = "") -> memory
             data = patiently(path, lambda: _file_system(root).cat_file(path, start=at, end=at + size))
         else:
             data = patiently(path, lambda: _read_local(path, at, size, stamp))
-    except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror or type(error).__name__}") from error
+    except Exception as error:
+        if (fault := _fault_of(name, error, REMOTE in root)) is error:
+            raise
+        raise fault from error
     if len(data) != size:
         raise DataError(f"{name} breaks off: {len(data)} of {size} bytes at {at}")
     return memoryview(data)
+
+
+def _fault_of(name: str, error: Exception, remote: bool) -> Exception:
+    """What an error that does not pass says of a tar: a `DataError`, or of the storage, and then nothing of any study.
+
+    An expired token, or one that was never there, looks like every study being gone.
+    """
+    cause = getattr(error, "strerror", None) or type(error).__name__
+    if isinstance(error, OSError) and not (remote and isinstance(error, PermissionError)):
+        return DataError(f"{name} cannot be read: {cause}")
+    if remote and not isinstance(error, RetryableError):
+        return RetryableError(f"storage refuses {name} ({cause}): renew the credentials and run the same command again")
+    return error
 
 
 def _read_local(path: str, at: int, size: int, stamp: str) -> bytes:
@@ -311,8 +300,10 @@ def read_ranges(root: str, ranges: list[tuple[str, int, int]]) -> list[memoryvie
     for name, at, size in ranges:
         start, _, data = next(piece for piece in pieces[name] if piece[0] <= at and at + size <= piece[1])
         if isinstance(data, Exception):
-            cause = getattr(data, "strerror", None) or type(data).__name__
-            out.append(DataError(f"{name} cannot be read: {cause}"))
+            fault = _fault_of(name, data, remote=True)
+            if not isinstance(fault, DataError):
+                raise fault from data
+            out.append(fault)
         elif len(data) < at + size - start:
             out.append(DataError(f"{name} breaks off: {max(0, len(data) - at + start)} of {size} bytes at {at}"))
         else:

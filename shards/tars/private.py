@@ -5,10 +5,10 @@ import os
 import secrets
 from collections.abc import Iterable
 
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, patiently
 from shards.privacy import Names, terms_of
 from shards.study import Drop
-from shards.tars.place import Place, is_local, make_directory, write_atomic
+from shards.tars.place import Place, is_local, make_directory, names_in, size_of, write_atomic
 
 PRIVATE = "private"
 SALT = "salt"
@@ -22,12 +22,12 @@ def names_for(root: Place, licence: str) -> Names:
     if not terms_of(licence).credentialed:
         return Names()
     path = root / PRIVATE / SALT
-    if not path.is_file():
+    if size_of(path) < 0:
         raise DataError(
             f"{path} is missing: without the salt the owner's identifiers cannot be turned into keys of these shards. "
             "Copy it from where they were written, or use the keys"
         )
-    if len(salt := path.read_bytes().strip()) < SALT_BYTES:
+    if len(salt := patiently(str(path), path.read_bytes).strip()) < SALT_BYTES:
         raise DataError(f"{path} holds {len(salt)} bytes; a salt has at least {SALT_BYTES}. Copy it again")
     return Names(salt)
 
@@ -36,14 +36,19 @@ def begin_names(root: Place, licence: str) -> Names:
     """The names for shards to be written at `root`: with the salt there, else R2KG_SALT's, else a new one.
 
     Raises:
-        ConfigError: R2KG_SALT is set and is too short, or not the salt the shards were begun with.
+        ConfigError: R2KG_SALT is set and is too short, or not the salt the shards were begun with; tars without one.
     """
     if not terms_of(licence).credentialed:
         return Names()
     wanted = os.environb.get(SALT_VARIABLE.encode(), b"").strip()
     if SALT_VARIABLE in os.environ and len(wanted) < SALT_BYTES:
         raise ConfigError(f"{SALT_VARIABLE} has {len(wanted)} bytes: unset it, or give at least {SALT_BYTES}")
-    if not (root / PRIVATE / SALT).is_file():
+    if size_of(root / PRIVATE / SALT) < 0:
+        if tars := [name for name in names_in(root) if name.endswith(".tar")]:
+            raise ConfigError(
+                f"{root} holds {len(tars)} tars and its private/{SALT} is missing: with another salt every name in "
+                "them would change. Put it back, or choose another directory"
+            )
         write_private(root, SALT, wanted or secrets.token_hex(16).encode())
     names = names_for(root, licence)
     if wanted and wanted != names.salt:

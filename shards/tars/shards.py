@@ -9,6 +9,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from shards.clean import VERSIONS, clean
-from shards.errors import ConfigError, DataError, OnBad
+from shards.errors import ConfigError, DataError, OnBad, patiently
 from shards.films.raw import DECODING, enough
 from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
@@ -38,7 +39,7 @@ from shards.tars.format import (
     described,
     write_manifest,
 )
-from shards.tars.place import Place, patiently, place
+from shards.tars.place import Place, place
 from shards.tars.private import begin_names, private_line, write_private_lines
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
 
@@ -79,6 +80,9 @@ class Settings(Record):
     """An unusable study becomes a `Drop`, or ends the run."""
     overlap: Overlap = "fail"
     """A patient in two splits is an error, or is named in the manifest's warnings."""
+
+
+GONE_LOOK = "-"
 
 
 class ShardJob(Job):
@@ -196,7 +200,7 @@ def shared_patients(source: str, items: Sequence[Item], names: Names, overlap: O
 
 
 def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str:  # noqa: B008
-    """Text of all but the items that decides a tar's bytes. Paths are left out: moving raw data changes nothing."""
+    """Text of all but the items that decides a tar's bytes. Paths are left out: moving raw data does not change it."""
     options = {name: getattr(source, name) for name in type(source).model_fields}
     content = {name: value for name, value in options.items() if not isinstance(value, Path)}
     rule = settings.cleaning, VERSIONS.get(settings.cleaning), settings.size, settings.quality, names.digest
@@ -238,7 +242,7 @@ def write_shard(
 
     Returns what `write_tar` does.
     """
-    out, job = place(settings.out), job.model_copy(update={"raw": raw_of(source, job.items)})
+    out, job = place(settings.out), job.model_copy(update={"raw": raw_of(source, job.items, names)})
 
     def studies() -> Iterator[Made]:
         private = []
@@ -266,22 +270,28 @@ def write_shard(
     return write_tar(out, job, studies, keeps=lambda index: settings.on_bad == "skip" or not index.drops)
 
 
-def raw_of(source: Source, items: Iterable[Item]) -> str:
-    """Hash of the sizes and times of all raw files that these items are read from; "" for a source that names none.
+def raw_of(source: Source, items: Iterable[Item], names: Names = Names()) -> str:  # noqa: B008
+    """How many of the raw files are there that these items are read from, and a hash of all their sizes and times.
 
-    A study that was dropped because its film was missing has another one when the film has come.
+    "" for a source that names none. A study that was dropped because its film was missing looks otherwise when it has
+    come. The hash is salted where names are: whoever has the owner's files must not find a study by their sizes.
     """
-    looks = [look for item in items for look in (*map(_look, source.raw_files(item)), item.id)]
-    return hashlib.sha256("\0".join(looks).encode()).hexdigest() if len(looks) > len(list(items)) else ""
+    digest, there, named = hashlib.sha256(names.salt), 0, 0
+    for item in items:
+        for look in map(_look, patiently("raw files", partial(list, source.raw_files(item)))):
+            digest.update(f"{look}\0".encode())
+            there, named = there + (look != GONE_LOOK), named + 1
+        digest.update(f"{item.id}\n".encode())
+    return f"{there} {digest.hexdigest()}" if named else ""
 
 
 def _look(file: Path | str) -> str:
     if isinstance(file, str):
         return file
     try:
-        facts = patiently(file.name, file.stat)
+        facts = patiently("a raw file", file.stat)
     except (OSError, ValueError):  # it is not there, or no path at all
-        return "-"
+        return GONE_LOOK
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 

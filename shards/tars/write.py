@@ -20,10 +20,19 @@ from pathlib import Path
 from ray.data import Dataset
 from rich.progress import track
 
-from shards.errors import ConfigError, DataError, RetryableError, may_pass
+from shards.errors import ConfigError, DataError, RetryableError, may_pass, patiently
 from shards.session import in_our_words, quiet
 from shards.study import SPLITS, Drop, Record
-from shards.tars.format import FORMAT, MAX_JSON_BYTES, SHARDS_FILE, SIDE_FILE, Entry, TarIndex, index_path
+from shards.tars.format import (
+    FORMAT,
+    MAX_JSON_BYTES,
+    SHARDS_FILE,
+    SIDE_FILE,
+    Entry,
+    TarIndex,
+    index_path,
+    raw_path,
+)
 from shards.tars.place import (
     Place,
     create,
@@ -39,10 +48,12 @@ from shards.tars.place import (
 UNFINISHED = {SHARDS_FILE: ".writing", SIDE_FILE: ".writing-side"}
 """Manifest → mark of a directory that is being written: tells our unfinished tars from those that others, or a job of
 another kind, put there."""
-OTHER, RAW = "the listing, the settings or this program have changed", "raw files have changed, come or gone"
+OTHER, RAW = "the listing, the settings or this program have changed", "raw files have changed or come"
 DAMAGED, DROPS = "the tar is missing or damaged", "studies of it could not be used"
-"""Why a tar that was finished is written again."""
-NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json)")
+"""Why a tar that was finished is written again..."""
+GONE = "raw files are gone"
+"""...or is kept although it cannot be compared with what it was made from."""
+NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json|raw)")
 
 
 SHOWN = 5
@@ -56,7 +67,7 @@ class Job(Record):
     recipe: str
     """Hash of everything the tar is made from..."""
     raw: str = ""
-    """...and of its raw files, as far as a look at each of them tells."""
+    """...and how its raw files look: how many are there, and a hash; "" where none are named."""
 
 
 @dataclass
@@ -99,7 +110,7 @@ def claim(out: Place, manifest: str) -> None:
 
 def release(out: Place, manifest: str, tars: Iterable[str]) -> None:
     """Remove tars of an earlier, longer listing, then the mark of an unfinished run."""
-    keep = {name for tar in tars for name in (tar, index_path(Path(tar)).name)}
+    keep = {name for tar in tars for name in (tar, index_path(Path(tar)).name, raw_path(Path(tar)).name)}
     for name in names_in(out):
         if NAME.fullmatch(name) and name not in keep:
             (out / name).unlink()
@@ -111,19 +122,28 @@ def write_tar(
 ) -> tuple[TarIndex, str]:
     """Write one tar and its index from what `make` gives, study by study.
 
-    A tar that is there and whole (every byte is read), was made from the same things and of which `keeps` says so, is
+    A tar that is there and whole (`unlike`), was made from the same things and of which `keeps` says so, is
     kept, and nothing is made.
 
     Returns:
-        the index, and why one that was there was written again; "" where none was.
+        the index, and why one that was there was written again, or `GONE`; "" where none was.
 
     Raises:
-        DataError: a full disk, or what `make` raises.
+        DataError: a full disk; a tar that would be written again and of whose raw files some are gone; or what `make`
+            raises.
         RetryableError: storage that does not answer.
     """
     path, why = out / job.name, ""
     if (there := indexed(path)) is not None:
-        why = unlike(path, there, job) or ("" if keeps(there) else DROPS)
+        looked = _looked(path)
+        why = unlike(path, there, job, looked) or ("" if keeps(there) else DROPS)
+        if why and looked[0] > int(job.raw.partition(" ")[0] or 0):  # written again, it would lack those films
+            if why == RAW and not unlike(path, there, job, None):
+                return there, GONE
+            raise DataError(
+                f"{path} was made from {looked[0]} raw files, of which some are gone, and would be written again "
+                f"because {why}. It stays as it is: bring the raw files back, or write to another place"
+            )
         if not why:
             return there, ""
     studies, drops = list[Entry](), list[Drop]()
@@ -142,11 +162,12 @@ def write_tar(
                 for what in made.said:
                     said[what].append(studies[-1].id)
         index = TarIndex(
-            format=FORMAT, **job.model_dump(include={"name", "split", "recipe", "raw"}), sha256=file.sha256,
-            bytes=file.size,
+            format=FORMAT, **job.model_dump(include={"name", "split", "recipe"}), sha256=file.sha256, bytes=file.size,
             studies=tuple(studies), drops=tuple(drops), warnings={what: tuple(ids) for what, ids in said.items()},
             totals=dict(sorted(totals.items())), largest=dict(sorted(largest.items())),
         )  # fmt: skip
+        if job.raw:
+            write_atomic(raw_path(path), job.raw.encode())
         write_atomic(index_path(path), index.model_dump_json(exclude_defaults=True).encode())
     except Exception as error:
         if isinstance(error, OSError) or may_pass(error):
@@ -163,15 +184,25 @@ def indexed(path: Place) -> TarIndex | None:
         return None
 
 
-def unlike(path: Place, index: TarIndex, job: Job) -> str:
-    """Why a tar is not what `job` would write; "" where it is, of which every byte is read then."""
+def unlike(path: Place, index: TarIndex, job: Job, looked: tuple[int, str] | None) -> str:
+    """Why a tar is not what `job` would write; "" where it is. Every byte is read then that this machine has not read.
+
+    `looked` is how its raw files were when it was written; None: that does not matter.
+    """
     if index.format != FORMAT or index.recipe != job.recipe:
         return OTHER
-    if index.raw != job.raw:
+    if looked and looked[1] != job.raw:
         return RAW
     if index.bytes != size_of(path) or index.sha256 != sha256_of(path):
         return DAMAGED
     return ""
+
+
+def _looked(path: Place) -> tuple[int, str]:
+    """(raw files that were there, how they looked) when a tar was written; (0, "") where that is not told."""
+    raw = raw_path(path)
+    said = patiently(str(raw), raw.read_text) if size_of(raw) >= 0 else ""
+    return (int(said.partition(" ")[0]), said) if re.fullmatch(r"\d{1,9} [0-9a-f]{64}", said) else (0, "")
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int, int]:
@@ -187,8 +218,9 @@ def unwritable(path: Place, error: Exception) -> DataError | RetryableError:
     """What to tell when a tar cannot be written."""
     if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
         if may_pass(error):
-            return RetryableError(f"{path} cannot be written at the moment ({error}): run the same command again")
-        return DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}")
+            cause = getattr(error, "strerror", None) or type(error).__name__
+            return RetryableError(f"{path} cannot be written at the moment ({cause}): run the same command again")
+        return DataError(f"{path} cannot be written: {getattr(error, 'strerror', None) or type(error).__name__}")
     free = f" ({shutil.disk_usage(path.parent).free:,} bytes free)" if is_local(path) else ""
     return DataError(
         f"no space left for {path}{free}: free some or choose another directory, then run the same command again. "
@@ -208,4 +240,5 @@ def run_tasks(dataset: Dataset, tars: int) -> None:
     for why, names in again.items():
         if why:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            print(f"{len(names)} of {tars} tars were written again, because {why}: {', '.join(names[:SHOWN])}{more}.")
+            did = "kept as they are, although" if why == GONE else "written again, because"
+            print(f"{len(names)} of {tars} tars were {did} {why}: {', '.join(names[:SHOWN])}{more}.")

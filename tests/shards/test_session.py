@@ -12,7 +12,7 @@ def test_every_process_has_its_own_and_those_of_dead_ones_go(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     host, alive = socket.gethostname(), os.getppid()
-    names = [f"{SPILL}-{host}-{ended.pid}", f"{SPILL}-{host}-{alive}", f"{SPILL}-another-{ended.pid}"]
+    names = [f"{SPILL}-{host}-{ended.pid}", f"{SPILL}-{host}-{alive}", f"{SPILL}-{host}-2-{ended.pid}"]
     for name in names:
         (tmp_path / name).mkdir()
     mine = _spill_directory(tmp_path)

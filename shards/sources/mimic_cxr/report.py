@@ -34,7 +34,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from shards.errors import DataError
+from shards.errors import DataError, RetryableError, patiently
 from shards.sources.films import Films
 from shards.study import BadStudy
 
@@ -263,8 +263,9 @@ def report_files(store: Path, name: str) -> list[Path | str]:
     if store.is_dir():
         return [store / folder / name for folder in FOLDERS]
     try:
-        facts = store.stat()
-        known = _open_zip(str(store), facts.st_mtime_ns, facts.st_size, os.getpid()).NameToInfo
+        known = patiently("the reports", lambda: _zip(store)).NameToInfo
+    except RetryableError:
+        raise
     except ZIP_FAULTS:
         return ["-"]
     return [f"{known[place].CRC} {known[place].file_size}" for f in FOLDERS if (place := f + name) in known] or ["-"]
@@ -276,27 +277,9 @@ def read_report(store: Path, name: str) -> str:
     Raises BadStudy when it is missing, larger than `MAX_REPORT_BYTES`, damaged, or reached through a link that leaves
     the store.
     """
-    places = [folder + name for folder in FOLDERS]
     try:
-        if store.is_dir():
-            place = next((place for place in places if (store / place).is_file()), None)
-            if place is None:
-                raise BadStudy("report is missing", f"{name} is not below {store.name}/", name)
-            if not Films(store).holds(place):
-                raise BadStudy("path leaves the data root", f"{place} is a link out of {store.name}/", place)
-            with open(store / place, "rb") as file:
-                data = file.read(MAX_REPORT_BYTES + 1)
-        else:
-            stat = store.stat()
-            archive = _open_zip(str(store), stat.st_mtime_ns, stat.st_size, os.getpid())
-            place = next((place for place in places if place in archive.NameToInfo), None)
-            if place is None:
-                raise BadStudy("report is missing", f"{name} is not in {store.name}", name)
-            if (packing := archive.NameToInfo[place].compress_type) not in PACKINGS:
-                raise zipfile.BadZipFile(packing)
-            with archive.open(place) as member:
-                data = member.read(MAX_REPORT_BYTES + 1)
-    except BadStudy:
+        data = patiently("a raw report", lambda: _report_bytes(store, name))
+    except (BadStudy, RetryableError):
         raise
     except ZIP_FAULTS as error:
         raise BadStudy("report cannot be read", f"{name} in {store.name}: {type(error).__name__}", name) from error
@@ -306,6 +289,32 @@ def read_report(store: Path, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def _report_bytes(store: Path, name: str) -> bytes:
+    """At most one byte more than a report may have."""
+    places = [folder + name for folder in FOLDERS]
+    if store.is_dir():
+        place = next((place for place in places if (store / place).is_file()), None)
+        if place is None:
+            raise BadStudy("report is missing", f"{name} is not below {store.name}/", name)
+        if not Films(store).holds(place):
+            raise BadStudy("path leaves the data root", f"{place} is a link out of {store.name}/", place)
+        with open(store / place, "rb") as file:
+            return file.read(MAX_REPORT_BYTES + 1)
+    archive = _zip(store)
+    place = next((place for place in places if place in archive.NameToInfo), None)
+    if place is None:
+        raise BadStudy("report is missing", f"{name} is not in {store.name}", name)
+    if (packing := archive.NameToInfo[place].compress_type) not in PACKINGS:
+        raise zipfile.BadZipFile(packing)
+    with archive.open(place) as member:
+        return member.read(MAX_REPORT_BYTES + 1)
+
+
+def _zip(store: Path) -> zipfile.ZipFile:
+    facts = store.stat()
+    return _open_zip(str(store), facts.st_mtime_ns, facts.st_size, os.getpid())
 
 
 @lru_cache(maxsize=2)

@@ -7,8 +7,7 @@ the worker that needs it.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from sys import intern
 from typing import Any, ClassVar, Literal, Self
@@ -16,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from shards.errors import DataError
+from shards.errors import DataError, patiently
 from shards.sources import Item, Listing, Published, Source, SplitCount
 from shards.sources.films import Films
 from shards.sources.mimic_cxr.annotation import compare_splits, read_samples, report_in
@@ -59,7 +58,7 @@ ROOTS = ("files", "images", "")
 """Where p10/ may lie below raw: MIMIC-CXR-JPG, R2Gen's form, either of them entered one level deeper."""
 SUFFIXES = (".jpg", ".dcm")
 LOOKED_AT = 1000
-"""Samples whose films are looked for to tell which of them a run reads."""
+"""Samples, from all over the listing, whose films are looked for to tell which of them a run reads."""
 OFFICIAL = Published(
     citation="split table of MIMIC-CXR-JPG 2.0.0; Chen et al., EMNLP 2020 (R2Gen), table 1",
     splits={
@@ -86,7 +85,7 @@ class MimicCxr(Source):
 
     Policy for views: the films of a study in the order PA, AP, unknown, lateral, then by dicom_id. One film that is
     missing or does not decode drops the sample whole, so that none silently loses a view. A run reads JPEG, or DICOM
-    where the first film that is there is one, and no other: their pixels are not the same. Rows of the tables that
+    where there is more of it, and no other: their pixels are not the same. Rows of the tables that
     cannot be used are drops of their own. A report without the section asked for drops its samples by name.
 
     `per="image"` is the form of R2Gen and its successors: one sample per film, of every view, each with the study's
@@ -110,7 +109,7 @@ class MimicCxr(Source):
     sections: Literal["ours", "owner"] = "ours"
     """Who takes reports apart: the rules of `shards.sources.mimic_cxr.report`, or the owner's parser's."""
     sectioned: Path | None = None
-    """The owner's mimic_cxr_sectioned.csv, to be read in place of the reports."""
+    """The owner's mimic_cxr_sectioned.csv, to be read in place of the reports, whatever `sections` says."""
     min_views: int = Field(default=1, ge=1)
     """Fewest films a study may have, after `views`."""
     annotation: Path | None = None
@@ -181,13 +180,14 @@ class MimicCxr(Source):
             item.payload["row_of_sections"] = list(spans[item.payload["study"]])
         return kept, drops
 
-    def _suffix(self, items: Iterable[Item]) -> str:
-        """Of the first film that is there. All of a run have one: the pixels of JPEG and DICOM are not the same."""
-        for item in islice(items, LOOKED_AT):
+    def _suffix(self, items: Sequence[Item]) -> str:
+        """Of most films, by a look at some. All of a run have one: the pixels of JPEG and DICOM are not the same."""
+        found = Counter[str]()
+        for item in items[:: max(1, len(items) // LOOKED_AT)]:
             for suffix in SUFFIXES:
-                if any((self.raw / name).is_file() for _, names in self._film_names(item, suffix) for name in names):
-                    return suffix
-        return SUFFIXES[0]
+                _, names = self._film_names(item, suffix)[0]
+                found[suffix] += any(patiently("a raw film", (self.raw / name).is_file) for name in names)
+        return max(SUFFIXES, key=lambda suffix: found[suffix])
 
     def _join(self, samples: list[Sample]) -> tuple[list[Item], list[Drop], list[str]]:
         """Items of the samples that have films enough, with views in order and labels; the others as drops; notes."""

@@ -10,7 +10,7 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 from pydantic import ValidationError
 
-from shards.errors import DataError
+from shards.errors import DataError, RetryableError, may_pass
 from shards.films.raw import open_film
 from shards.sources import Item, Listing, Source
 from shards.sources.archive import BLOCK, Member, Walk, digest_of, walk_tar
@@ -44,8 +44,8 @@ class WebDataset(Source):
 
     A sample is what shares the name up to the first dot: KEY.json beside KEY.jpg, or KEY.0.jpg, KEY.1.jpg, ... (also
     .jpeg and .png; everything else is ignored), members in any order. The record is a `Study` of ours or an object
-    with the target under "report" (or "findings"), and "id", "patient", "split" where it knows them; without a record
-    KEY.txt is the target, in UTF-8. What is not whole,
+    with the target under "report" (or "findings"), and "id", "patient", "split" where it knows them; without a record,
+    or beside one that has no report, KEY.txt is the target, in UTF-8. What is not whole,
     not safe or not readable is dropped by name; a film is raw data like any other and read by the same rules.
     """
 
@@ -84,7 +84,11 @@ class WebDataset(Source):
             with (self.raw / tar).open("rb") as file:
                 for key, sample in samples.items():
                     try:
-                        item = item_of(tar, split, key, sample, _record(file, tar, sample["json"]))
+                        record = _record(file, tar, sample["json"])
+                        if TEXT in sample and not _tells(record):  # captions beside their metadata (img2dataset)
+                            sample["json"] = sample[TEXT]
+                            record = _record(file, tar, sample[TEXT])
+                        item = item_of(tar, split, key, sample, record)
                         here = f"sample {key!r} of {tar}"
                         if (before := first.setdefault((split, key_of(item.id)), here)) is not here:
                             raise BadStudy("duplicate key", f"{here} has the id of {before}, which is kept", tar)
@@ -113,7 +117,8 @@ class WebDataset(Source):
                     if (pixels := sum(film.size for film in films)) > MAX_STUDY_PIXELS:
                         raise BadStudy("study is too large", f"{tar}: films of {key} have {pixels:,} pixels", tar)
         except OSError as error:
-            raise DataError(f"{tar} cannot be read: {error.strerror or type(error).__name__}") from error
+            kind = RetryableError if may_pass(error) else DataError
+            raise kind(f"{tar} cannot be read: {error.strerror or type(error).__name__}") from error
         except BadStudy:
             raise
         except DataError as error:
@@ -133,7 +138,7 @@ def samples_of(tar: str, split: str, walk: Walk) -> tuple[dict[str, Sample], lis
     twice: dict[str, str] = {}
     for member in walk.members:
         key, kind = key_and_kind(member.name)
-        if kind and kind in samples.setdefault(key, {}):
+        if kind and kind in samples.setdefault(key, {}) and kind != TEXT:
             twice[key] = member.name
         elif kind:
             samples[key][kind] = member
@@ -147,10 +152,10 @@ def samples_of(tar: str, split: str, walk: Walk) -> tuple[dict[str, Sample], lis
     for name, _ in walk.refused:
         samples.pop(key_and_kind(name)[0], None)
     for sample in samples.values():
-        if text := sample.pop(TEXT, None):  # beside a record it tells nothing
-            sample.setdefault("json", text)
+        if "json" not in sample and TEXT in sample:
+            sample["json"] = sample.pop(TEXT)
     for key, sample in list(samples.items()):
-        films = sorted(int(kind) for kind in sample if kind != "json")
+        films = sorted(int(kind) for kind in sample if kind not in ("json", TEXT))
         if key in twice:
             reason, fault = "duplicate tar member", f"member {twice[key]!r} is there twice"
         elif "json" not in sample or not films:
@@ -179,7 +184,7 @@ def key_and_kind(name: str) -> tuple[str, str]:
 
 def item_of(tar: str, split: Split, key: str, sample: Sample, record: bytes) -> Item:
     """The item of a whole sample; BadStudy when its record is of no use."""
-    films = [sample[str(view)] for view in range(len(sample) - 1)]
+    films = [sample[str(view)] for view in range(len(sample) - 1 - (TEXT in sample))]
     study = study_of(tar, split, key, len(films), record)
     payload = {
         "tar": tar,
@@ -229,6 +234,16 @@ def study_of(tar: str, split: Split, key: str, films: int, data: bytes) -> Study
         fault = f"{tar}: id {study.id[:200]!r}; it must be 1 to 120 characters without '..'"
         raise BadStudy("id is not a name", fault, tar)
     return study.model_copy(update={"key": key_of(study.id)})
+
+
+def _tells(record: bytes) -> bool:
+    """Whether a record has a report, or is damaged, which is for `study_of` to say."""
+    try:
+        refuse_bomb(record)
+        found = json.loads(record)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(found, dict) or bool({"report", "findings", "target"} & found.keys())
 
 
 def _record(file: BinaryIO, tar: str, member: Member) -> bytes:

@@ -11,8 +11,8 @@ import pytest
 
 from r2kg.attempts import lease as module
 from r2kg.attempts.lease import LEASE, lease
+from shards import errors
 from shards.errors import ConfigError, RetryableError
-from shards.tars import place
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_one_that_cannot_be_read_at_the_moment_is_nobodys_to_take(tmp_path, monk
             raise answers.pop()
         return whole(path, *arguments)
 
-    monkeypatch.setattr(place, "WAITS", (0.01,) * 2)
+    monkeypatch.setattr(errors, "WAITS", (0.01,) * 2)
     with lease(tmp_path, "x", print):
         monkeypatch.setattr(Path, "read_text", read)
         with pytest.raises(ConfigError, match="x already"), lease(tmp_path, "x", print):

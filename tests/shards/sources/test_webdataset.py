@@ -403,3 +403,14 @@ def test_a_text_is_the_report_where_there_is_no_record(tmp_path: Path) -> None:
     ]
     drops = {drop.id: drop.reason for drop in listed(tmp_path).drops}
     assert drops == {"c": "record is not readable", "d": "incomplete sample"}
+
+
+def test_captions_beside_their_metadata_are_the_reports(tmp_path: Path) -> None:
+    """What img2dataset writes: KEY.jpg, KEY.txt, and a KEY.json that has no report."""
+    told = json.dumps({"caption": "x", "width": 48}).encode()
+    twice = [*sample("b"), ("b.txt", b"one"), ("b.txt", b"two")]
+    write(
+        tmp_path, [("a.jpg", FILM), ("a.txt", b"Clear."), ("a.json", told), *twice, ("c.jpg", FILM), ("c.json", told)]
+    )
+    assert [(study.id, study.report) for study in studies_of(tmp_path)] == [("a", "Clear."), ("b", "Drawn film of b.")]
+    assert {drop.id: drop.reason for drop in listed(tmp_path).drops} == {"c": "record is not readable"}

@@ -1,5 +1,6 @@
 """Shards: what is given is used or dropped by name, bytes depend on content alone, a broken run is resumed."""
 
+import errno
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 import webdataset
 from rich.console import Console
 
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError, DataError, RetryableError
 from shards.films.raw import open_film
 from shards.films.stored import decode
 from shards.privacy import Names
@@ -25,6 +26,7 @@ from shards.study import Study, View
 from shards.tars import shards as shards_module
 from shards.tars.format import SHARDS_FILE, Manifest, index_path, read_index, read_manifest
 from shards.tars.place import sha256_of
+from shards.tars.private import begin_names
 from shards.tars.report import counts_table, receipt_lines
 from shards.tars.shards import (
     CONTROLS_REMOVED,
@@ -43,6 +45,7 @@ from shards.tars.shards import (
     write_shards,
 )
 from shards.tars.verify import verify
+from shards.tars.write import unwritable
 
 Draw = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -333,7 +336,7 @@ def test_a_film_that_comes_later_or_is_replaced_is_read_by_the_same_command(
     away.write_bytes(film)
     manifest, kept = written()
     assert not manifest.drops and len(kept) == 4
-    assert "1 of 5 tars were written again, because raw files have changed, come or gone: " in capsys.readouterr().out
+    assert "1 of 5 tars were written again, because raw files have changed or come: " in capsys.readouterr().out
     other.write_bytes(film)
     before = read_manifest(out)
     manifest, kept = written()
@@ -356,3 +359,47 @@ def test_another_version_of_what_reads_films_makes_all_tars_again(
             patch.setattr(module, name, 2)
             recipes.add(recipe_of(source, settings))
     assert len(recipes) == 3
+
+
+def test_finished_tars_outlive_the_raw_films_they_were_made_from(
+    drawn_iu: Draw, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Whoever has shards may want the room of the raw films, or has a disk that is not mounted."""
+    raw, out = drawn_iu(train=4), tmp_path / "out"
+    manifest = write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
+    for film in (raw / "images").rglob("*.png"):
+        film.unlink()
+    before = files_of(out)
+    assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest and files_of(out) == before
+    assert "4 of 4 tars were kept as they are, although raw files are gone: train-" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"made from 4 raw files, of which some are gone, and would be written again"):
+        write_shards(IuXray(raw=raw), out, size=32, studies_per_shard=2)
+    assert {name: digest for name, digest in files_of(out).items() if name.endswith(".tar")} == {
+        name: digest for name, digest in before.items() if name.endswith(".tar")
+    }
+    assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest
+
+
+def test_when_raw_films_were_copied_is_no_part_of_the_fingerprint(drawn_iu: Draw, tmp_path: Path) -> None:
+    raw = drawn_iu(train=3)
+    one = write_shards(IuXray(raw=raw), tmp_path / "one", size=64)
+    for film in (raw / "images").rglob("*.png"):
+        os.utime(film, (1, 1))
+    assert write_shards(IuXray(raw=raw), tmp_path / "one", size=64) == one
+    assert write_shards(IuXray(raw=raw), tmp_path / "two", size=64).fingerprint == one.fingerprint
+
+
+def test_a_new_salt_never_takes_the_place_of_one_that_is_gone(tmp_path: Path) -> None:
+    begin_names(tmp_path, "physionet-credentialed-1.5.0")
+    (tmp_path / "train-00000.tar").touch()
+    (tmp_path / "private" / "salt").unlink()
+    with pytest.raises(ConfigError, match="holds 1 tars and its private/salt is missing"):
+        begin_names(tmp_path, "physionet-credentialed-1.5.0")
+    assert not (tmp_path / "private" / "salt").exists()
+
+
+def test_what_cannot_be_written_names_no_raw_file(tmp_path: Path) -> None:
+    """The error may be of a raw film, whose path has the owner's names in it."""
+    for number, kind in ((errno.EIO, RetryableError), (errno.EACCES, DataError)):
+        error = unwritable(tmp_path / "train-00000.tar", OSError(number, os.strerror(number), "/raw/p10000032/a.jpg"))
+        assert type(error) is kind and "p10000032" not in str(error) and os.strerror(number) in str(error)
