@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import torch
 import typer
 
 from bench.ingest import machine, start_ray
@@ -43,8 +44,11 @@ def main(
         changes = {"root": str(root), "data.shards": str(shards), "model.llm.source": str(lm)}
         run = find_recipe("r2gengpt.tiny").change(changes | {"train.cpus_per_worker": 0.7})
         RunFiles(run.directory).begin(run)
-        weights = {name: value.detach() for name, value in stored(build_model(run.model)).items()}
-        checkpoint = write_checkpoint(run.directory, weights, {"step": 1}, 0, 1, lambda mine: [mine])
+        torch.manual_seed(run.train.seed)  # as a writer does: what is frozen must be the same
+        model = build_model(run.model)
+        weights = {name: value.detach() for name, value in stored(model).items()}
+        state = {"step": 1, "frozen": model.fingerprint()}
+        checkpoint = write_checkpoint(run.directory, weights, state, 0, 1, lambda mine: [mine])
         index, ratios = Index.open(str(shards), "train"), []
         for number in range(rounds):
             speed, said = dict[int, float](), list[str]()

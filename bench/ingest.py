@@ -37,8 +37,8 @@ from shards.stream.blocks import read_batches, rows_per_block, split, stream_blo
 from shards.stream.index import Index
 from shards.stream.order import plan
 from shards.study import Study, key_of
-from shards.tars.format import SHARDS_FILE, read_manifest
-from shards.tars.shards import SIZE, write_shards
+from shards.tars.format import SHARDS_FILE, SIZE, read_manifest
+from shards.tars.shards import write_shards
 
 IMAGE_PX, VIEWS, MICRO_BATCH, LARGER_PX = 224, 2, 8, 512
 SHARDS = 16

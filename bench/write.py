@@ -28,7 +28,8 @@ from PIL import Image
 from shards.films.raw import enough, open_film
 from shards.films.stored import encode, shrink
 from shards.sources.iu_xray.source import IuXray
-from shards.tars.shards import SIZE, write_shards
+from shards.tars.format import SIZE
+from shards.tars.shards import write_shards
 
 QUALITY = 95
 MIMIC_FILMS, MIMIC_PX = 377_110, (2544, 3056)

@@ -10,6 +10,7 @@ from jobs.cli import run
 from r2kg.config.overrides import parse_overrides
 from shards.errors import ConfigError, OnBad
 from shards.sources import SOURCES, open_source
+from shards.tars.format import SIZE
 from shards.tars.place import place
 from shards.tars.report import counts_table, receipt_lines
 
@@ -20,7 +21,7 @@ def main(
     options: Annotated[list[str] | None, typer.Argument(help="the source's own, key=value, e.g. min_views=2")] = None,
     raw: Annotated[str | None, typer.Option(help="root of the raw dataset; not for phantom")] = None,
     studies: Annotated[int | None, typer.Option(help="phantom: studies to draw")] = None,
-    size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = 448,
+    size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = SIZE,
     studies_per_shard: Annotated[int, typer.Option(help="studies in one tar")] = 512,
     cleaning: Annotated[str | None, typer.Option(help="cleaning of the target; default: the source's own")] = None,
     on_bad: Annotated[OnBad, typer.Option(help="skip (count and name) or fail")] = "skip",

@@ -266,7 +266,7 @@ def _read_checkpoint(checkpoint: Path) -> dict[str, Tensor]:
     tensors = weights_of(read_tensors(checkpoint))
     if gone := complaints(checkpoint, hashes=False):
         raise RetryableError(f"{checkpoint} was deleted while it was read ({gone[0]}): submit the run again")
-    return dict(tensors)
+    return tensors
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:

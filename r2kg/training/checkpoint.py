@@ -75,14 +75,8 @@ def write_checkpoint(
         )
     check_room(final.parent, sum(size for _, size, _ in told), free=told[0][2])
     file = partial / f"part-{rank:05d}-of-{world:05d}.safetensors"
-    try:
-        save_file(part, seen(partial) / file.name)
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-    except (SafetensorError, OSError) as error:
-        full = re.search(r"os error (?:28|122)\b|Errno (?:28|122)\b", str(error))  # ENOSPC, EDQUOT
-        kind, then = (CheckpointError, "make room, or raise the quota") if full else (RetryableError, "submit it again")
-        raise kind(f"{file} cannot be written ({error}): {then}; the newest checkpoint stays") from error
+    seen(partial)
+    _write_part(file, part)
     parts = gather((file.name, file.stat().st_size, sha256_of(file)))
     if rank == 0:
         write_atomic(partial / "state.json", json.dumps(state, indent=1).encode())
@@ -100,6 +94,18 @@ def write_checkpoint(
             remember_sha256(final / name, digest)
     gather(None)
     return final
+
+
+def _write_part(file: Path, part: dict[str, Tensor]) -> None:
+    """Put one worker's tensors on the disk; CheckpointError when there is no room left, else RetryableError."""
+    try:
+        save_file(part, file)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+    except (SafetensorError, OSError) as error:
+        full = re.search(r"os error (?:28|122)\b|Errno (?:28|122)\b", str(error))  # ENOSPC, EDQUOT
+        kind, then = (CheckpointError, "make room, or raise the quota") if full else (RetryableError, "submit it again")
+        raise kind(f"{file} cannot be written ({error}): {then}; the newest checkpoint stays") from error
 
 
 def _flush(directory: Path) -> None:

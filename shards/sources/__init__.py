@@ -21,6 +21,10 @@ SOURCES: dict[str, str] = {
 """Name → "module:Class", imported on use so that listing names costs nothing."""
 
 
+ABSENT = "-"
+"""How a raw file looks that is not there: see `Source.raw_files`."""
+
+
 class Item(Record):
     """Light description of one study: enough for a worker to read it, small enough for the driver to hold them all."""
 
@@ -106,7 +110,7 @@ class Source(Record):
         """The raw files from which `read` makes an item, those too that are not there but might be, in a fixed order.
 
         Their sizes and times decide whether a study that was written, or dropped, is read again. In place of a path a
-        text may stand that says as much. What is in the item itself need not be named.
+        text may stand that says as much, `ABSENT` of what is not there. What is in the item itself need not be named.
         """
         return ()
 

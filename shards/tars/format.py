@@ -22,6 +22,8 @@ from shards.tars.place import Place, place, read_whole, size_of, write_atomic
 FORMAT = 2
 SHARDS_FILE, SIDE_FILE = "manifest.json", "side.json"
 HOW_TO_SHARD = "make the shards with `r2kg shard`, or point at a directory that holds them"
+SIZE = 448
+"""Short side of stored films by default: twice what the papers' encoders see, as a JPEG scales by itself."""
 RECORD = "json"
 """Suffix of a study's record; its films are 0.jpg, 1.jpg, … in view order."""
 MAX_JSON_BYTES = 64 << 20

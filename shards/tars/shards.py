@@ -23,7 +23,7 @@ from shards.errors import ConfigError, DataError, OnBad, patiently
 from shards.films.raw import DECODING, enough
 from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
-from shards.sources import Item, Listing, Source
+from shards.sources import ABSENT, Item, Listing, Source
 from shards.sources.split import patients_in_two_splits
 from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, View, refuse_bomb
 from shards.tars.format import (
@@ -32,6 +32,7 @@ from shards.tars.format import (
     MAX_STUDY_BYTES,
     RECORD,
     SHARDS_FILE,
+    SIZE,
     Manifest,
     Shard,
     Tally,
@@ -61,10 +62,6 @@ SHOWN = 5
 Overlap = Literal["fail", "report"]
 
 
-SIZE = 448
-"""Short side of stored films by default: twice what the papers' encoders see, as a JPEG scales by itself."""
-
-
 class Settings(Record):
     """What all tars of a run share."""
 
@@ -80,9 +77,6 @@ class Settings(Record):
     """An unusable study becomes a `Drop`, or ends the run."""
     overlap: Overlap = "fail"
     """A patient in two splits is an error, or is named in the manifest's warnings."""
-
-
-GONE_LOOK = "-"
 
 
 class ShardJob(Job):
@@ -280,7 +274,7 @@ def raw_of(source: Source, items: Iterable[Item], names: Names = Names()) -> str
     for item in items:
         for look in map(_look, patiently("raw files", partial(list, source.raw_files(item)))):
             digest.update(f"{look}\0".encode())
-            there, named = there + (look != GONE_LOOK), named + 1
+            there, named = there + (look != ABSENT), named + 1
         digest.update(f"{item.id}\n".encode())
     return f"{there} {digest.hexdigest()}" if named else ""
 
@@ -291,7 +285,7 @@ def _look(file: Path | str) -> str:
     try:
         facts = patiently("a raw file", file.stat)
     except (OSError, ValueError):  # it is not there, or no path at all
-        return GONE_LOOK
+        return ABSENT
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 

@@ -35,6 +35,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from shards.errors import DataError, RetryableError, patiently
+from shards.sources import ABSENT
 from shards.sources.films import Films
 from shards.study import BadStudy
 
@@ -259,7 +260,7 @@ def has_any(store: Path, names: Iterable[str]) -> bool:
 
 
 def report_files(store: Path, name: str) -> list[Path | str]:
-    """Where the report may lie; in a zip what the zip says of it, "-" where it is not there."""
+    """Where the report may lie; in a zip what the zip says of it, `ABSENT` where it is not there."""
     if store.is_dir():
         return [store / folder / name for folder in FOLDERS]
     try:
@@ -267,8 +268,8 @@ def report_files(store: Path, name: str) -> list[Path | str]:
     except RetryableError:
         raise
     except ZIP_FAULTS:
-        return ["-"]
-    return [f"{known[place].CRC} {known[place].file_size}" for f in FOLDERS if (place := f + name) in known] or ["-"]
+        return [ABSENT]
+    return [f"{known[place].CRC} {known[place].file_size}" for f in FOLDERS if (place := f + name) in known] or [ABSENT]
 
 
 def read_report(store: Path, name: str) -> str:
