@@ -107,7 +107,8 @@ class Anatomy:
     depth: float
     """Half depth of the chest in the lateral film."""
     gain: float
-    offset: float
+    brightness: float
+    """Mean of the film, in [0, 1]."""
     noise: float
     grain: int
     """Seed of textures and noise, so that the same body can be drawn with and without a finding."""
@@ -140,7 +141,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         shift=(u(-0.02, 0.02), u(-0.02, 0.02)),
         depth=u(0.31, 0.36),
         gain=u(0.90, 1.10),
-        offset=u(-0.07, 0.07),
+        brightness=u(0.41, 0.55),
         noise=u(0.008, 0.02),
         grain=int(rng.integers(2**62)),
     )

@@ -15,6 +15,10 @@ from shards.sources.phantom.anatomy import Anatomy, Finding
 
 Pixels = np.ndarray
 FLUID = 0.60
+NOISE = (0.5, 1.5)
+"""A view's noise, of the body's."""
+EXPOSURES = 3
+"""Rounds to find the offset: what is clipped moves the mean."""
 HEIGHTS = {"upper": 0.27, "middle": 0.44, "lower": 0.60}
 """y of the zones that reports speak of, in a lung of average height."""
 
@@ -86,9 +90,15 @@ class Canvas:
         return np.asarray(layer, np.float32) / 255
 
     def expose(self) -> np.ndarray:
-        """Develop the film: gain, offset and noise of the body's exposure, as uint8 [S, S]."""
-        noise = self.rng.standard_normal((self.size, self.size), dtype=np.float32)
-        film = self.a * self.body.gain + (self.body.offset + 0.04) + noise * self.body.noise
+        """Develop the film as uint8 [S, S]: gain and noise, and as bright on the whole as is drawn for the body.
+
+        An automatic exposure: neither a film's mean nor, as each view has noise of its own strength, the size of its
+        JPEG tells what is in it.
+        """
+        strength = self.body.noise * self.rng.uniform(*NOISE)
+        film = self.a * self.body.gain + strength * self.rng.standard_normal(self.a.shape, dtype=np.float32)
+        for _ in range(EXPOSURES):
+            film += self.body.brightness - np.clip(film, 0, 1).mean()
         return (np.clip(film, 0, 1) * 255).astype(np.uint8)
 
 

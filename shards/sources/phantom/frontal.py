@@ -7,12 +7,17 @@ from shards.sources.phantom.film import FLUID, HEIGHTS, Canvas, Drawings, Pixels
 
 
 def draw_frontal(body: Anatomy, findings: tuple[Finding, ...], size: int) -> np.ndarray:
-    """The film, uint8 [size, size]. Findings apart, a body is always drawn identically, noise included."""
+    """The film, uint8 [size, size]. Findings and exposure apart, a body is always drawn alike, noise included."""
+    return frontal(body, findings, size).expose()
+
+
+def frontal(body: Anatomy, findings: tuple[Finding, ...], size: int) -> "Frontal":
+    """The same, not yet exposed."""
     chest = Frontal(altered(body, findings), size)
     plant(chest, findings, INSIDE)
     chest.bones()
     plant(chest, findings, OVER_BONES)
-    return chest.expose()
+    return chest
 
 
 class Frontal(Canvas):

@@ -8,10 +8,15 @@ from shards.sources.phantom.film import FLUID, HEIGHTS, Canvas, Drawings, Pixels
 
 def draw_lateral(body: Anatomy, findings: tuple[Finding, ...], size: int) -> np.ndarray:
     """The film, uint8 [size, size]. Fractures, scoliosis and most pneumothoraces are not visible from the side."""
+    return lateral(body, findings, size).expose()
+
+
+def lateral(body: Anatomy, findings: tuple[Finding, ...], size: int) -> "Lateral":
+    """The same, not yet exposed."""
     chest = Lateral(altered(body, findings), size)
     plant(chest, findings, INSIDE)
     chest.bones()
-    return chest.expose()
+    return chest
 
 
 class Lateral(Canvas):

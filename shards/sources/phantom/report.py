@@ -1,92 +1,31 @@
 """The findings report of a phantom, its labels and its triples: three renderings of the same findings, hence exact.
 
-A report goes through the organs in a fixed order. An organ without findings gets its normal statement, otherwise one
-sentence per finding takes that statement's place. Every fact is phrased in one of three ways, one of them dominant.
-Normal statements are short and abnormal ones long, so BLEU is earned by reading the films and not by a constant report.
+A report goes through the organs in a fixed order. An organ without findings gets its normal statement; otherwise one
+sentence per finding takes that statement's place, and what the organ could have and has not is denied after them. Every
+fact is phrased in one of several ways, one of them dominant, so that BLEU is earned by reading the films and not by a
+constant report. What text tools stumble over is there as in hospitals: negations beside findings and over lists, "no
+change in", "has resolved", "cannot be excluded". A share of studies has an earlier film, with which some sentences
+compare: no film tells that, so no system can learn it, and no label depends on it.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from shards.sources.phantom.anatomy import PLANTINGS, Finding
+from shards.sources.phantom.words import AGAIN, ANEW, CERTAIN, DENIED, GONE, NORMAL, UNCERTAIN, WORDS
 from shards.study import FINDINGS, Label
 
-DOMINANT = (0.64, 0.18, 0.18)
-"""Share of each of the three phrasings of a fact."""
+Phrasing = TypeVar("Phrasing")
+RARER = 2.0
+"""Exponent of Zipf's law by which phrasings are chosen: of six the first has 67 % of the choices, the last 2 %."""
+SIGN, PRIOR, COMPARED, CLOSED = 0.3, 0.25, 0.35, 0.25
+"""Share of findings with a further sign; of studies with an earlier film, and among them of facts that are compared
+with it, and of reports that close with a word on it."""
 OWN = tuple(name for name in PLANTINGS if name not in FINDINGS)
 OPACITIES = ("Lung Lesion", "Edema", "Consolidation", "Atelectasis")
 """The findings that CheXpert's hierarchy places below Lung Opacity."""
-
-
-class Normal(NamedTuple):
-    """What is said of an organ without findings, and which labels that denies."""
-
-    phrasings: tuple[str, str, str]
-    denies: tuple[str, ...]
-
-
-class Words(NamedTuple):
-    """How a finding is named. `{side}` and `{zone}` are filled in; bilateral findings use `both` as their place."""
-
-    term: str
-    degrees: tuple[str, str, str, str]
-    """Adjective per grade; grade 0 is only ever used in an uncertain sentence."""
-    place: str = ""
-    """Preposition, article and anatomy: "at the | left base". What follows the bar is the tail of `located_at`."""
-    article: str = ""
-    modifier: str = ""
-    """A second adjective, the same at every grade."""
-    both: str = ""
-
-
-SIZES, DEGREES = ("subtle", "small", "moderate", "large"), ("subtle", "mild", "moderate", "severe")
-NORMAL: dict[str, Normal] = {
-    "heart": Normal(
-        ("Normal heart size.", "The heart is not enlarged.", "Unremarkable cardiac silhouette."), ("Cardiomegaly",)
-    ),
-    "mediastinum": Normal(
-        ("Normal mediastinum.", "Mediastinal contours are unremarkable.", "The mediastinum is not widened."),
-        ("Enlarged Cardiomediastinum",),
-    ),
-    "lungs": Normal(("Lungs are clear.", "Both lungs appear clear.", "No opacity in either lung."), ("Lung Opacity",)),
-    "pleura": Normal(
-        (
-            "No pleural effusion or pneumothorax.",
-            "Neither pneumothorax nor pleural effusion.",
-            "Pleural effusion and pneumothorax are absent.",
-        ),
-        ("Pleural Effusion", "Pneumothorax"),
-    ),
-    "bones": Normal(
-        ("No rib fracture.", "Bones are intact without fracture.", "Osseous structures show no fracture."),
-        ("Fracture",),
-    ),
-}
-WORDS: dict[str, Words] = {
-    "Cardiomegaly": Words("cardiomegaly", ("borderline", "mild", "moderate", "severe")),
-    "Enlarged Cardiomediastinum": Words("widening", DEGREES, "of the upper |mediastinum"),
-    "Hiatal Hernia": Words("hiatal hernia", SIZES, "behind the |heart", "a"),
-    "Hyperinflation": Words("hyperinflation", DEGREES, "of |both lungs"),
-    "Edema": Words("pulmonary edema", DEGREES, "throughout |both lungs"),
-    "Consolidation": Words("consolidation", SIZES, "in the |{side} {zone} zone", "a"),
-    "Atelectasis": Words("atelectasis", DEGREES, "at the |{side} base", modifier="linear"),
-    "Lung Lesion": Words("nodule", SIZES, "in the |{side} {zone} zone", "a"),
-    "Granuloma": Words("granuloma", ("", "", "", ""), "in the |{side} {zone} zone", "a", modifier="calcified"),
-    "Pleural Effusion": Words("pleural effusion", SIZES, "at the |{side} base", "a", both="at |both bases"),
-    "Pneumothorax": Words("pneumothorax", SIZES, "at the |{side} apex", "a"),
-    "Elevated Hemidiaphragm": Words("elevation", DEGREES, "of the |{side} hemidiaphragm"),
-    "Fracture": Words("fracture", ("", "", "", ""), "of a |{side} {zone} rib", "a", modifier="displaced"),
-    "Scoliosis": Words("scoliosis", DEGREES, "of the |thoracic spine", modifier="{side} convex"),
-    "Pacemaker": Words("pacemaker", ("", "", "", ""), "in the |{side} chest wall", "a"),
-    "Central Line": Words("central venous line", ("", "", "", ""), "from the |{side} neck", "a"),
-}
-CERTAIN = ("There is {what} {place}{why}.", "{What} {place} is seen{why}.", "The films show {what} {place}{why}.")
-UNCERTAIN = (
-    "There may be {what} {place}{why}.",
-    "{What} {place} is possible{why}.",
-    "Questionable {bare} {place}{why}.",
-)
 
 
 def suggested(finding: Finding, findings: tuple[Finding, ...]) -> str:
@@ -108,31 +47,61 @@ def _parts(finding: Finding) -> tuple[list[str], str, str]:
     return [a for a in adjectives if a], preposition, anatomy
 
 
-def _sentence(finding: Finding, findings: tuple[Finding, ...], phrasing: int) -> str:
+def _sentence(finding: Finding, findings: tuple[Finding, ...], phrasing: str) -> str:
     words, (adjectives, preposition, anatomy) = WORDS[finding.name], _parts(finding)
     bare = " ".join([*adjectives, words.term])
     what = f"{words.article} {bare}" if words.article and finding.side != "bilateral" else bare
     disease = suggested(finding, findings)
-    template = (UNCERTAIN if finding.grade == 0 else CERTAIN)[phrasing]
-    text = template.format(
+    text = phrasing.format(
         what=what,
         What=what[0].upper() + what[1:],
         bare=bare,
         place=preposition + anatomy,
         why=f" suggestive of {disease}" if disease else "",
     )
-    return text.replace(" .", ".").replace("  ", " ")
+    return text.replace(" .", ".").replace(" ,", ",").replace("  ", " ")
+
+
+def pick(rng: np.random.Generator, phrasings: Sequence[Phrasing]) -> Phrasing:
+    """One of the phrasings, the k-th with a chance in proportion to k ** -`RARER`."""
+    chances = np.arange(1, len(phrasings) + 1) ** -RARER
+    return phrasings[int(rng.choice(len(phrasings), p=chances / chances.sum()))]
+
+
+def absent_of(organ: str, findings: tuple[Finding, ...]) -> list[str]:
+    """The labels that are denied beside an organ's findings, in the order in which they are."""
+    planted = {f.name for f in findings}
+    return [name for name in NORMAL[organ].absent if name not in planted]
 
 
 def write_report(findings: tuple[Finding, ...], rng: np.random.Generator) -> str:
-    """Sentences organ by organ; `rng` chooses the phrasing of each and nothing else."""
-    sentences = []
+    """Sentences organ by organ; `rng` chooses how facts are phrased, and an earlier film, and nothing else."""
+    prior, sentences = bool(rng.random() < PRIOR), list[str]()
     for organ in (*NORMAL, "devices"):
         here = [f for f in findings if PLANTINGS[f.name].organ == organ]
-        sentences += [_sentence(f, findings, int(rng.choice(3, p=DOMINANT))) for f in here]
-        if not here and organ in NORMAL:
-            sentences.append(NORMAL[organ].phrasings[int(rng.choice(3, p=DOMINANT))])
-    return " ".join(sentences)
+        for finding in here:
+            certain = AGAIN if prior and rng.random() < COMPARED else CERTAIN
+            sentences.append(_sentence(finding, findings, pick(rng, certain if finding.grade else UNCERTAIN)))
+            if rng.random() < SIGN:
+                sentences.append(pick(rng, WORDS[finding.name].signs))
+        if organ in NORMAL:
+            sentences.append(_denial(organ, findings, prior, rng) if here else pick(rng, NORMAL[organ].phrasings))
+    if prior and rng.random() < CLOSED:
+        sentences.append(pick(rng, ANEW))
+    return " ".join(filter(None, sentences))
+
+
+def _denial(organ: str, findings: tuple[Finding, ...], prior: bool, rng: np.random.Generator) -> str:
+    """The sentence, or two, that denies what an organ with findings could have besides; "" where there is nothing."""
+    names = [NORMAL[organ].absent[label] for label in absent_of(organ, findings)]
+    said = []
+    if names and prior and rng.random() < COMPARED:
+        name = names.pop()
+        said = [pick(rng, GONE).format(a=name, A=name[0].upper() + name[1:])]
+    if names:
+        a, b = names[0], names[-1]
+        said.append(pick(rng, DENIED)[len(names) - 1].format(a=a, A=a[0].upper() + a[1:], b=b))
+    return " ".join(said)
 
 
 def labels_of(findings: tuple[Finding, ...]) -> dict[str, Label]:
@@ -143,7 +112,7 @@ def labels_of(findings: tuple[Finding, ...]) -> dict[str, Label]:
     labels: dict[str, Label] = dict.fromkeys((*FINDINGS, *OWN))
     organs = {PLANTINGS[f.name].organ for f in findings}
     for organ, normal in NORMAL.items():
-        labels.update(dict.fromkeys(normal.denies, 0) if organ not in organs else {})
+        labels.update(dict.fromkeys(normal.denies if organ not in organs else absent_of(organ, findings), 0))
     labels.update({f.name: -1 if f.grade == 0 else 1 for f in findings})
     opacities = [labels[f.name] for f in findings if f.name in OPACITIES]
     if opacities:

@@ -26,11 +26,16 @@ class Phantom(Source):
 
     Difficulty is chosen so that a convnet of half a million parameters learns the larger findings from a thousand
     studies at 112 pixels, while bodies, exposure and noise vary and a constant report scores clearly below a right one.
+    Reports deny beside findings what is absent, hedge, and compare with films that nobody has
+    (`shards.sources.phantom.report`): 350 words, 16 to 67 in a report.
     A phantom is no patient: scores on it say whether a system reads films at all, never how well it reads real ones.
 
     Deterministic: films, report, labels and triples depend on (seed, index) alone, films also on `size`; the split
-    depends on (seed, studies, fractions). Films, names and file properties are alike whatever was planted.
+    depends on (seed, studies, fractions). Names, order, mean brightness and sizes of files say nothing of what was
+    planted: at 256 px a classifier on them has an AUROC of at most 0.6 for every label.
     """
+
+    version: ClassVar[int] = 2
 
     name: ClassVar[str] = "phantom"
     licence: ClassVar[str] = "synthetic"
