@@ -44,7 +44,7 @@ def main(
         overlap=overlap,
     )  # fmt: skip
     Console(width=110).print(counts_table(manifest))
-    print("\n".join(receipt_lines(manifest)))
+    print("\n".join(receipt_lines(where, manifest)))
     print(where)
 
 

@@ -18,7 +18,7 @@ def verify(shards: Annotated[str, typer.Argument(help="directory or URL of the s
     """Compare hashes, indices and counts with the manifest, and print the receipt again."""
     manifest = read_manifest(shards)
     Console(width=110).print(counts_table(manifest))
-    print("\n".join(receipt_lines(manifest)))
+    print("\n".join(receipt_lines(shards, manifest)))
     if faults := contents_faults(shards, manifest):
         raise DataError(f"{len(faults)} faults: " + "; ".join(faults))
     print(f"{len(manifest.shards)} tars and their indices are what the manifest says.")

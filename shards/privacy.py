@@ -2,7 +2,7 @@
 
 For credentialed data nothing that a shard, a log, an exception or a tracking server shows holds an identifier of the
 owner: keys, ids and patients are salted hashes from the moment of writing, so that no later stage can leak what it
-never saw. The salt, the owner's identifiers and the details of drops stay in `private/` below the shards.
+never saw. The owner's identifiers and the details of drops stay in `private/` below the shards, the salt is outside.
 """
 
 import hashlib

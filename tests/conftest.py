@@ -22,8 +22,9 @@ from shards.stream.index import read_targets
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What programs remember below the user's cache directory is not the user's in tests."""
+    """What programs keep below the user's cache and configuration directories is not the user's in tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(scope="session")

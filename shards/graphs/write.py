@@ -30,7 +30,7 @@ from shards.study import Study
 from shards.tars.format import Manifest, read_manifest
 from shards.tars.kinds import KINDS, UNREAD, SideManifest
 from shards.tars.place import Place, place, sha256_of
-from shards.tars.private import names_for
+from shards.tars.private import names_of
 from shards.tars.sides import write_side
 from shards.tars.write import Made
 
@@ -63,7 +63,7 @@ def write_subgraphs(
     manifest = read_manifest(root)
     indices = open_splits(root, manifest)
     file = TripleFile(place(triples)) if triples else None
-    located = locate(file, root, manifest, indices) if file else Located()
+    located = locate(file, manifest, indices) if file else Located()
     given = read_graph(graph) if graph else None
     if given:
         vocabulary = given.vocabulary
@@ -132,7 +132,7 @@ class Located:
         return given
 
 
-def locate(file: TripleFile, root: Place, manifest: Manifest, indices: Mapping[str, Index]) -> Located:
+def locate(file: TripleFile, manifest: Manifest, indices: Mapping[str, Index]) -> Located:
     """Find every record's study in one pass over a triple file; the triples themselves are not kept.
 
     Studies that the shards do not hold are listed, for credentialed data by line.
@@ -145,7 +145,7 @@ def locate(file: TripleFile, root: Place, manifest: Manifest, indices: Mapping[s
     located, unknown = Located(), dict[str, str]()
     for said in file.statements():
         if not said.by_key and names is None:
-            names = names_for(root, manifest.licence)
+            names = names_of(manifest)
         key = said.study if said.by_key or names is None else names.key(said.study)
         if (row := rows.get(key.encode(), -1)) < 0:
             unknown.setdefault(key, f"line {said.line}" if private else said.study)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 from shards.errors import DataError, patiently
@@ -17,21 +17,29 @@ MAX_FILMS = 100
 """Of one study; a real one has fewer than twenty."""
 
 
+@lru_cache(maxsize=16)
+def _real(root: str) -> str:
+    """The root itself, links followed: asked once a process, not for every film."""
+    return os.path.realpath(root)
+
+
 @dataclass(frozen=True)
 class Films:
     """Films below `root`. Paths in data files are hostile until shown to stay there."""
 
     root: Path
 
-    @cached_property
-    def _real(self) -> str:
-        return os.path.realpath(self.root) + os.sep
-
     def holds(self, file: str) -> bool:
         """Whether the path `file` below the root can be one and stays there, also after links are followed."""
         if len(file) > MAX_PATH or os.path.isabs(file) or "\0" in file or "\\" in file or ".." in Path(file).parts:
             return False
-        return os.path.realpath(self.root / file).startswith(self._real)
+        real, parts = _real(str(self.root)), Path(file).parts
+        at = real
+        for part in parts:
+            at = os.path.join(at, part)
+            if os.path.islink(at):
+                return os.path.realpath(os.path.join(real, file)).startswith(os.path.join(real, ""))
+        return bool(parts)
 
     def find(self, files: Iterable[str], missing: str) -> str:
         """The first of the paths `files` that is there; BadStudy with `missing` when none is, or one leads outside."""

@@ -7,34 +7,35 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.films.limits import refuse_size, undecodable
 from shards.stream.index import Index
 from shards.study import SPLITS, Study
-from shards.tars.format import read_manifest
+from shards.tars.format import Manifest, dropped_in, read_manifest
 from shards.tars.place import Place, place
-from shards.tars.private import names_for
+from shards.tars.private import names_of
 
 
 def find_study(root: str | Place, key: str) -> tuple[Index, int]:
     """Index and row of the study with this key or, in the owner's writing, this id; DataError when there is none."""
     root = place(root)
     manifest = read_manifest(root)
-    wanted = {key.encode(), _key(root, manifest.licence, key).encode()}
+    wanted = {key.encode(), _key(manifest, key).encode()}
     for split in SPLITS:
         if manifest.splits[split].studies:
             index = Index.open(root, split, "skip", manifest)
             if len(rows := np.flatnonzero(np.isin(index.keys, list(wanted)))):
                 return index, int(rows[0])
-    dropped = [drop for drop in manifest.drops if {drop.id.encode(), drop.id.lower().encode()} & wanted]
-    why = f": it was dropped ({dropped[0].reason})" if dropped else f"; {manifest.given:,} studies were given"
+    dropped = (drop for drop in dropped_in(root) if {drop.id.encode(), drop.id.lower().encode()} & wanted)
+    drop = next(dropped, None)
+    why = f": it was dropped ({drop.reason})" if drop else f"; {manifest.given:,} studies were given"
     raise DataError(f"no study {key!r} in {root}{why}. Keys stand in the *.index.json files")
 
 
-def _key(root: Place, licence: str, identifier: str) -> str:
+def _key(manifest: Manifest, identifier: str) -> str:
     try:
-        return names_for(root, licence).key(identifier)
-    except DataError:  # salted, and the salt is elsewhere: only keys can be looked up
+        return names_of(manifest).key(identifier)
+    except (ConfigError, DataError):  # salted, and the salt is elsewhere: only keys can be looked up
         return identifier
 
 

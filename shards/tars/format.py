@@ -9,6 +9,7 @@ all. So whatever is changed or torn is noticed: a directory by its manifest, a s
 import hashlib
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self, TypeVar
 
@@ -16,11 +17,16 @@ from pydantic import FailFast, Field, ValidationError, field_validator
 
 from shards.errors import DataError
 from shards.sources import Published, SplitCount
-from shards.study import KEY, SPLITS, Drop, Record, Split
-from shards.tars.place import Place, place, read_whole, size_of, write_atomic
+from shards.study import KEY, SPLITS, Drop, Record, Split, refuse_bomb
+from shards.tars.place import Place, create, place, read_whole, size_of, write_atomic
 
-FORMAT = 2
+FORMAT = 3
 SHARDS_FILE, SIDE_FILE = "manifest.json", "side.json"
+UNFINISHED = {SHARDS_FILE: ".writing", SIDE_FILE: ".writing-side"}
+"""Manifest → mark of a directory that is being written: tells our unfinished tars from those that others, or a job of
+another kind, put there."""
+DROPS_FILE, WARNINGS_FILE = "drops.jsonl", "warnings.jsonl"
+"""Beside a manifest that counts them: every drop, and every study that something was said of, a line each."""
 HOW_TO_SHARD = "make the shards with `r2kg shard`, or point at a directory that holds them"
 SIZE = 448
 """Short side of stored films by default: twice what the papers' encoders see, as a JPEG scales by itself."""
@@ -32,6 +38,7 @@ MAX_STUDIES = 1_000_000
 MAX_STUDY_BYTES, MAX_MEMBERS = 1 << 29, 100
 """Most of one study in a tar: it is read at once."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 AnyManifest = TypeVar("AnyManifest", bound="SealedManifest")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -46,7 +53,9 @@ class Entry(Record):
     id: str = ""
     patient: str = ""
     films: Annotated[tuple[Digest, ...], FailFast()] = ()
-    """First 16 hex digits of every film's SHA-256, to find a film that is in two splits."""
+    """First 16 hex digits of every film's SHA-256, to find a film that is in two splits..."""
+    content: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
+    """...and of all that the study holds but its names."""
     cause: str = ""
     """Of a side: why the member that is streamed is not there; a short slug that studies are counted by."""
     detail: str = ""
@@ -74,6 +83,14 @@ class TarIndex(Record):
     """Largest size of one study's member, by what is measured."""
 
 
+class Remark(Record):
+    """A line of `WARNINGS_FILE`."""
+
+    warning: str
+    of: str
+    """Id of the study or patient as shown, or which studies are alike."""
+
+
 class Tar(Record):
     """What a manifest says of one tar."""
 
@@ -98,8 +115,6 @@ class SealedManifest(Record):
     format: int = Field(FORMAT, ge=FORMAT, le=FORMAT)
     licence: str
     """Tag of the dataset's terms (`shards.privacy.TERMS`); what is made from patients' films is under them too."""
-    warnings: dict[str, Annotated[tuple[str, ...], FailFast()]] = Field(default_factory=dict)
-    """What was repaired or is suspicious → the studies it was found in."""
     fingerprint: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """`fingerprint_of` this manifest: changes when any byte of any tar or index, any count or any name changes."""
 
@@ -119,8 +134,16 @@ class Manifest(SealedManifest):
     quality: int
     """JPEG quality of the stored films."""
     splits: dict[str, SplitCount]
+    """Studies, films and patients that are there."""
     shards: Annotated[tuple[Shard, ...], FailFast()]
-    drops: Annotated[tuple[Drop, ...], FailFast()] = ()
+    drops: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Reason → studies that were left out for it, the most frequent first; `DROPS_FILE` names them."""
+    warnings: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """What was repaired or is suspicious → studies it was found in; `WARNINGS_FILE` names them."""
+    names: str = Field("", pattern=r"^([0-9a-f]{16})?$")
+    """`Names.digest` of the salt that studies are named with; "" for open data, which keeps its names."""
+    content: Sha256
+    """Of all studies but for their names and order: equal where two sites hold the same, whatever their salts."""
     notes: tuple[str, ...] = ()
     """What the source found worth telling, such as where two forms of the raw data differ."""
     published: Published | None = None
@@ -143,12 +166,12 @@ class Manifest(SealedManifest):
     @property
     def given(self) -> int:
         """Studies the raw dataset listed: used + dropped."""
-        return sum(count.studies for count in self.splits.values()) + len(self.drops)
+        return sum(count.studies for count in self.splits.values()) + self.dropped
 
-    def drop_counts(self) -> dict[str, int]:
-        """Number of drops by reason, most frequent first."""
-        counts = Counter(drop.reason for drop in self.drops)
-        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+    @property
+    def dropped(self) -> int:
+        """Studies that were left out."""
+        return sum(self.drops.values())
 
 
 def fingerprint_of(manifest: SealedManifest) -> str:
@@ -201,6 +224,35 @@ def write_manifest(root: str | Place, manifest: Manifest) -> Manifest:
 def read_manifest(root: str | Place) -> Manifest:
     """The manifest of a directory of shards; DataError when it is missing, malformed, old or was edited by hand."""
     return read_sealed(place(root) / SHARDS_FILE, Manifest, f"no shards at {root}", HOW_TO_SHARD)
+
+
+def write_named(root: Place, name: str, lines: Iterable[Record]) -> None:
+    """Write `DROPS_FILE` or `WARNINGS_FILE`."""
+    with create(root / name) as file:
+        for line in lines:
+            file.write(line.model_dump_json().encode() + b"\n")
+
+
+def dropped_in(root: Place) -> Iterator[Drop]:
+    """The drops that `DROPS_FILE` names; none where it is not beside the shards."""
+    return _named(root / DROPS_FILE, Drop)
+
+
+def warned_in(root: Place) -> Iterator[Remark]:
+    """What `WARNINGS_FILE` says; nothing where it is not beside the shards."""
+    return _named(root / WARNINGS_FILE, Remark)
+
+
+def _named(path: Place, kind: type[AnyRecord]) -> Iterator[AnyRecord]:
+    if size_of(path) < 0:
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                refuse_bomb(line)
+                yield kind.model_validate_json(line)
+            except ValueError:
+                raise DataError(f"{path}, line {number} is torn: {HOW_TO_SHARD}") from None
 
 
 def index_path(tar: Place) -> Place:
@@ -260,10 +312,11 @@ class Tally:
     images: Counter[str] = field(default_factory=Counter)
     studies: Counter[str] = field(default_factory=Counter)
     drops: list[Drop] = field(default_factory=list)
-    repaired: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    remarks: list[Remark] = field(default_factory=list)
     twins: list[str] = field(default_factory=list)
     """"KEY (split) = KEY (split)" for every film whose stored bytes also stand in another split."""
     _patients: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _contents: list[str] = field(default_factory=list)
     _films: dict[bytes, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, index: TarIndex) -> int:
@@ -272,9 +325,9 @@ class Tally:
         self.images[index.split] += images
         self.studies[index.split] += len(index.studies)
         self.drops += index.drops
-        for reason, ids in index.warnings.items():
-            self.repaired[reason] += ids
+        self.remarks += [Remark(warning=what, of=one) for what, ids in index.warnings.items() for one in ids]
         for entry in index.studies:
+            self._contents.append(f"{index.split} {entry.content}")
             if entry.patient:
                 self._patients[index.split].add(entry.patient)
             for digest in entry.films:
@@ -282,6 +335,10 @@ class Tally:
                 if split != index.split:
                     self.twins.append(f"{key} ({split}) = {entry.key} ({index.split})")
         return images
+
+    def content(self) -> str:
+        """`Manifest.content`."""
+        return hashlib.sha256("\n".join(sorted(self._contents)).encode()).hexdigest()
 
     def splits(self) -> dict[str, SplitCount]:
         """Studies, films and patients of every split."""

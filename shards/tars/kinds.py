@@ -82,6 +82,8 @@ class SideManifest(SealedManifest):
     """What decides the content. features: encoder (fingerprint), name, transform, dtype, precision, views, patches,
     width. subgraphs: origin, nodes and relations (names by id), and the file they were made from with its sha256."""
     shards: tuple[SideTar, ...]
+    warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What is suspicious → where it was found."""
     without: dict[str, int] = Field(default_factory=dict)
     """Why studies have no member → how many; NAME.index.json says which."""
     totals: dict[str, int] = Field(default_factory=dict)

@@ -207,6 +207,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "r2kg"
 
 
+def config_directory() -> Path:
+    """Where this user's programs keep what nothing can make again: XDG_CONFIG_HOME/r2kg, else ~/.config/r2kg."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "r2kg"
+
+
 _open: OrderedDict[tuple[str, str], int] = OrderedDict()
 
 

@@ -1,62 +1,127 @@
-"""private/ below the shards: the salt, the owner's identifiers and the details of drops."""
+"""What tells who is who: the user's salts, outside all shards, and private/ below shards, with the owner's identifiers.
+
+There is one salt for a user and a licence, so a study has the same key in whatever directory it is written to, and a
+directory that is copied to a bucket does not carry it. `R2KG_SALT` takes its place, as on a cluster's head, whose home
+lasts no longer than itself.
+"""
 
 import json
 import os
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 
 from shards.errors import ConfigError, DataError, patiently
 from shards.privacy import Names, terms_of
-from shards.study import Drop
-from shards.tars.place import Place, is_local, make_directory, names_in, size_of, write_atomic
+from shards.study import Drop, key_of
+from shards.tars.format import SHARDS_FILE, UNFINISHED, Manifest
+from shards.tars.place import Place, config_directory, is_local, make_directory, size_of, write_atomic
 
 PRIVATE = "private"
-SALT = "salt"
 SALT_VARIABLE = "R2KG_SALT"
 SALT_BYTES = 16
 """Shortest salt: names made with less can be found out by trying, and with none they are the owner's own."""
 
 
-def names_for(root: Place, licence: str) -> Names:
-    """The names used in the shards at `root`; DataError when they are salted and the salt is not there."""
-    if not terms_of(licence).credentialed:
-        return Names()
-    path = root / PRIVATE / SALT
-    if size_of(path) < 0:
-        raise DataError(
-            f"{path} is missing: without the salt the owner's identifiers cannot be turned into keys of these shards. "
-            "Copy it from where they were written, or use the keys"
-        )
-    if len(salt := patiently(str(path), path.read_bytes).strip()) < SALT_BYTES:
-        raise DataError(f"{path} holds {len(salt)} bytes; a salt has at least {SALT_BYTES}. Copy it again")
-    return Names(salt)
+def salt_path(licence: str) -> Path:
+    """Where this user's salt for a licence lies."""
+    return config_directory() / "salts" / key_of(licence)
 
 
 def begin_names(root: Place, licence: str) -> Names:
-    """The names for shards to be written at `root`: with the salt there, else R2KG_SALT's, else a new one.
+    """The names for shards to be written at `root`: salted with R2KG_SALT, else with the user's salt, made if need be.
 
     Raises:
-        ConfigError: R2KG_SALT is set and is too short, or not the salt the shards were begun with; tars without one.
+        ConfigError: a salt that is too short or cannot be read; shards at `root` that were begun with another one.
     """
     if not terms_of(licence).credentialed:
         return Names()
-    wanted = os.environb.get(SALT_VARIABLE.encode(), b"").strip()
-    if SALT_VARIABLE in os.environ and len(wanted) < SALT_BYTES:
-        raise ConfigError(f"{SALT_VARIABLE} has {len(wanted)} bytes: unset it, or give at least {SALT_BYTES}")
-    if size_of(root / PRIVATE / SALT) < 0:
-        if tars := [name for name in names_in(root) if name.endswith(".tar")]:
-            raise ConfigError(
-                f"{root} holds {len(tars)} tars and its private/{SALT} is missing: with another salt every name in "
-                "them would change. Put it back, or choose another directory"
-            )
-        write_private(root, SALT, wanted or secrets.token_hex(16).encode())
-    names = names_for(root, licence)
-    if wanted and wanted != names.salt:
+    names = Names(_given() or _users(licence, make=True))
+    if (begun := _digest_at(root)) not in ("", names.digest):
         raise ConfigError(
-            f"{SALT_VARIABLE} is not the salt that the shards at {root} were begun with: every name in them would "
-            "change. Unset it, or choose another directory"
+            f"the shards at {root} were begun with another salt ({begun}) than {_origin(licence)} has ({names.digest}):"
+            f" every name in them would change. Set {SALT_VARIABLE} to theirs, or choose another directory"
         )
     return names
+
+
+def names_of(manifest: Manifest) -> Names:
+    """The names used in these shards; DataError when they are salted and this user has not their salt."""
+    if not terms_of(manifest.licence).credentialed:
+        return Names()
+    for salt in filter(None, (_given(), _users(manifest.licence))):
+        if Names(salt).digest == manifest.names:
+            return Names(salt)
+    raise DataError(
+        f"neither {SALT_VARIABLE} nor {salt_path(manifest.licence)} holds the salt of these shards ({manifest.names}): "
+        f"without it the owner's identifiers cannot be turned into their keys. Set {SALT_VARIABLE}, or use the keys"
+    )
+
+
+def _given() -> bytes:
+    """R2KG_SALT; b"" where it is not set."""
+    if SALT_VARIABLE not in os.environ:
+        return b""
+    salt = os.environb[SALT_VARIABLE.encode()].strip()
+    if len(salt) < SALT_BYTES:
+        raise ConfigError(f"{SALT_VARIABLE} has {len(salt)} bytes: unset it, or give at least {SALT_BYTES}")
+    return salt
+
+
+def _users(licence: str, make: bool = False) -> bytes:
+    """The user's salt for a licence; b"" where there is none and none is to be made."""
+    path = salt_path(licence)
+    try:
+        if make and not path.exists():
+            _make_salt(path, licence)
+        salt = patiently(str(path), path.read_bytes).strip()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ConfigError(
+            f"the salt {path} cannot be read or made ({error.strerror}): mend that, or set {SALT_VARIABLE}"
+        ) from None
+    if len(salt) < SALT_BYTES:
+        raise ConfigError(
+            f"{path} holds {len(salt)} bytes; a salt has at least {SALT_BYTES}. Bring it back as it was, or delete it "
+            "if no shards were written with it"
+        )
+    return salt
+
+
+def _make_salt(path: Path, licence: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_hex(SALT_BYTES).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(fresh, path)  # where two make one at a time, both get the first
+        print(
+            f"Made a salt for data under {licence}: {path}. Keep it, and give it to nobody. With it a study has the "
+            "same key in all your shards; without it nobody can tell which study a key is."
+        )
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _origin(licence: str) -> str:
+    return SALT_VARIABLE if SALT_VARIABLE in os.environ else str(salt_path(licence))
+
+
+def _digest_at(root: Place) -> str:
+    """`Names.digest` of what is written at `root`, finished or not; "" where nothing tells."""
+    mark = root / UNFINISHED[SHARDS_FILE]
+    if size_of(mark) >= 0:
+        return patiently(str(mark), mark.read_text).strip()
+    manifest = root / SHARDS_FILE
+    try:
+        return str(json.loads(patiently(str(manifest), manifest.read_bytes)).get("names", ""))
+    except (FileNotFoundError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def write_private(root: Place, name: str, data: bytes) -> None:

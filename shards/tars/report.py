@@ -1,13 +1,15 @@
 """What shards and sides hold and lack, in words: counts beside the published ones, what was left out and why."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from rich.table import Table
 
 from shards.privacy import terms_of
 from shards.study import SPLITS
-from shards.tars.format import Manifest
+from shards.tars.format import DROPS_FILE, WARNINGS_FILE, Manifest, dropped_in, warned_in
 from shards.tars.kinds import SideManifest
+from shards.tars.place import Place, place
 
 SHOWN = 20
 
@@ -33,24 +35,29 @@ def counts_table(manifest: Manifest) -> Table:
     return table
 
 
-def receipt_lines(manifest: Manifest) -> Iterator[str]:
+def receipt_lines(root: str | Place, manifest: Manifest) -> Iterator[str]:
     """Drops by reason with the first of each named, warnings, notes, terms, and the sum that must hold."""
-    for reason, count in manifest.drop_counts().items():
-        named = [drop for drop in manifest.drops if drop.reason == reason][:SHOWN]
+    root, drops, warned = place(root), defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for drop in dropped_in(root):
+        if len(drops[drop.reason]) < SHOWN:
+            drops[drop.reason].append(f"  {drop.id}{f' ({drop.split})' if drop.split else ''}: {drop.detail}")
+    for remark in warned_in(root):
+        if len(warned[remark.warning]) < SHOWN:
+            warned[remark.warning].append(remark.of)
+    for reason, count in manifest.drops.items():
         yield f"Dropped {count:,}: {reason}"
-        for drop in named:
-            yield f"  {drop.id}{f' ({drop.split})' if drop.split else ''}: {drop.detail}"
-        if count > len(named):
-            yield f"  and {count - len(named):,} more, all named in manifest.json"
-    for what, found in manifest.warnings.items():
-        more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-        yield f"Warning: {what} ({len(found):,}): {'; '.join(found[:SHOWN])}{more}"
+        yield from drops[reason]
+        if count > SHOWN:
+            yield f"  and {count - SHOWN:,} more, all named in {DROPS_FILE}"
+    for what, count in manifest.warnings.items():
+        more = f" and {count - SHOWN:,} more, all named in {WARNINGS_FILE}" if count > SHOWN else ""
+        yield f"Warning: {what} ({count:,}): {'; '.join(warned[what])}{more}"
     for note in manifest.notes:
         yield f"Note: {note}"
     yield f"Terms: {manifest.licence} ({terms_of(manifest.licence).summary})."
-    used = manifest.given - len(manifest.drops)
-    yield f"{manifest.given:,} studies given, {used:,} used, {len(manifest.drops):,} dropped."
-    yield f"Fingerprint {manifest.fingerprint[:12]}."
+    used = manifest.given - manifest.dropped
+    yield f"{manifest.given:,} studies given, {used:,} used, {manifest.dropped:,} dropped."
+    yield f"Fingerprint {manifest.fingerprint[:12]}; content {manifest.content[:12]}, the same under any salt."
 
 
 def side_lines(side: SideManifest) -> list[str]:

@@ -27,18 +27,22 @@ from shards.sources import ABSENT, Item, Listing, Source
 from shards.sources.split import patients_in_two_splits
 from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, View, refuse_bomb
 from shards.tars.format import (
+    DROPS_FILE,
     FORMAT,
     MAX_MEMBERS,
     MAX_STUDY_BYTES,
     RECORD,
     SHARDS_FILE,
     SIZE,
+    WARNINGS_FILE,
     Manifest,
+    Remark,
     Shard,
     Tally,
     TarIndex,
     described,
     write_manifest,
+    write_named,
 )
 from shards.tars.place import Place, place
 from shards.tars.private import begin_names, private_line, write_private_lines
@@ -123,7 +127,7 @@ def write_shards(
     refuse_listing(source.name, listing.items, names, listing.drops)
     shared = shared_patients(source.name, listing.items, names, overlap)
     jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names), names)
-    claim(out, SHARDS_FILE)
+    claim(out, SHARDS_FILE, names.digest)
     if names.salt:
         write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
 
@@ -256,12 +260,24 @@ def write_shard(
             members = {f"{view}.jpg": film for view, film in enumerate(films)}
             members[RECORD] = shown.model_dump_json().encode()
             digests = tuple(hashlib.sha256(film).hexdigest()[:16] for film in films)
-            facts = {"id": shown.id, "patient": shown.patient, "films": digests}
+            facts = {"id": shown.id, "patient": shown.patient, "films": digests, "content": content_of(shown, digests)}
             yield Made(members, key=shown.key, facts=facts, said=said)
         if names.salt:
             write_private_lines(out, f"{job.name.removesuffix('.tar')}.jsonl", private)
 
     return write_tar(out, job, studies, keeps=lambda index: settings.on_bad == "skip" or not index.drops)
+
+
+def content_of(study: Study, films: Sequence[str]) -> str:
+    """First 16 hex digits of the SHA-256 of a study without its names, its films by their digests."""
+    record = study.model_dump(mode="json", exclude={"key", "id", "patient", "provenance", "views"})
+    content = [record, [view.position for view in study.views], films]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _counted(what: Iterable[str]) -> dict[str, int]:
+    """How often each, the most frequent first."""
+    return dict(sorted(Counter(what).items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def raw_of(source: Source, items: Iterable[Item], names: Names = Names()) -> str:  # noqa: B008
@@ -358,16 +374,20 @@ def _manifest(
     source: Source, settings: Settings, jobs: list[ShardJob], names: Names, listing: Listing, shared: tuple[str, ...]
 ) -> Manifest:
     """The manifest from the indices, one in memory at a time; DataError when given is not used + dropped."""
-    tally, shards = Tally(), []
+    out, tally, shards = place(settings.out), Tally(), []
     for job in jobs:
-        index, tar = described(place(settings.out), job.name)
+        index, tar = described(out, job.name)
         shards.append(Shard(images=tally.add(index), **tar))
-    suspicious = {PATIENT_IN_TWO_SPLITS: shared, FILM_IN_TWO_SPLITS: tuple(tally.twins)}
+    drops = [*map(names.drop, listing.drops), *tally.drops]
+    suspicious = {PATIENT_IN_TWO_SPLITS: shared, FILM_IN_TWO_SPLITS: tally.twins}
+    remarks = [*tally.remarks, *(Remark(warning=what, of=one) for what, those in suspicious.items() for one in those)]
+    write_named(out, DROPS_FILE, drops)
+    write_named(out, WARNINGS_FILE, remarks)
     manifest = Manifest(
         source=source.name, licence=source.licence, cleaning=settings.cleaning, size_px=settings.size,
         quality=settings.quality, splits=tally.splits(), shards=tuple(shards), notes=tuple(listing.notes),
-        drops=(*map(names.drop, listing.drops), *tally.drops), published=listing.published,
-        warnings={what: tuple(ids) for what, ids in (tally.repaired | suspicious).items() if ids},
+        drops=_counted(drop.reason for drop in drops), warnings=_counted(remark.warning for remark in remarks),
+        names=names.digest, content=tally.content(), published=listing.published,
     )  # fmt: skip
     if manifest.given != len(listing.items) + len(listing.drops):
         raise DataError(
@@ -375,7 +395,5 @@ def _manifest(
             f"{manifest.given}: a study was lost. Remove the shards and write them again"
         )
     if not manifest.splits["train"].studies:
-        raise DataError(
-            f"every study of split 'train' was dropped: {manifest.drop_counts()}. Nothing is left to train on"
-        )
+        raise DataError(f"every study of split 'train' was dropped: {manifest.drops}. Nothing is left to train on")
     return manifest

@@ -26,8 +26,7 @@ from shards.study import SPLITS, Drop, Record
 from shards.tars.format import (
     FORMAT,
     MAX_JSON_BYTES,
-    SHARDS_FILE,
-    SIDE_FILE,
+    UNFINISHED,
     Entry,
     TarIndex,
     index_path,
@@ -45,9 +44,6 @@ from shards.tars.place import (
     write_atomic,
 )
 
-UNFINISHED = {SHARDS_FILE: ".writing", SIDE_FILE: ".writing-side"}
-"""Manifest → mark of a directory that is being written: tells our unfinished tars from those that others, or a job of
-another kind, put there."""
 OTHER, RAW = "the listing, the settings or this program have changed", "raw files have changed or come"
 DAMAGED, DROPS = "the tar is missing or damaged", "studies of it could not be used"
 """Why a tar that was finished is written again..."""
@@ -99,10 +95,10 @@ def refuse_foreign(out: Place, manifest: str, are: str) -> None:
         raise ConfigError(f"{out} holds archives that {are} ({', '.join(tars[:3])}): choose another place")
 
 
-def claim(out: Place, manifest: str) -> None:
-    """Make `out` ours: set the mark, take the old manifest away, sweep what a broken run left."""
+def claim(out: Place, manifest: str, note: str = "") -> None:
+    """Make `out` ours: set the mark, which says `note`, take the old manifest away, sweep what a broken run left."""
     make_directory(out)
-    write_atomic(out / UNFINISHED[manifest], b"")
+    write_atomic(out / UNFINISHED[manifest], note.encode())
     for name in names_in(out):
         if name == manifest or (name.startswith(".") and name.endswith(".tmp")):
             (out / name).unlink(missing_ok=True)

@@ -38,6 +38,7 @@ from shards.stream.show import find_study, study_lines
 from shards.stream.side import Side
 from shards.study import SPLITS
 from shards.tars.format import (
+    FORMAT,
     Manifest,
     SealedManifest,
     described,
@@ -441,8 +442,8 @@ def test_manifests(written: Written, at: Path) -> None:
             manifest = read_manifest(at)
             assert sealing or manifest == right
             assert all(Path(shard.name).name == shard.name for shard in manifest.shards)
-            assert all(manifest.splits[split].studies >= 0 for split in SPLITS) and manifest.format == 2
-            counts_table(manifest), list(receipt_lines(manifest))
+            assert all(manifest.splits[split].studies >= 0 for split in SPLITS) and manifest.format == FORMAT
+            counts_table(manifest), list(receipt_lines(at, manifest))
             for on_bad in ("fail", "skip"):
                 with judged(f"Index.open {on_bad}"):
                     index = Index.open(at, draw.choice(SPLITS), on_bad)

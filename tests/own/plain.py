@@ -17,6 +17,6 @@ def plain_shards(root: Path, studies: int = 12, per_tar: int = 4, licence: str =
         shards.append(Shard(images=tally.add(index), **tar))
     manifest = Manifest(
         source=source.name, licence=licence, cleaning=source.cleaning, size_px=64, quality=95,
-        splits=tally.splits(), shards=tuple(shards),
+        splits=tally.splits(), shards=tuple(shards), content=tally.content(),
     )  # fmt: skip
     return write_manifest(root, manifest)

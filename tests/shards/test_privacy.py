@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from pydantic import ValidationError
 from shards.errors import ConfigError, DataError
 from shards.privacy import TERMS, fence, fenced, terms_of
 from shards.study import Study, View
-from shards.tars.private import PRIVATE, begin_names, names_for, write_private, write_private_lines
+from shards.tars.format import SHARDS_FILE
+from shards.tars.private import PRIVATE, begin_names, salt_path, write_private_lines
+from shards.tars.write import claim
 
 MIMIC = "physionet-credentialed-1.5.0"
 TEXT = "The patient in bed four has a large effusion."
@@ -49,27 +52,41 @@ def test_names_are_the_same_on_the_next_day_and_other_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     first = begin_names(one, MIMIC)
-    assert begin_names(one, MIMIC) == first == names_for(one, MIMIC)
-    assert begin_names(other, MIMIC).key("s1") != first.key("s1")
+    claim(one, SHARDS_FILE, first.digest)
+    assert begin_names(one, MIMIC) == begin_names(other, MIMIC) == first
+    assert begin_names(other, "stanford-aimi-rua").key("s1") != first.key("s1"), "a licence has a salt of its own"
+    salt = salt_path(MIMIC)
+    assert salt.read_bytes() == first.salt and salt.stat().st_mode & 0o077 == salt.parent.stat().st_mode & 0o077 == 0
+    assert not any(first.salt in path.read_bytes() for path in one.rglob("*") if path.is_file())
     monkeypatch.setenv("R2KG_SALT", "ours" * 4)
     assert begin_names(tmp_path / "a", MIMIC) == begin_names(tmp_path / "b", MIMIC)
-    with pytest.raises(ConfigError, match="R2KG_SALT is not the salt") as caught:
+    with pytest.raises(ConfigError, match="begun with another salt .* than R2KG_SALT has") as caught:
         begin_names(one, MIMIC)
-    assert first.salt.decode() not in str(caught.value)
-    with pytest.raises(DataError, match="salt is missing"):
-        names_for(tmp_path / "copied without it", MIMIC)
+    assert first.salt.decode() not in str(caught.value) and "oursours" not in str(caught.value)
+
+
+def test_a_salt_that_two_make_at_once_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(lambda number: begin_names(tmp_path / str(number), MIMIC), range(8)))
+    assert len(set(names)) == 1 and [path.name for path in salt_path(MIMIC).parent.iterdir()] == [
+        MIMIC.replace(".", "-")
+    ]
 
 
 @pytest.mark.parametrize("salt", ["", " ", "short", " " * 40])
 def test_salts_that_hide_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, salt: str) -> None:
-    write_private(tmp_path, "salt", salt.encode())
-    with pytest.raises(DataError, match=r"a salt has at least 16"):
-        names_for(tmp_path, MIMIC)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    salt_path(MIMIC).parent.mkdir(parents=True)
+    salt_path(MIMIC).write_text(salt)
+    with pytest.raises(ConfigError, match=r"a salt has at least 16"):
+        begin_names(tmp_path / "new", MIMIC)
     monkeypatch.setenv("R2KG_SALT", salt)
     with pytest.raises(ConfigError, match="R2KG_SALT has .* bytes: unset it, or give at least 16"):
         begin_names(tmp_path / "new", MIMIC)
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists() and salt_path(MIMIC).read_text() == salt
 
 
 def test_any_bytes_are_a_salt_and_any_text_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,7 @@ R2GEN = Published(
 
 
 UNLIKE = "target differs from what the other sections= takes"
+UNLIKE_TOO = ", where the other sections= has one"
 
 
 class MimicCxr(Source):
@@ -150,9 +151,9 @@ class MimicCxr(Source):
                 per_film = [Sample(film, *known, [film]) for film in listed.films]
                 samples += per_film if self.per == "image" else [Sample(f"s{study}", *known, listed.films)]
         items, unusable, counts = self._join(samples)
-        suffix = self._suffix(items)
+        where = self._films_at(items)
         for item in items:
-            item.payload["suffix"] = suffix
+            item.payload["at"] = where
         if self.sectioned:
             items, without = self._cut_by_owner(items)
             unusable += without
@@ -180,14 +181,20 @@ class MimicCxr(Source):
             item.payload["row_of_sections"] = list(spans[item.payload["study"]])
         return kept, drops
 
-    def _suffix(self, items: Sequence[Item]) -> str:
-        """Of most films, by a look at some. All of a run have one: the pixels of JPEG and DICOM are not the same."""
-        found = Counter[str]()
+    def _films_at(self, items: Sequence[Item]) -> list[str]:
+        """(directory below raw, suffix) of most films, by a look at some.
+
+        All of a run have one suffix: the pixels of JPEG and DICOM are not the same. And one directory: to look for a
+        film in three costs three requests to the storage.
+        """
+        ways = [(root, suffix) for suffix in SUFFIXES for root in ROOTS]
+        found = Counter[tuple[str, str]]()
         for item in items[:: max(1, len(items) // LOOKED_AT)]:
-            for suffix in SUFFIXES:
-                _, names = self._film_names(item, suffix)[0]
-                found[suffix] += any(patiently("a raw film", (self.raw / name).is_file) for name in names)
-        return max(SUFFIXES, key=lambda suffix: found[suffix])
+            for way in ways:
+                name = self._film_names(item, way)[0]
+                found[way] += patiently("a raw film", (self.raw / name).is_file)
+        best = max(ways, key=lambda way: found[way])
+        return list(best)
 
     def _join(self, samples: list[Sample]) -> tuple[list[Item], list[Drop], list[str]]:
         """Items of the samples that have films enough, with views in order and labels; the others as drops; notes."""
@@ -238,27 +245,26 @@ class MimicCxr(Source):
         return Item(id=sample.id, split=sample.split, patient=sample.patient, payload=payload)
 
     def raw_files(self, item: Item) -> Iterable[Path | str]:
-        """Wherever films and report of an item may lie."""
-        films = [self.raw / name for _, names in self._film_names(item, item.payload["suffix"]) for name in names]
+        """The films of an item, and wherever its report may lie."""
+        films = [self.raw / name for name in self._film_names(item, item.payload["at"])]
         if self.annotation or self.sectioned:
             return films
         store = find_reports(self.raw, self.reports)
         return [*films, *report_files(store, report_name(item.patient, f"s{item.payload['study']}"))]
 
-    def _film_names(self, item: Item, suffix: str) -> list[tuple[str, list[str]]]:
-        """Of every film what it is called, and all paths below `raw` at which it may lie."""
-        beneath = f"{item.patient[:3]}/{item.patient}/s{item.payload['study']}"
-        films = [f"{beneath}/{dicom}" for dicom in item.payload["films"]]
-        return [(film, [f"{root}/{film}{suffix}".lstrip("/") for root in ROOTS]) for film in films]
+    def _film_names(self, item: Item, where: Sequence[str]) -> list[str]:
+        """Path below `raw` of every film, given `_films_at`."""
+        root, suffix = where
+        beneath = f"{root}/{item.patient[:3]}/{item.patient}/s{item.payload['study']}".lstrip("/")
+        return [f"{beneath}/{dicom}{suffix}" for dicom in item.payload["films"]]
 
     def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
         """The study and its films uint8 [H, W]; BadStudy names the report or the first film that cannot be used."""
         entry, study, films = item.payload, f"s{item.payload['study']}", Films(self.raw)
         sections, report, unlike = self._report(entry, report_name(item.patient, study))
-        places, suffix = f"{', '.join(filter(None, ROOTS))} or raw itself", entry["suffix"]
-        files = []
-        for film, names in self._film_names(item, suffix):
-            files.append(films.find(names, f"{film}: no {suffix}, which this run reads, below {places}"))
+        root, suffix = entry["at"]
+        missing = f"this run reads {suffix} films below {root or 'raw itself'}, as are most"
+        files = [films.find([name], f"no {name}: {missing}") for name in self._film_names(item, entry["at"])]
         return Study(
             key=key_of(item.id),
             id=item.id,
@@ -298,7 +304,8 @@ class MimicCxr(Source):
         target, other = (target_of(each, wanted) for each in ((owner, ours) if sections is owner else (ours, owner)))
         if target is None:
             missing = next(section for section in wanted if section not in sections)
-            raise BadStudy(f"no {missing} section", f"{name} has {', '.join(sections)}", name)
+            why = f"no {missing} section" + (UNLIKE_TOO if other and other.strip() else "")
+            raise BadStudy(why, f"{name} has {', '.join(sections)}", name)
         unlike = "" if other is not None and other.split() == target.split() else UNLIKE
         return sections, target, unlike
 

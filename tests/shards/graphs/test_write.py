@@ -17,8 +17,8 @@ from shards.stream.index import Index
 from shards.stream.side import Side
 from shards.tars.format import read_manifest
 from shards.tars.kinds import UNREAD, read_side, without_member
-from shards.tars.place import place, sha256_of
-from shards.tars.private import names_for
+from shards.tars.place import sha256_of
+from shards.tars.private import names_of
 from shards.tars.shards import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -88,7 +88,9 @@ def salted(phantom_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path / "salted"
 
 
-def test_owners_ids_find_salted_studies_and_are_shown_nowhere(salted: Path, tmp_path: Path) -> None:
+def test_owners_ids_find_salted_studies_and_are_shown_nowhere(
+    salted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = [f"phantom-{number:05d}" for number in range(12)]
     rows = [(name, "lung", "is", "clear") for name in [*ids, "stranger-1"]]
     out = salted / "side" / "graphs"
@@ -97,10 +99,11 @@ def test_owners_ids_find_salted_studies_and_are_shown_nowhere(salted: Path, tmp_
     assert side.warnings == {UNKNOWN: ("line 14",)} and side.licence == "physionet-credentialed-1.5.0"
     shown = b"".join(path.read_bytes() for path in out.iterdir())
     assert b"phantom-0" not in shown and b"stranger" not in shown
-    names = names_for(place(salted), side.licence)
+    names = names_of(read_manifest(salted))
     assert isinstance(names, Names) and names.key(ids[0]).encode() in shown
     shutil.rmtree(salted / "private")
-    with pytest.raises(DataError, match="without the salt"):
+    monkeypatch.setenv("R2KG_SALT", "1" * 32)
+    with pytest.raises(DataError, match="without it the owner's identifiers cannot be turned"):
         write_subgraphs(salted, tmp_path / "again", triples=tmp_path / "t.csv")
 
 

@@ -92,15 +92,29 @@ def test_the_section_asked_for_is_the_target(tree: MimicTree, section: str) -> N
     assert study.report == "\n".join(study.sections[name] for name in section.split("+"))
 
 
+OTHER = ", where the other sections= has one"
+
+
 @pytest.mark.parametrize(
     ("text", "section", "reason", "detail"),
     [
         (" FINAL REPORT\n IMPRESSION: Secret.", "findings", "no findings section", "s9.*txt has impression"),
-        (" FINAL REPORT\n FINDINGS:\n IMPRESSION: Secret.", "findings", "no findings section", "has impression"),
+        (
+            " FINAL REPORT\n FINDINGS:\n IMPRESSION: Secret.",
+            "findings",
+            f"no findings section{OTHER}",
+            "has impression",
+        ),
         (" FINAL REPORT\n FINDINGS: Secret.", "findings+impression", "no impression section", "has findings"),
         (" FINAL REPORT\n Secret.", "impression", "no impression section", "has body"),
         (" FINDINGS AND IMPRESSION: Secret.", "findings", "no findings section", "has findings and impression"),
-        (" WET READ: ___\n FINDINGS: Secret.", "findings", "no findings section", "has wet read"),
+        (
+            " FINAL REPORT\n FINDINGS AND IMPRESSION: Secret.",
+            "impression",
+            f"no impression section{OTHER}",
+            "has findings and impression",
+        ),
+        (" WET READ: ___\n FINDINGS: Secret.", "findings", f"no findings section{OTHER}", "has wet read"),
         ("", "findings", "empty report", "holds no text"),
         ("FINDINGS: secret" + "x" * 1_000_000, "findings", "report is too large", "more than 100,000 bytes"),
         (None, "findings", "report is missing", "is not below raw/"),
@@ -154,18 +168,20 @@ def test_dicom_films_are_read_where_there_are_no_others_and_never_mixed(tree: Mi
     paths = sorted((tree.root / "files").rglob("*.jpg"))
     films = {path.stem: as_dicom(path) for path in paths[1:]}
     source = MimicCxr(raw=tree.root)
-    kinds = {item.payload["suffix"] for item in source.listing().items}
+    kinds = {tuple(item.payload["at"]) for item in source.listing().items}
     assert len(kinds) == 1
     films[paths[0].stem] = as_dicom(paths[0])
     items = source.listing().items
-    assert {item.payload["suffix"] for item in items} == {".dcm"}
+    assert {tuple(item.payload["at"]) for item in items} == {("files", ".dcm")}
     study, read = source.read(items[1])
     assert [Path(view.file).suffix for view in study.views] == [".dcm"] * len(read)
     for view, film in zip(study.views, read, strict=True):
         assert np.abs(film.astype(int) - films[Path(view.file).stem]).max() <= 1
     first = items[0]
-    jpeg = first.model_copy(update={"payload": first.payload | {"suffix": ".jpg"}})
-    with pytest.raises(BadStudy, match=r"film is missing: .*: no \.jpg, which this run reads, below files"):
+    jpeg = first.model_copy(update={"payload": first.payload | {"at": ["files", ".jpg"]}})
+    with pytest.raises(
+        BadStudy, match=r"film is missing: no files/p.*\.jpg: this run reads \.jpg films below files, as are most"
+    ):
         source.read(jpeg)
 
 

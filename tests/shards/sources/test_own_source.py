@@ -62,7 +62,7 @@ def test_the_command_of_the_readme_writes_shards(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "films")
     splits = Counter(hash_split(f"p{number // 2}") for number in range(6))
     assert {split: count.studies for split, count in manifest.splits.items() if count.studies} == splits
-    assert (manifest.given, manifest.drop_counts(), manifest.cleaning) == (7, {"film is missing": 1}, "clean-1")
+    assert (manifest.given, manifest.drops, manifest.cleaning) == (7, {"film is missing": 1}, "clean-1")
     assert raw.name in command
 
 

@@ -74,7 +74,7 @@ def put_index(root: Path, change: Callable[[dict], None], **tar: object) -> None
 )
 def test_sealed_manifests_are_checked_all_the_same(copy: Path, change: Callable, fault: str) -> None:
     seal(copy, change)
-    with pytest.raises(DataError, match=rf"no manifest of format 2 .at fault: {fault}"):
+    with pytest.raises(DataError, match=rf"no manifest of format 3 .at fault: {fault}"):
         read_manifest(copy)
 
 

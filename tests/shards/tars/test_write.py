@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import os
+import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +26,19 @@ from shards.stream.index import Index
 from shards.stream.show import find_study, study_lines, write_films
 from shards.study import Study, View
 from shards.tars import shards as shards_module
-from shards.tars.format import SHARDS_FILE, Manifest, index_path, read_index, read_manifest
+from shards.tars.format import (
+    DROPS_FILE,
+    SHARDS_FILE,
+    WARNINGS_FILE,
+    Manifest,
+    Remark,
+    dropped_in,
+    index_path,
+    read_index,
+    read_manifest,
+    warned_in,
+)
 from shards.tars.place import sha256_of
-from shards.tars.private import begin_names
 from shards.tars.report import counts_table, receipt_lines
 from shards.tars.shards import (
     CONTROLS_REMOVED,
@@ -90,7 +102,8 @@ def test_bytes_do_not_depend_on_who_writes_beside_whom(phantom_shards: Path, tmp
     for job in reversed(plan_shards(source.listing().items, 16, recipe_of(source, settings))):
         write_shard(source, settings, job)
     wanted = files_of(phantom_shards)
-    wanted.pop(SHARDS_FILE)
+    for written_last in (SHARDS_FILE, DROPS_FILE, WARNINGS_FILE):
+        wanted.pop(written_last)
     assert files_of(tmp_path) == wanted
 
 
@@ -131,16 +144,17 @@ def test_bad_studies_are_dropped_by_name_and_counted(drawn_iu: Draw, tmp_path: P
     film.write_bytes(film.read_bytes()[:-200])
     source = IuXray(raw=raw)
     manifest = write_shards(source, tmp_path / "out", size=64)
-    dropped = {drop.id: (drop.reason, drop.file) for drop in manifest.drops}
+    dropped = {drop.id: (drop.reason, drop.file) for drop in dropped_in(tmp_path / "out")}
     assert dropped == {
         "CXR0_IM-0000": ("empty report", ""),
         "CXR1_IM-0001": ("report is not a string", ""),
         "CXR3_IM-0003": ("empty report", ""),
         "CXR4_IM-0004": ("image does not decode", "CXR4_IM-0004/1.png"),
     }
-    assert manifest.given == 8
+    assert manifest.given == 8 and manifest.dropped == 4 and manifest.drops["empty report"] == 2
     assert manifest.splits["train"].studies == 2
-    assert manifest.warnings == {CONTROLS_REMOVED: ("CXR2_IM-0002",)}
+    assert manifest.warnings == {CONTROLS_REMOVED: 1}
+    assert [*warned_in(tmp_path / "out")] == [Remark(warning=CONTROLS_REMOVED, of="CXR2_IM-0002")]
     index = Index.open(tmp_path / "out", "train")
     study = Study.model_validate_json(index.record_of(0, index.read_record(0)))
     assert (study.report, study.target) == ("The heart is normal.", "the heart is normal .")
@@ -228,10 +242,14 @@ def test_a_patient_in_two_splits_is_an_error_unless_it_is_to_be_reported(drawn_i
         write_shards(source, tmp_path / "out", size=64)
     assert not (tmp_path / "out" / SHARDS_FILE).exists()
     manifest = write_shards(source, tmp_path / "out", size=64, overlap="report")
-    [patient] = manifest.warnings[PATIENT_IN_TWO_SPLITS]
+    warned = defaultdict[str, list[str]](list)
+    for remark in warned_in(tmp_path / "out"):
+        warned[remark.warning].append(remark.of)
+    assert manifest.warnings == {what: len(found) for what, found in warned.items()}
+    [patient] = warned[PATIENT_IN_TWO_SPLITS]
     assert patient.startswith("CXR0: ") and "train" in patient and "test" in patient
     same = "cxr0_im-0000 (train) = cxr0_im-0999 (test)"
-    assert manifest.warnings[FILM_IN_TWO_SPLITS] == (same, same), "both films of that study"
+    assert warned[FILM_IN_TWO_SPLITS] == [same, same], "both films of that study"
 
 
 def test_the_receipt_sets_ours_beside_the_published_and_names_every_drop(drawn_iu: Draw, tmp_path: Path) -> None:
@@ -240,7 +258,7 @@ def test_the_receipt_sets_ours_beside_the_published_and_names_every_drop(drawn_i
     Console(file=printed, width=120).print(counts_table(manifest))
     row = next(line for line in printed.getvalue().splitlines() if "train" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == ["train", "3", "2,069", "6", "4,138", "3", "–"]
-    told = "\n".join(receipt_lines(manifest))
+    told = "\n".join(receipt_lines(tmp_path / "out", manifest))
     assert "Dropped 1: empty report\n  CXR2_IM-0002 (train)" in told
     assert "6 studies given, 5 used, 1 dropped." in told and manifest.fingerprint[:12] in told
 
@@ -311,8 +329,8 @@ def test_two_films_of_a_study_are_both_sides_of_it(positions: str, order: str) -
 def test_targets_that_are_unusually_long_are_counted_and_named(drawn_iu: Draw, tmp_path: Path) -> None:
     raw = drawn_iu(train=3, edit=entry_editor(1, report="The heart is large. " * 126))
     manifest = write_shards(IuXray(raw=raw), tmp_path / "out", size=64)
-    assert manifest.warnings == {LONG_TARGET: ("CXR1_IM-0001",)} and LONG_WORDS == 500
-    assert f"Warning: {LONG_TARGET} (1): CXR1_IM-0001" in receipt_lines(manifest)
+    assert manifest.warnings == {LONG_TARGET: 1} and LONG_WORDS == 500
+    assert f"Warning: {LONG_TARGET} (1): CXR1_IM-0001" in receipt_lines(tmp_path / "out", manifest)
 
 
 def test_a_film_that_comes_later_or_is_replaced_is_read_by_the_same_command(
@@ -330,7 +348,7 @@ def test_a_film_that_comes_later_or_is_replaced_is_read_by_the_same_command(
         return manifest, {path.name for path, inode in before.items() if path.stat().st_ino == inode}
 
     manifest, _ = written()
-    assert manifest.drop_counts() == {"image does not decode": 1} and not capsys.readouterr().out
+    assert manifest.drops == {"image does not decode": 1} and not capsys.readouterr().out
     manifest, kept = written()
     assert len(kept) == len(manifest.shards) == 5 and not capsys.readouterr().out
     away.write_bytes(film)
@@ -389,13 +407,29 @@ def test_when_raw_films_were_copied_is_no_part_of_the_fingerprint(drawn_iu: Draw
     assert write_shards(IuXray(raw=raw), tmp_path / "two", size=64).fingerprint == one.fingerprint
 
 
-def test_a_new_salt_never_takes_the_place_of_one_that_is_gone(tmp_path: Path) -> None:
-    begin_names(tmp_path, "physionet-credentialed-1.5.0")
-    (tmp_path / "train-00000.tar").touch()
-    (tmp_path / "private" / "salt").unlink()
-    with pytest.raises(ConfigError, match="holds 1 tars and its private/salt is missing"):
-        begin_names(tmp_path, "physionet-credentialed-1.5.0")
-    assert not (tmp_path / "private" / "salt").exists()
+def test_two_sites_find_that_they_hold_the_same_and_neither_names_change(
+    drawn_iu: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A salt of each site, studies in other tars and another order; then one site whose salt is gone."""
+    monkeypatch.setattr(IuXray, "licence", "physionet-credentialed-1.5.0")
+    made, raw = {}, drawn_iu(train=6)
+    for site, name, size in (("a", "one", 4), ("a", "two", 2), ("b", "one", 4)):
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / site / "config"))
+        made[site, name] = write_shards(IuXray(raw=raw), tmp_path / site / name, size=64, studies_per_shard=size)
+    keys = {at: set(Index.open(tmp_path / at[0] / at[1], "train").keys) for at in made}
+    assert keys["a", "one"] == keys["a", "two"] and not keys["a", "one"] & keys["b", "one"]
+    assert len({manifest.content for manifest in made.values()}) == 1
+    assert made["a", "one"].names == made["a", "two"].names != made["b", "one"].names
+    listing = raw / "annotation.json"
+    said = listing.read_text()
+    listing.write_text(said.replace("Film 1", "Lung 1"))
+    other = write_shards(IuXray(raw=raw), tmp_path / "b" / "three", size=64)
+    listing.write_text(said)
+    assert said.count("Film 1") == 1 and other.content != made["a", "one"].content
+    shutil.rmtree(tmp_path / "b" / "config")
+    with pytest.raises(ConfigError, match=f"begun with another salt .{made['b', 'one'].names}. than .*physionet"):
+        write_shards(IuXray(raw=raw), tmp_path / "b" / "one", size=64, studies_per_shard=4)
+    assert read_manifest(tmp_path / "b" / "one") == made["b", "one"]
 
 
 def test_what_cannot_be_written_names_no_raw_file(tmp_path: Path) -> None:
