@@ -1,7 +1,7 @@
 """A run under fire: `r2kg train` loses processes at random moments and must end with the weights of one that lost none.
 
 `python -m bench.chaos --seed 0 --kills 20` takes about a minute for each kill on two cores. It kills training workers
-(also while they start), Ray Train's controller, the split coordinator, the raylet, Ray's head (GCS), the attempt's
+(also while they start), Ray Train's controller, its giver of streams, the raylet, Ray's head (GCS), the attempt's
 process and `r2kg train` itself, which is then submitted again. Exit code 0: nothing was lost but time.
 """
 
@@ -34,7 +34,7 @@ MARK = "R2KG_CHAOS"
 PROCESSES = {
     "worker": "ray::RayTrainWorker",
     "controller": "ray::TrainController",
-    "coordinator": "ray::SplitCoordinator",
+    "giver": "ray::DatasetManager",
     "raylet": "raylet/raylet",
     "head": "gcs/gcs_server",
     "attempt": "multiprocessing.spawn import spawn_main",

@@ -17,7 +17,7 @@ import typer
 
 from bench.ingest import IMAGE_PX, MICRO_BATCH, VIEWS, machine, make_films, start_ray, timed
 from jobs.cli import run
-from shards.stream.blocks import read_batches, rows_per_block, split, stream_blocks
+from shards.stream.blocks import read_batches, rows_per_block, stream_blocks
 from shards.stream.index import Index, open_splits
 from shards.stream.order import plan
 from shards.tars.format import read_manifest
@@ -52,10 +52,10 @@ def streamed(root: Path, index: Index, epochs: int, features: Path | None) -> It
     rows = len(index) * epochs
     block = rows_per_block(IMAGE_PX, VIEWS, rows, FILM_BYTES if features else 0)
     blocks = plan(len(index), 0, 0, rows // MICRO_BATCH, MICRO_BATCH, 1, block)
-    dataset = stream_blocks(
+    stream = stream_blocks(
         root, "train", blocks, IMAGE_PX, VIEWS, index=index, sides={"features": features} if features else None
     )
-    for batch in read_batches(split(dataset, 1)[0], MICRO_BATCH):
+    for batch in read_batches(stream, MICRO_BATCH):
         yield len(batch["valid"])
 
 

@@ -33,7 +33,7 @@ from jobs.cli import run
 from shards.films.stored import decode
 from shards.sources import Item, Listing, Source
 from shards.sources.phantom.source import Phantom
-from shards.stream.blocks import read_batches, rows_per_block, split, stream_blocks
+from shards.stream.blocks import read_batches, rows_per_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import plan
 from shards.study import Study, key_of
@@ -124,8 +124,8 @@ def ours(root: Path, index: Index, epochs: int) -> Iterator[int]:
     """One stream of several epochs in the planned order, one rank."""
     rows = len(index) * epochs
     blocks = plan(len(index), 0, 0, rows // MICRO_BATCH, MICRO_BATCH, 1, rows_per_block(IMAGE_PX, VIEWS, rows))
-    dataset = stream_blocks(root, "train", blocks, IMAGE_PX, VIEWS, index=index)
-    for batch in read_batches(split(dataset, 1)[0], MICRO_BATCH):
+    stream = stream_blocks(root, "train", blocks, IMAGE_PX, VIEWS, index=index)
+    for batch in read_batches(stream, MICRO_BATCH):
         yield len(batch["valid"])
 
 

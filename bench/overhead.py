@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import typer
 from deepspeed.accelerator import get_accelerator
-from ray.data import ExecutionResources
+from ray.data import DataContext, ExecutionResources
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -41,7 +41,7 @@ from r2kg.training.engine import Engine, deepspeed_config
 from r2kg.training.loop import UnreadStudies, Worker
 from r2kg.training.plan import Plan
 from shards.sources.phantom.source import Phantom
-from shards.stream.blocks import Rows, read_batches, read_block, split, stream_blocks
+from shards.stream.blocks import Rows, read_batches, read_block, stream_blocks
 from shards.stream.index import Index, read_targets
 from shards.stream.order import sequential_blocks
 from shards.tars.shards import write_shards
@@ -176,9 +176,10 @@ def streamed(run: Run, index: Index, passes: int) -> Iterator[Rows]:
     """The same micro-batches from one Ray stream, `passes` times over."""
     blocks = sequential_blocks(len(index), 1, MICRO_BATCH, STREAM_BLOCK_STEPS * MICRO_BATCH) * passes
     image_px, views = run.model.vision.image_px, run.data.views
-    dataset = stream_blocks(Path(run.data.shards), "train", blocks, image_px, views, index=index)
-    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=STREAM_AHEAD_BYTES)
-    return read_batches(split(dataset, 1)[0], MICRO_BATCH)
+    limits = ExecutionResources(object_store_memory=STREAM_AHEAD_BYTES)
+    DataContext.get_current().execution_options.resource_limits = limits
+    stream = stream_blocks(Path(run.data.shards), "train", blocks, image_px, views, index=index)
+    return read_batches(stream, MICRO_BATCH)
 
 
 def wait_for_tracking(tracker: Tracker, patience_s: float = 60.0) -> None:

@@ -319,7 +319,7 @@ def write_reports(
             run.data.shards, index.split, left, run.inputs.image_px, run.inputs.views, run.data.on_bad, index,
             run.shown_sides,
         )  # fmt: skip
-        reports = studies.map_batches(
+        reports = studies.dataset().map_batches(
             Writer,
             fn_constructor_args=(run, checkpoint, licence, parts, probe),
             batch_size=None,

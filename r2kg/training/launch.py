@@ -5,9 +5,8 @@ from dataclasses import asdict
 from math import ceil
 
 import ray
-from ray.data import ExecutionOptions
 from ray.exceptions import RayError, RayTaskError
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -20,7 +19,7 @@ from r2kg.training.checkpoint import newest_checkpoint, read_state
 from r2kg.training.features import refuse_tuned
 from r2kg.training.plan import Plan, checked_choice, checked_manifest, preflight, refuse_changed
 from r2kg.training.progress import progress
-from r2kg.training.remote import Losses, enter, film_streams
+from r2kg.training.remote import Losses, Ranks, enter, film_streams
 from shards.errors import ConfigError, RetryableError
 from shards.privacy import fenced
 from shards.session import connect_ray, joining, most_there_can_be, wait_for
@@ -110,8 +109,8 @@ def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
             ),
             callbacks=[Losses(run.directory, name)],  # type: ignore[list-item]  # as above
         ),
-        datasets=film_streams(run, plan.studies, plan.validation_studies, plan.steps, name),
-        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        datasets=film_streams(run, plan.studies, plan.validation_studies, plan.steps, name),  # type: ignore[arg-type]  # as `Ranks` takes them
+        dataset_config=Ranks(),
     )
     try:
         return trainer.fit().return_value  # type: ignore[attr-defined]  # as above

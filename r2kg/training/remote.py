@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray.data import Dataset
-from ray.train import UserCallback
+from ray.train import DataConfig, UserCallback
 
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles
 from r2kg.training.checkpoint import newest_checkpoint, read_state
 from shards.errors import CheckpointError, RetryableError
-from shards.stream.blocks import rows_per_block, stream_blocks
+from shards.stream.blocks import Stream, rows_per_block, stream_blocks
 from shards.stream.order import plan as plan_blocks
 from shards.stream.order import sequential_blocks
 from shards.tars.kinds import KINDS, read_side
@@ -51,9 +50,21 @@ class Losses(UserCallback):
             RunFiles(self.directory).note_group(self.attempt, lost=True)
 
 
+class Ranks(DataConfig):
+    """What a rank is given by `ray.train.get_dataset_shard`: the stream of its own blocks, which it reads itself.
+
+    Ray's default would deal one dataset's blocks by an actor for each dataset, through which every block's notice goes:
+    beside it a whole pass took 13 to 18 % longer with one rank, 6 to 19 % with two, 2 to 12 % with four, on two cores.
+    """
+
+    def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """For each rank its part of every stream."""
+        return [{name: stream.of(rank) for name, stream in datasets.items()} for rank in range(world_size)]
+
+
 def film_streams(
     run: Run, studies: int, validation_studies: int, steps: int, name: str = ""
-) -> dict[str, Dataset | Callable[[], Dataset]]:
+) -> dict[str, Callable[[], Stream]]:
     """Makers of the streams, by split. Ray Train calls them whenever a worker group starts; nothing is read before.
 
     `studies`, `validation_studies` and `steps` are the plan's, `name` is the attempt's.
@@ -63,7 +74,7 @@ def film_streams(
         stream_blocks, data.shards, image_size=inputs.image_px, views=inputs.views, on_bad=data.on_bad, sides=run.sides
     )  # fmt: skip
 
-    def training() -> Dataset:
+    def training() -> Stream:
         """From the newest good checkpoint on. What is raised here ends the attempt; the driver raises it as it was."""
         files = RunFiles(run.directory)
         files.raise_failure(name)
@@ -89,7 +100,7 @@ def film_streams(
         )
         return films("train", blocks, augment=inputs.augment, seed=train.seed)
 
-    def validation() -> Dataset:
+    def validation() -> Stream:
         """The first studies of the split, in order, filled with rows that count for nothing; always the same."""
         return films("val", sequential_blocks(validation_studies, train.workers, train.micro_batch))
 

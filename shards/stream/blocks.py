@@ -1,17 +1,18 @@
 """Blocks of the plan → rows of numpy arrays, by Ray Data, at the speed of reading and decoding.
 
 One task reads one block: `pread` per study, decode straight into the block's image array, one output block. No
-shuffle, no regrouping, no object per row. With `preserve_order` and blocks of equal rows, `streaming_split` deals block
-j to rank j % world whatever the consumers' speed, so the plan alone decides what every rank sees.
+shuffle, no regrouping, no object per row. The plan names every rank's blocks, so every rank reads a dataset of its own
+and nothing deals blocks between them; Ray shares the cores that are free evenly among the datasets being read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
-from ray.data import DataIterator, Dataset
+from ray.data import Dataset
 
 from shards.errors import ConfigError, DataError, OnBad
 from shards.films.augment import OFF, Augment
@@ -56,8 +57,8 @@ def stream_blocks(
     sides: Mapping[str, str | Place] | None = None,
     augment: Augment = OFF,
     seed: int = 0,
-) -> Dataset:
-    """Dataset of the blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it.
+) -> "Stream":
+    """The blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it.
 
     `sides`: kind → place of a side of these shards. ConfigError where one stands for films that are to be augmented.
     """
@@ -74,16 +75,33 @@ def stream_blocks(
         pointers, beside = ray.get(ref)
         return read_block(pointers, block, image_size, views, on_bad, beside, augment, seed)
 
-    items = [
-        {"rank": block.rank, "step": block.step, "index": block.index, "position": block.position}
-        | ({} if block.films is None else {"films": block.films})
-        for block in blocks
-    ]
-    dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
-        read, batch_size=None, num_cpus=TASK_CPUS
-    )
-    dataset.context.execution_options.preserve_order = True
-    return quiet(dataset)
+    return Stream(tuple(blocks), read)
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Blocks to be read, by whatever process asks for them, as often as it does."""
+
+    blocks: tuple[Block, ...]
+    read: Callable[[Rows], Rows]
+    """A block as a batch of one → its rows."""
+
+    def of(self, rank: int) -> "Stream":
+        """The blocks of one rank."""
+        return replace(self, blocks=tuple(block for block in self.blocks if block.rank == rank))
+
+    def dataset(self) -> Dataset:
+        """Their rows in the order of the blocks, read and decoded in Ray's tasks."""
+        items = [
+            {"rank": block.rank, "step": block.step, "index": block.index, "position": block.position}
+            | ({} if block.films is None else {"films": block.films})
+            for block in self.blocks
+        ]
+        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
+            self.read, batch_size=None, num_cpus=TASK_CPUS
+        )
+        dataset.context.execution_options.preserve_order = True
+        return quiet(dataset)
 
 
 def read_block(
@@ -162,19 +180,14 @@ def read_block(
     return rows
 
 
-def split(dataset: Dataset, world: int) -> list[DataIterator]:
-    """One iterator per rank: rank r gets blocks r, r + world, ... All ranks must read at the same time."""
-    return dataset.streaming_split(world, equal=True)
-
-
-def read_batches(iterator: DataIterator, micro_batch: int) -> Iterator[Rows]:
+def read_batches(stream: Stream, micro_batch: int) -> Iterator[Rows]:
     """A rank's micro-batches in order: read-only views into whole blocks, nothing is copied.
 
     A micro-batch never straddles two blocks; it is smaller than asked only where it does not divide a block's rows.
     """
     with in_our_words():
         whole_blocks: Any = None
-        for block in iterator.iter_batches(
+        for block in stream.dataset().iter_batches(
             batch_size=whole_blocks, batch_format="numpy", prefetch_batches=PREFETCH_BLOCKS
         ):
             yield from micro_batches(block, micro_batch)

@@ -158,7 +158,7 @@ def test_films_of_another_study_stand_beside_its_own_record(phantom_shards: Path
     assert (swapped["view_mask"][:n] == own["view_mask"][donors]).all()
     assert (swapped["record"] == own["record"]).all() and (swapped["index"] == own["index"]).all()
     assert not swapped["valid"][n] and not swapped["images"][n].any()
-    (streamed,) = stream_blocks(phantom_shards, "test", [other], 32, 3).iter_batches(batch_size=None)
+    (streamed,) = stream_blocks(phantom_shards, "test", [other], 32, 3).dataset().iter_batches(batch_size=None)
     assert (streamed["images"] == swapped["images"]).all() and (streamed["record"] == swapped["record"]).all()
 
 

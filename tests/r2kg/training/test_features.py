@@ -28,7 +28,7 @@ from r2kg.training.plan import preflight
 from r2kg.training.remote import film_bytes
 from shards.errors import ConfigError, DataError
 from shards.sources.phantom.source import Phantom
-from shards.stream.blocks import BLOCK_BYTES, read_batches, read_block, rows_per_block, split, stream_blocks
+from shards.stream.blocks import BLOCK_BYTES, read_batches, read_block, rows_per_block, stream_blocks
 from shards.stream.index import Index, open_splits
 from shards.stream.order import sequential_blocks
 from shards.stream.side import Side
@@ -151,8 +151,8 @@ def blanked(run: Run, folder: Path) -> Path:
 def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, side: Path) -> None:
     index = Index.open(recipe.data.shards, "test")
     blocks = sequential_blocks(len(index), 1, 4, 8)
-    dataset = stream_blocks(recipe.data.shards, "test", blocks, 64, 3, index=index, sides={"features": side})
-    batches = list(read_batches(split(dataset, 1)[0], 4))
+    stream = stream_blocks(recipe.data.shards, "test", blocks, 64, 3, index=index, sides={"features": side})
+    batches = list(read_batches(stream, 4))
     found = np.concatenate([rows["features"] for rows in batches])
     valid = np.concatenate([rows["valid"] for rows in batches])
     assert found.shape[1] == 3 and valid.sum() == len(index) < len(valid)

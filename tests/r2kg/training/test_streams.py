@@ -17,10 +17,11 @@ from r2kg.modules.config import Vision
 from r2kg.rundir import RunFiles
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.features import check_features, write_features
-from r2kg.training.remote import Losses, film_bytes, film_streams
+from r2kg.training.remote import Losses, Ranks, film_bytes, film_streams
 from shards.errors import ConfigError
-from shards.stream.blocks import Rows, read_batches, split
+from shards.stream.blocks import Rows, read_batches
 from shards.stream.index import Index
+from shards.stream.order import step_indices
 from shards.tars.format import read_manifest
 
 TRAIN = Train(global_batch=6, micro_batch=3, workers=2, gpus=False, seed=11)
@@ -57,8 +58,7 @@ def test_a_group_that_a_preemption_ended_is_not_counted_as_lost(tmp_path, preemp
 
 def streamed(run: Run, name: str, steps: int) -> Rows:
     """All rows of a stream, by (step, rank)."""
-    iterators = split(film_streams(run, 45, 6, steps)[name](), 1)
-    batches = list(read_batches(iterators[0], 3))
+    batches = list(read_batches(film_streams(run, 45, 6, steps)[name](), 3))
     return {column: np.concatenate([rows[column] for rows in batches]) for column in batches[0]}
 
 
@@ -94,3 +94,20 @@ def test_training_films_are_augmented_as_the_run_says_and_validation_films_are_n
     assert len(studies[1]) == len(Index.open(phantom_shards, "train"))
     assert sum((studies[1][at] != studies[2][at]).any() for at in studies[1]) > 40
     assert Run(name="x").inputs.augment == Vision().augment
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_ranks_are_given_streams_of_their_own_blocks(phantom_shards: Path, tmp_path: Path, world: int) -> None:
+    """Read by one rank after the other: none waits for another."""
+    train = TRAIN.model_copy(update={"workers": world, "micro_batch": 1})
+    run = Run(name="words", root=str(tmp_path), data=Data(shards=str(phantom_shards)), model=Reader(), train=train)
+    streams = {name: make() for name, make in film_streams(run, 45, 6, 10).items()}
+    given = Ranks().configure(streams, world_size=world, worker_handles=None, worker_node_ids=None)
+    assert [set(own) for own in given] == [{"train", "val"}] * world
+    order = step_indices(45, TRAIN.seed, 0, 60, run.data.chunk, run.data.window).reshape(10, world, 6 // world)
+    for rank in (0, world - 1):
+        for _ in range(2):  # validation is read again and again
+            rows = list(read_batches(given[rank]["val"], 1))
+            assert [int(row["index"][0]) for row in rows if row["valid"][0]] == list(range(rank, 6, world))
+        seen = np.concatenate([row["index"] for row in read_batches(given[rank]["train"], 1)])
+        assert seen.tolist() == order[:, rank].ravel().tolist()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray.data import Dataset
 
 from shards.errors import ConfigError, DataError
 from shards.films.augment import Augment
@@ -18,10 +17,10 @@ from shards.stream.blocks import (
     BLOCK_BYTES,
     RECORD_BYTES,
     Rows,
+    Stream,
     read_batches,
     read_block,
     rows_per_block,
-    split,
     stream_blocks,
 )
 from shards.stream.index import Index, open_splits, read_studies, read_targets
@@ -37,16 +36,16 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 SIZE, VIEWS, BATCH = 32, 3, 6
 
 
-def consume(dataset: Dataset, world: int, micro: int, delays: tuple[float, ...] = (0, 0)) -> list[list[Rows]]:
+def consume(stream: Stream, world: int, micro: int, delays: tuple[float, ...] = (0, 0)) -> list[list[Rows]]:
     """Micro-batches of every rank, read at the same time by consumers of different speed."""
     ranks: list[list[Rows]] = [[] for _ in range(world)]
 
-    def read(rank: int, iterator) -> None:
-        for rows in read_batches(iterator, micro):
+    def read(rank: int) -> None:
+        for rows in read_batches(stream.of(rank), micro):
             ranks[rank].append(rows)
             time.sleep(delays[rank])
 
-    threads = [threading.Thread(target=read, args=(r, it)) for r, it in enumerate(split(dataset, world))]
+    threads = [threading.Thread(target=read, args=(rank,)) for rank in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -132,7 +131,7 @@ def test_unreadable_studies_become_invalid_rows_that_say_why(damaged: Path) -> N
 def test_strict_policy_raises_the_cause_itself(damaged: Path) -> None:
     dataset = stream_blocks(damaged, "train", sequential_blocks(16, 1, 16), SIZE, 2, on_bad="fail")
     with pytest.raises(DataError, match="phantom-.*in train-00000.tar are not those that were written"):
-        list(read_batches(split(dataset, 1)[0], 16))
+        list(read_batches(dataset, 16))
 
 
 def test_a_tar_cut_after_its_index_was_read_is_named(damaged: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from shards.errors import ConfigError, DataError
 from shards.sources.phantom.source import Phantom
-from shards.stream.blocks import read_batches, read_block, split, stream_blocks
+from shards.stream.blocks import read_batches, read_block, stream_blocks
 from shards.stream.index import Index, read_targets
 from shards.stream.order import sequential_blocks
 from shards.tars.format import read_manifest
@@ -85,7 +85,7 @@ def test_object_storage_is_streamed_as_a_directory_is(s3: str, phantom_shards: P
     for name in names_in(phantom_shards):
         write_atomic(place(s3) / name, (phantom_shards / name).read_bytes())
     blocks = sequential_blocks(45, 1, 4, rows_per_block=16)
-    batches = read_batches(split(stream_blocks(s3, "train", blocks, 32, 2), 1)[0], 4)
+    batches = read_batches(stream_blocks(s3, "train", blocks, 32, 2), 4)
     local = [read_block(Index.open(phantom_shards, "train"), block, 32, 2) for block in blocks]
     for at, rows in enumerate(batches):
         there = local[at * 4 // 16]

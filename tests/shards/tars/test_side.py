@@ -14,7 +14,7 @@ from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Vocabulary, unpack
 from shards.graphs.write import StudyGraphs, write_subgraphs
 from shards.sources.phantom.source import Phantom
-from shards.stream.blocks import read_batches, read_block, split, stream_blocks
+from shards.stream.blocks import read_batches, read_block, stream_blocks
 from shards.stream.index import Index, numbered_studies, open_splits
 from shards.stream.order import sequential_blocks
 from shards.stream.side import Side
@@ -141,11 +141,11 @@ def rows_of(root: Path, side: Path | str, name: str = "train", on_bad: str = "fa
 
 def test_the_stream_gives_every_study_its_own_subgraph(phantom_shards: Path, graphs: Path) -> None:
     index, wanted = Index.open(phantom_shards, "train"), own_triples(phantom_shards, "train")
-    dataset = stream_blocks(
+    stream = stream_blocks(
         phantom_shards, "train", sequential_blocks(len(index), 1, 7, 14), SIZE, 1, sides={"subgraphs": graphs}
     )
     seen = 0
-    for rows in read_batches(split(dataset, 1)[0], 7):
+    for rows in read_batches(stream, 7):
         assert rows["images"].shape[1:] == (1, SIZE, SIZE)
         for row, data, valid in zip(rows["index"], rows["subgraph"], rows["valid"], strict=True):
             assert isinstance(data, bytes) and said(graphs, data) == (wanted[row] if valid else set())
