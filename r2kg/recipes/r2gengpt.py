@@ -71,7 +71,7 @@ def tiny() -> Run:
             vision=TINY_VISION,
             llm=Llm(source="tiny", tuning="lora", lora=Lora(rank=32, alpha=64, dropout=0.0)),
             report_tokens=96,
-            decoding=Decoding(length_penalty=1.0, repetition_penalty=1.0, max_new_tokens=96),
+            decoding=Decoding(repetition_penalty=1.0, max_new_tokens=96),
         ),
         optim=Optim(lr=3e-3, schedule="cosine", warmup_steps=50, clip=1.0, min_lr=1e-5),
         engine=Engine(precision="fp32"),

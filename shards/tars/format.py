@@ -81,6 +81,13 @@ class TarIndex(Record):
     """What was counted while the tar was made, added up."""
     largest: dict[str, int] = Field(default_factory=dict)
     """Largest size of one study's member, by what is measured."""
+    seal: str = ""
+    """SHA-256 of all else here: it alone tells what was written until a manifest names the index by its hash."""
+
+    def sealed(self) -> Self:
+        """The same with its seal."""
+        content = self.model_dump_json(exclude={"seal"}, exclude_defaults=True)
+        return self.model_copy(update={"seal": hashlib.sha256(content.encode()).hexdigest()})
 
 
 class Remark(Record):
@@ -299,6 +306,8 @@ def described(root: Place, name: str) -> tuple[TarIndex, dict[str, Any]]:
     try:
         data = read_whole(path, MAX_JSON_BYTES)
         index = TarIndex.model_validate_json(data)
+        if index != index.sealed():
+            raise ValueError
     except (OSError, ValueError) as error:
         raise DataError(f"{path} was just written and cannot be read ({type(error).__name__}): run again") from None
     hashes = {"sha256": index.sha256, "index": hashlib.sha256(data).hexdigest()}

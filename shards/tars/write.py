@@ -129,19 +129,21 @@ def write_tar(
             raises.
         RetryableError: storage that does not answer.
     """
-    path, why = out / job.name, ""
-    if (there := indexed(path)) is not None:
-        looked = _looked(path)
+    path = out / job.name
+    there, looked = indexed(path), _looked(path)
+    if there is None:
+        why = DAMAGED if looked[0] or size_of(index_path(path)) >= 0 else ""
+    else:
         why = unlike(path, there, job, looked) or ("" if keeps(there) else DROPS)
-        if why and looked[0] > int(job.raw.partition(" ")[0] or 0):  # written again, it would lack those films
-            if why == RAW and not unlike(path, there, job, None):
-                return there, GONE
-            raise DataError(
-                f"{path} was made from {looked[0]} raw files, of which some are gone, and would be written again "
-                f"because {why}. It stays as it is: bring the raw files back, or write to another place"
-            )
-        if not why:
-            return there, ""
+    if why and looked[0] > int(job.raw.partition(" ")[0] or 0):  # written again, it would lack those films
+        if there and why == RAW and not unlike(path, there, job, None):
+            return there, GONE
+        raise DataError(
+            f"{path} was made from {looked[0]} raw files, of which some are gone, and would be written again "
+            f"because {why}. It stays as it is: bring the raw files back, or write to another place"
+        )
+    if there and not why:
+        return there, ""
     studies, drops = list[Entry](), list[Drop]()
     said, totals, largest = defaultdict[str, list[str]](list), Counter[str](), dict[str, int]()
     try:
@@ -164,6 +166,7 @@ def write_tar(
         )  # fmt: skip
         if job.raw:
             write_atomic(raw_path(path), job.raw.encode())
+        index = index.sealed()
         write_atomic(index_path(path), index.model_dump_json(exclude_defaults=True).encode())
     except Exception as error:
         if isinstance(error, OSError) or may_pass(error):
@@ -173,9 +176,10 @@ def write_tar(
 
 
 def indexed(path: Place) -> TarIndex | None:
-    """The index beside a tar; None where there is none that can be read, so that the tar was never finished."""
+    """The index beside a tar; None where it is not as it was written, or not there: the tar was never finished."""
     try:
-        return TarIndex.model_validate_json(read_whole(index_path(path), MAX_JSON_BYTES))
+        index = TarIndex.model_validate_json(read_whole(index_path(path), MAX_JSON_BYTES))
+        return index if index == index.sealed() else None
     except (OSError, ValueError):
         return None
 

@@ -68,7 +68,7 @@ NORMAL: dict[str, Normal] = {
             "Lung volumes are adequate without acute abnormality.",
         ),
         ("Lung Opacity",),
-        {"Consolidation": "consolidation", "Edema": "pulmonary edema"},
+        {"Consolidation": "consolidation"},
     ),
     "pleura": Normal(
         (

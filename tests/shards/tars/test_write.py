@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -365,6 +366,26 @@ def test_a_film_that_comes_later_or_is_replaced_is_read_by_the_same_command(
     os.truncate(next(out.glob("train-*.tar")), 100)
     manifest, kept = written()
     assert "because the tar is missing or damaged: train-" in capsys.readouterr().out
+
+
+def test_an_index_that_was_changed_is_noticed_before_a_manifest_names_it(
+    drawn_iu: Draw, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Still an index by its form. Without the raw films nothing could be put in its tar's place."""
+    raw, out = drawn_iu(train=4), tmp_path / "out"
+    manifest = write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
+    index = index_path(out / "train-00001.tar")
+    whole = index.read_bytes()
+    torn = re.sub(rb'"patient":"CXR.', b'"patient":"CXR9', whole, count=1)
+    assert torn != whole
+    index.write_bytes(torn)
+    assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest
+    assert "because the tar is missing or damaged: train-00001.tar" in capsys.readouterr().out
+    index.write_bytes(torn)
+    shutil.move(raw / "images", raw / "away")
+    with pytest.raises(DataError, match="train-00001.tar was made from 4 raw files, of which some are gone"):
+        write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
+    assert index.read_bytes() == torn and (out / "train-00001.tar").exists()
 
 
 def test_another_version_of_what_reads_films_makes_all_tars_again(
