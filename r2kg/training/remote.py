@@ -54,7 +54,8 @@ class Ranks(DataConfig):
     """What a rank is given by `ray.train.get_dataset_shard`: the stream of its own blocks, which it reads itself.
 
     Ray's default would deal one dataset's blocks by an actor for each dataset, through which every block's notice goes:
-    beside it a whole pass took 13 to 18 % longer with one rank, 6 to 19 % with two, 2 to 12 % with four, on two cores.
+    `bench.ranks` has the two beside each other. Ray gives each rank's reading one task at least, whatever is free, and
+    shares what whole CPUs a node has beyond that evenly: one task decodes more films than a GPU can be trained on.
     """
 
     def configure(self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
