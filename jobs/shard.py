@@ -24,12 +24,13 @@ def main(
     size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = SIZE,
     studies_per_shard: Annotated[int, typer.Option(help="studies in one tar")] = 512,
     cleaning: Annotated[str | None, typer.Option(help="cleaning of the target; default: the source's own")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="put them in the place of other shards there")] = False,
     on_bad: Annotated[OnBad, typer.Option(help="skip (count and name) or fail")] = "skip",
     overlap: Annotated[
         Literal["fail", "report"], typer.Option(help="patients in two splits: fail, or report in the manifest")
     ] = "fail",
 ) -> None:
-    """Write shards and manifest.json, and print the receipt; shards that are there already are kept."""
+    """Write shards and manifest.json, and print the receipt; shards of the same command that are there are kept."""
     if raw and "://" in raw:
         raise ConfigError(f"--raw {raw}: raw data is read from a file system; mount it or copy it. --out may be a URL")
     given = {name: value for name, value in {"raw": raw, "studies": studies}.items() if value is not None}
@@ -41,7 +42,7 @@ def main(
     connect_ray(where if isinstance(where, Path) else None)
     manifest = write_shards(
         opened, where, size=size, studies_per_shard=studies_per_shard, cleaning=cleaning, on_bad=on_bad,
-        overlap=overlap,
+        overlap=overlap, replace=replace,
     )  # fmt: skip
     Console(width=110).print(counts_table(manifest))
     print("\n".join(receipt_lines(where, manifest)))

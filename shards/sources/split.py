@@ -1,14 +1,21 @@
-"""Splits that keep each patient's studies together, and the search for listings that do not."""
+"""Splits that keep each patient's studies together, and listings that cannot be split as they stand."""
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from shards.errors import ConfigError, DataError
-from shards.study import SPLITS, Split
+from shards.privacy import Names
+from shards.sources import Item
+from shards.study import SPLITS, Drop, Split
 
 FRACTIONS = (0.7, 0.1, 0.2)
 """Train, val, test: the proportions of the R2Gen lineage's own splits."""
 TOLERANCE = 1e-6
+SHOWN = 5
+Overlap = Literal["fail", "report"]
+"""A patient in two splits is an error, or is named in the manifest's warnings."""
 
 
 def hash_split(patient: str, fractions: tuple[float, float, float] = FRACTIONS, salt: str = "") -> Split:
@@ -49,3 +56,40 @@ def patients_in_two_splits(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[
         patient: tuple(sorted(splits, key=lambda split: (order.get(split, len(order)), split)))
         for patient, splits in shared.items()
     }
+
+
+def refuse_listing(source: str, items: Sequence[Item], names: Names = Names(), drops: Sequence[Drop] = ()) -> None:  # noqa: B008
+    """DataError when the listing as a whole cannot become shards: nothing, no training split, a name used twice."""
+    if not items:
+        reasons = Counter(drop.reason for drop in drops).most_common(3)
+        why = "; ".join(f"{reason} ({count:,})" for reason, count in reasons) or "it names no study at all"
+        raise DataError(f"{source} lists no usable study, so there is nothing to write: {why}")
+    if not any(item.split == "train" for item in items):
+        raise DataError(
+            f"{source} lists {len(items)} studies and none in split 'train': a run on it would train nothing"
+        )
+    rows: dict[str, int] = {}
+    for number, item in enumerate(items):
+        if (before := rows.setdefault(names.key(item.id), number)) != number:
+            one, shown = items[before], names.id(item.id)
+            same = one.id == item.id
+            what = f"id {shown!r} is" if same else f"ids {names.id(one.id)!r} and {shown!r} become one shard key,"
+            where = (f"{each.split} entry {each.payload.get('row', n)}" for each, n in ((one, before), (item, number)))
+            raise DataError(
+                f"{source}: {what} listed twice, as {' and as '.join(where)}: a study of one split must not be in "
+                "another. Remove one of the two from the raw listing"
+            )
+
+
+def shared_patients(source: str, items: Sequence[Item], names: Names, overlap: Overlap) -> tuple[str, ...]:
+    """Patients listed in more than one split, as "patient: splits"; DataError under overlap="fail" if there are any."""
+    shared = patients_in_two_splits((item.patient, item.split) for item in items if item.patient)
+    shown = tuple(sorted(f"{names.patient(patient)}: {', '.join(splits)}" for patient, splits in shared.items()))
+    if shown and overlap == "fail":
+        some = "; ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
+        raise DataError(
+            f"{source}: {len(shown)} patients are in more than one split ({some}): a model tested on them has seen "
+            "them. Choose a patient-disjoint split, or say --overlap report to write the shards all the same, which "
+            "the manifest then states"
+        )
+    return shown

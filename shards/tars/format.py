@@ -151,6 +151,8 @@ class Manifest(SealedManifest):
     """`Names.digest` of the salt that studies are named with; "" for open data, which keeps its names."""
     content: Sha256
     """Of all studies but for their names and order: equal where two sites hold the same, whatever their salts."""
+    asked: dict[str, Any] = Field(default_factory=dict)
+    """What whoever wrote them asked for: the source, its options but for paths, cleaning, size, quality, tars."""
     notes: tuple[str, ...] = ()
     """What the source found worth telling, such as where two forms of the raw data differ."""
     published: Published | None = None

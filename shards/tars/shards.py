@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -24,7 +24,7 @@ from shards.films.raw import DECODING, enough
 from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
 from shards.sources import ABSENT, Item, Listing, Source
-from shards.sources.split import patients_in_two_splits
+from shards.sources.split import Overlap, refuse_listing, shared_patients
 from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, View, refuse_bomb
 from shards.tars.format import (
     DROPS_FILE,
@@ -41,6 +41,7 @@ from shards.tars.format import (
     Tally,
     TarIndex,
     described,
+    read_manifest,
     write_manifest,
     write_named,
 )
@@ -62,8 +63,6 @@ LONG_WORDS = 500
 LONG_TARGET = f"target has more than {LONG_WORDS} words"
 NOT_UNICODE = "text is not Unicode"
 KEPT_CONTROLS = "\n\r\t"
-SHOWN = 5
-Overlap = Literal["fail", "report"]
 
 
 class Settings(Record):
@@ -80,7 +79,6 @@ class Settings(Record):
     on_bad: OnBad = "skip"
     """An unusable study becomes a `Drop`, or ends the run."""
     overlap: Overlap = "fail"
-    """A patient in two splits is an error, or is named in the manifest's warnings."""
 
 
 class ShardJob(Job):
@@ -98,14 +96,15 @@ def write_shards(
     cleaning: str | None = None,
     on_bad: OnBad = "skip",
     overlap: Overlap = "fail",
+    replace: bool = False,
 ) -> Manifest:
     """Write the shards, their indices and the manifest of `source` into `out`; tars that are whole are kept.
 
-    `out` is a directory or an fsspec URL. `cleaning` names the rule that makes targets, by default the source's. The
-    other arguments are those of `Settings`.
+    `out` is a directory or an fsspec URL. `cleaning` names the rule that makes targets, by default the source's.
+    `replace`: shards that are there and were asked for otherwise may go. The other arguments are those of `Settings`.
 
     Raises:
-        ConfigError: unknown cleaning, sizes that cannot be, or `out` holding archives of others.
+        ConfigError: unknown cleaning, sizes that cannot be, or `out` holding archives of others, or other shards.
         DataError: no studies, no training studies, an id or a patient in two splits; under on_bad="fail" the first
             unusable study; a full disk.
     """
@@ -119,6 +118,8 @@ def write_shards(
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"shards cannot be written with {faults}") from None
     clean(cleaning, "")
+    if not replace:
+        refuse_other(out, asked_of(source, settings))
     listing = writable(source.listing())
     refuse_foreign(out, SHARDS_FILE, "were not written here")
     names = begin_names(out, source.licence)
@@ -160,50 +161,33 @@ def _escaped(drop: Drop) -> Drop:
     return drop if escaped == dict(drop) else Drop(**escaped)
 
 
-def refuse_listing(source: str, items: Sequence[Item], names: Names = Names(), drops: Sequence[Drop] = ()) -> None:  # noqa: B008
-    """DataError when the listing as a whole cannot become shards: nothing, no training split, a name used twice."""
-    if not items:
-        reasons = Counter(drop.reason for drop in drops).most_common(3)
-        why = "; ".join(f"{reason} ({count:,})" for reason, count in reasons) or "it names no study at all"
-        raise DataError(f"{source} lists no usable study, so there is nothing to write: {why}")
-    if not any(item.split == "train" for item in items):
-        raise DataError(
-            f"{source} lists {len(items)} studies and none in split 'train': a run on it would train nothing"
-        )
-    rows: dict[str, int] = {}
-    for number, item in enumerate(items):
-        if (before := rows.setdefault(names.key(item.id), number)) != number:
-            one, shown = items[before], names.id(item.id)
-            same = one.id == item.id
-            what = f"id {shown!r} is" if same else f"ids {names.id(one.id)!r} and {shown!r} become one shard key,"
-            where = (f"{each.split} entry {each.payload.get('row', n)}" for each, n in ((one, before), (item, number)))
-            raise DataError(
-                f"{source}: {what} listed twice, as {' and as '.join(where)}: a study of one split must not be in "
-                "another. Remove one of the two from the raw listing"
-            )
+def asked_of(source: Source, settings: Settings) -> dict[str, Any]:
+    """`Manifest.asked`. Paths are left out: moving raw data does not change it."""
+    options = {name: getattr(source, name) for name in type(source).model_fields}
+    said = {f"{source.name} {name}": value for name, value in options.items() if not isinstance(value, Path)}
+    said |= {"source": source.name} | settings.model_dump(include={"cleaning", "size", "quality", "studies_per_shard"})
+    return json.loads(json.dumps(said, default=str))
 
 
-def shared_patients(source: str, items: Sequence[Item], names: Names, overlap: Overlap) -> tuple[str, ...]:
-    """Patients listed in more than one split, as "patient: splits"; DataError under overlap="fail" if there are any."""
-    shared = patients_in_two_splits((item.patient, item.split) for item in items if item.patient)
-    shown = tuple(sorted(f"{names.patient(patient)}: {', '.join(splits)}" for patient, splits in shared.items()))
-    if shown and overlap == "fail":
-        some = "; ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "")
-        raise DataError(
-            f"{source}: {len(shown)} patients are in more than one split ({some}): a model tested on them has seen "
-            "them. Choose a patient-disjoint split, or say --overlap report to write the shards all the same, which "
-            "the manifest then states"
+def refuse_other(out: Place, asked: dict[str, Any]) -> None:
+    """ConfigError when finished shards at `out` were asked for otherwise; what cannot be read is written again."""
+    try:
+        there = read_manifest(out)
+    except DataError:
+        return
+    if differing := sorted(name for name in there.asked.keys() | asked if there.asked.get(name) != asked.get(name)):
+        what = "; ".join(f"{name} was {there.asked.get(name)}, is now {asked.get(name)}" for name in differing)
+        raise ConfigError(
+            f"{out} holds {there.given - there.dropped:,} finished studies that were asked for otherwise: {what}. Say "
+            "--replace to put the new ones in their place, or choose another directory"
         )
-    return shown
 
 
 def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str:  # noqa: B008
-    """Text of all but the items that decides a tar's bytes. Paths are left out: moving raw data does not change it."""
-    options = {name: getattr(source, name) for name in type(source).model_fields}
-    content = {name: value for name, value in options.items() if not isinstance(value, Path)}
-    rule = settings.cleaning, VERSIONS.get(settings.cleaning), settings.size, settings.quality, names.digest
-    versions = FORMAT, ORDER, DECODING, source.name, source.version
-    return json.dumps([versions, content, rule], sort_keys=True, default=str)
+    """Text of all but the items that decides a tar's bytes."""
+    asked = {name: value for name, value in asked_of(source, settings).items() if name != "studies_per_shard"}
+    versions = FORMAT, ORDER, DECODING, source.version, VERSIONS.get(settings.cleaning), names.digest
+    return json.dumps([versions, asked], sort_keys=True)
 
 
 def mixed(items: Iterable[Item], names: Names = Names()) -> list[Item]:  # noqa: B008
@@ -387,7 +371,7 @@ def _manifest(
         source=source.name, licence=source.licence, cleaning=settings.cleaning, size_px=settings.size,
         quality=settings.quality, splits=tally.splits(), shards=tuple(shards), notes=tuple(listing.notes),
         drops=_counted(drop.reason for drop in drops), warnings=_counted(remark.warning for remark in remarks),
-        names=names.digest, content=tally.content(), published=listing.published,
+        names=names.digest, content=tally.content(), asked=asked_of(source, settings), published=listing.published,
     )  # fmt: skip
     if manifest.given != len(listing.items) + len(listing.drops):
         raise DataError(

@@ -19,8 +19,9 @@ from PIL import Image
 
 from shards.sources import Source
 from shards.sources.phantom.source import Phantom
+from shards.sources.split import refuse_listing
 from shards.study import FINDINGS, Study
-from shards.tars.shards import Settings, plan_shards, recipe_of, refuse_listing, write_shard
+from shards.tars.shards import Settings, plan_shards, recipe_of, write_shard
 
 METADATA = (
     "dicom_id",

@@ -12,10 +12,11 @@ from shards.errors import DataError
 from shards.films.raw import open_film
 from shards.sources import Source
 from shards.sources.iu_xray.source import IuXray
+from shards.sources.split import refuse_listing
 from shards.sources.webdataset.source import WebDataset
 from shards.study import Drop, Study
 from shards.tars.format import Entry
-from shards.tars.shards import Settings, plan_shards, recipe_of, refuse_listing, write_shard, write_shards
+from shards.tars.shards import Settings, plan_shards, recipe_of, write_shard, write_shards
 from tests.shards.sources.test_own_source import own_source
 
 REAL = Path(os.environ["R2KG_REAL_DATA"]) if "R2KG_REAL_DATA" in os.environ else None

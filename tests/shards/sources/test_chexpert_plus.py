@@ -13,9 +13,9 @@ from shards.errors import ConfigError, DataError
 from shards.films.raw import open_film
 from shards.sources import open_source
 from shards.sources.chexpert_plus.source import ChexpertPlus
-from shards.sources.split import hash_split
+from shards.sources.split import hash_split, refuse_listing
 from shards.study import FINDINGS, BadStudy, Drop, Study
-from shards.tars.shards import CONTROLS_REMOVED, Settings, plan_shards, recipe_of, refuse_listing, write_shard
+from shards.tars.shards import CONTROLS_REMOVED, Settings, plan_shards, recipe_of, write_shard
 from tests.shards.sources.chexpert_tree import COLUMNS, CSV, HISTORY, ChexpertTree, write_chexpert_tree
 
 REPEATED = 1

@@ -215,7 +215,7 @@ def test_a_tar_written_anew_is_not_read_through_the_old_file(phantom_shards: Pat
 
     films = []
     for seed in (0, 1):
-        write_shards(Phantom(studies=6, size=64, seed=seed), tmp_path, size=64)
+        write_shards(Phantom(studies=6, size=64, seed=seed), tmp_path, size=64, replace=True)
         films.append(read_block(Index.open(tmp_path, "train"), sequential_blocks(4, 1, 4)[0], SIZE, 1)["images"])
     assert (films[0] != films[1]).any()
 

@@ -126,7 +126,13 @@ def test_whole_shards_are_kept_and_broken_ones_written_again(tmp_path: Path) -> 
 
 def test_other_settings_write_other_shards_and_old_ones_go(tmp_path: Path) -> None:
     first = write_shards(Phantom(studies=20, size=64), tmp_path, size=64, studies_per_shard=5)
-    other = write_shards(Phantom(studies=20, size=64, seed=1), tmp_path, size=64, studies_per_shard=20)
+    there = files_of(tmp_path)
+    with pytest.raises(
+        ConfigError, match="20 finished .* phantom seed was 0, is now 1; studies_per_shard was 5, is now"
+    ):
+        write_shards(Phantom(studies=20, size=64, seed=1), tmp_path, size=64, studies_per_shard=20)
+    assert files_of(tmp_path) == there
+    other = write_shards(Phantom(studies=20, size=64, seed=1), tmp_path, size=64, studies_per_shard=20, replace=True)
     assert first.fingerprint != other.fingerprint
     assert {path.name for path in tmp_path.glob("*.tar")} == {shard.name for shard in other.shards}
     verify(tmp_path, other)
@@ -413,7 +419,7 @@ def test_finished_tars_outlive_the_raw_films_they_were_made_from(
     assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest and files_of(out) == before
     assert "4 of 4 tars were kept as they are, although raw files are gone: train-" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"made from 4 raw files, of which some are gone, and would be written again"):
-        write_shards(IuXray(raw=raw), out, size=32, studies_per_shard=2)
+        write_shards(IuXray(raw=raw), out, size=32, studies_per_shard=2, replace=True)
     assert {name: digest for name, digest in files_of(out).items() if name.endswith(".tar")} == {
         name: digest for name, digest in before.items() if name.endswith(".tar")
     }
