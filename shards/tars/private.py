@@ -13,9 +13,9 @@ from pathlib import Path
 
 from shards.errors import ConfigError, DataError, patiently
 from shards.privacy import Names, terms_of
-from shards.study import Drop, key_of
+from shards.study import SPLITS, Drop, key_of
 from shards.tars.format import SHARDS_FILE, UNFINISHED, Manifest
-from shards.tars.place import Place, config_directory, is_local, make_directory, size_of, write_atomic
+from shards.tars.place import Place, config_directory, is_local, make_directory, names_in, size_of, write_atomic
 
 PRIVATE = "private"
 SALT_VARIABLE = "R2KG_SALT"
@@ -133,6 +133,14 @@ def write_private(root: Place, name: str, data: bytes) -> None:
     write_atomic(folder / name, data)
     if is_local(folder):
         (folder / name).chmod(0o600)
+
+
+def forget(root: Place, tars: Iterable[str]) -> None:
+    """Take away what is told of tars that are not among these."""
+    keep = {f"{tar.removesuffix('.tar')}.jsonl" for tar in tars}
+    for name in names_in(root / PRIVATE):
+        if name.startswith(SPLITS) and name not in keep:
+            (root / PRIVATE / name).unlink()
 
 
 def write_private_lines(root: Place, name: str, lines: Iterable[dict]) -> None:

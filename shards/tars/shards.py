@@ -9,7 +9,6 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from pydantic import Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from shards.clean import VERSIONS, clean
-from shards.errors import ConfigError, DataError, OnBad, patiently
+from shards.errors import ConfigError, DataError, OnBad
 from shards.films.raw import DECODING, enough
 from shards.films.stored import encode, shrink
 from shards.privacy import Names, fence
-from shards.sources import ABSENT, Item, Listing, Source
+from shards.sources import Item, Listing, Source
 from shards.sources.split import Overlap, refuse_listing, shared_patients
 from shards.study import MAX_RECORD_BYTES, SPLITS, BadStudy, Drop, Record, Study, View, refuse_bomb
 from shards.tars.format import (
@@ -46,7 +45,8 @@ from shards.tars.format import (
     write_named,
 )
 from shards.tars.place import Place, place
-from shards.tars.private import begin_names, private_line, write_private_lines
+from shards.tars.private import begin_names, forget, private_line, write_private_lines
+from shards.tars.repair import Question, Verdict, looks_of, raw_lines, tell, verdict_of, verdicts
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
 
 LISTING, STOPPED = "listing.jsonl", "stopped.jsonl"
@@ -85,6 +85,10 @@ class ShardJob(Job):
     """One shard to write."""
 
     items: tuple[Item, ...]
+
+    def question(self) -> Question:
+        """What is asked before it is written."""
+        return Question(name=self.name, recipe=self.recipe, items=self.items)
 
 
 def write_shards(
@@ -127,20 +131,31 @@ def write_shards(
         raise _stop(out, names, listing.drops[0], "in the listing")
     refuse_listing(source.name, listing.items, names, listing.drops)
     shared = shared_patients(source.name, listing.items, names, overlap)
+
+    def judge(asked: Question) -> Verdict:
+        with fence(source.licence):
+            now = looks_of(source, asked.items, names)
+            return verdict_of(out / asked.name, asked, now, lambda index: on_bad == "skip" or not index.drops)
+
     jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names), names)
+    judged = verdicts(out, [job.question() for job in jobs], names, judge, replace)
     claim(out, SHARDS_FILE, names.digest)
     if names.salt:
         write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
 
     def write(row: dict) -> dict:
         with fence(source.licence):
-            _, why = write_shard(source, settings, ShardJob.model_validate_json(row["job"]), names)
-            return {"name": row["name"], "why": why}
+            write_shard(source, settings, ShardJob.model_validate_json(row["job"]), names)
+            return {"name": row["name"], "why": row["why"]}
 
-    rows = [{"name": job.name, "job": job.model_dump_json()} for job in jobs]
-    run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(jobs))
+    whys = {job.name: judged[job.name].why if judged else "" for job in jobs}
+    left = [job for job in jobs if not (judged and judged[job.name].keep)]
+    if rows := [{"name": job.name, "why": whys[job.name], "job": job.model_dump_json()} for job in left]:
+        run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(rows))
+    tell(whys)
     manifest = write_manifest(out, _manifest(source, settings, jobs, names, listing, shared))
     release(out, SHARDS_FILE, (job.name for job in jobs))
+    forget(out, (job.name for job in jobs))
     return manifest
 
 
@@ -214,17 +229,9 @@ def plan_shards(items: Iterable[Item], studies_per_shard: int, recipe: str, name
     return jobs
 
 
-def write_shard(
-    source: Source,
-    settings: Settings,
-    job: ShardJob,
-    names: Names = Names(),  # noqa: B008
-) -> tuple[TarIndex, str]:
-    """Write one tar and its index, unless both are there and fit; under on_bad="fail" a tar with drops does not.
-
-    Returns what `write_tar` does.
-    """
-    out, job = place(settings.out), job.model_copy(update={"raw": raw_of(source, job.items, names)})
+def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names = Names()) -> TarIndex:  # noqa: B008
+    """Write one tar, its index, and how the raw files looked before they were read."""
+    out, looks = place(settings.out), looks_of(source, job.items, names)
 
     def studies() -> Iterator[Made]:
         private = []
@@ -249,7 +256,7 @@ def write_shard(
         if names.salt:
             write_private_lines(out, f"{job.name.removesuffix('.tar')}.jsonl", private)
 
-    return write_tar(out, job, studies, keeps=lambda index: settings.on_bad == "skip" or not index.drops)
+    return write_tar(out, job, studies, raw_lines(looks))
 
 
 def content_of(study: Study, films: Sequence[str]) -> str:
@@ -262,31 +269,6 @@ def content_of(study: Study, films: Sequence[str]) -> str:
 def _counted(what: Iterable[str]) -> dict[str, int]:
     """How often each, the most frequent first."""
     return dict(sorted(Counter(what).items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def raw_of(source: Source, items: Iterable[Item], names: Names = Names()) -> str:  # noqa: B008
-    """How many of the raw files are there that these items are read from, and a hash of all their sizes and times.
-
-    "" for a source that names none. A study that was dropped because its film was missing looks otherwise when it has
-    come. The hash is salted where names are: whoever has the owner's files must not find a study by their sizes.
-    """
-    digest, there, named = hashlib.sha256(names.salt), 0, 0
-    for item in items:
-        for look in map(_look, patiently("raw files", partial(list, source.raw_files(item)))):
-            digest.update(f"{look}\0".encode())
-            there, named = there + (look != ABSENT), named + 1
-        digest.update(f"{item.id}\n".encode())
-    return f"{there} {digest.hexdigest()}" if named else ""
-
-
-def _look(file: Path | str) -> str:
-    if isinstance(file, str):
-        return file
-    try:
-        facts = patiently("a raw file", file.stat)
-    except (OSError, ValueError):  # it is not there, or no path at all
-        return ABSENT
-    return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], tuple[str, ...]]:

@@ -19,6 +19,7 @@ from shards.privacy import fence
 from shards.tars.format import FORMAT, SHARDS_FILE, Manifest, TarIndex, described, write_sealed
 from shards.tars.kinds import FILE, KINDS, UNREAD, SideManifest, SideTar
 from shards.tars.place import Place, names_in, place
+from shards.tars.repair import DROPS, standing, tell
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
 
 
@@ -134,7 +135,7 @@ def _write_tars(
         dataset = dataset.map(Writer, compute=pool, num_gpus=gpus)  # type: ignore[arg-type]  # a class is documented
     else:
         dataset = dataset.map(write)
-    run_tasks(dataset, len(jobs))
+    tell(run_tasks(dataset, len(jobs)))
 
 
 def plan_side(indices: Mapping[str, Studies], kind: str, description: dict) -> list[SideJob]:
@@ -150,14 +151,20 @@ def plan_side(indices: Mapping[str, Studies], kind: str, description: dict) -> l
 
 
 def write_side_tar(out: Place, job: SideJob, index: Studies, make: Maker, given: bytes = b"") -> tuple[TarIndex, str]:
-    """Write one side tar and its index, unless both are there, fit, and miss no study that could not be read."""
+    """Write one side tar and its index, unless both are there, fit, and miss no study that could not be read.
+
+    Returns the index, and why a tar that was there was written again; "" where none was.
+    """
 
     def studies() -> Iterator[Made]:
         rows = range(job.first, job.end)
         for row, made in zip(rows, make(index, rows, given), strict=True):
             yield replace(made, key=index.keys[row].decode())
 
-    return write_tar(out, job, studies, keeps=lambda index: all(entry.cause != UNREAD for entry in index.studies))
+    there, why = standing(out / job.name, job.recipe)
+    if there and not why and all(entry.cause != UNREAD for entry in there.studies):
+        return there, ""
+    return write_tar(out, job, studies), why or (DROPS if there else "")
 
 
 def _manifest(

@@ -20,12 +20,11 @@ from pathlib import Path
 from ray.data import Dataset
 from rich.progress import track
 
-from shards.errors import ConfigError, DataError, RetryableError, may_pass, patiently
+from shards.errors import ConfigError, DataError, RetryableError, may_pass
 from shards.session import in_our_words, quiet
 from shards.study import SPLITS, Drop, Record
 from shards.tars.format import (
     FORMAT,
-    MAX_JSON_BYTES,
     UNFINISHED,
     Entry,
     TarIndex,
@@ -38,17 +37,9 @@ from shards.tars.place import (
     is_local,
     make_directory,
     names_in,
-    read_whole,
-    sha256_of,
-    size_of,
     write_atomic,
 )
 
-OTHER, RAW = "the listing, the settings or this program have changed", "raw files have changed or come"
-DAMAGED, DROPS = "the tar is missing or damaged", "studies of it could not be used"
-"""Why a tar that was finished is written again..."""
-GONE = "raw files are gone"
-"""...or is kept although it cannot be compared with what it was made from."""
 NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json|raw)")
 
 
@@ -61,9 +52,7 @@ class Job(Record):
     name: str
     split: str
     recipe: str
-    """Hash of everything the tar is made from..."""
-    raw: str = ""
-    """...and how its raw files look: how many are there, and a hash; "" where none are named."""
+    """Hash of everything the tar is made from."""
 
 
 @dataclass
@@ -113,37 +102,14 @@ def release(out: Place, manifest: str, tars: Iterable[str]) -> None:
     (out / UNFINISHED[manifest]).unlink(missing_ok=True)
 
 
-def write_tar(
-    out: Place, job: Job, make: Callable[[], Iterable[Made]], keeps: Callable[[TarIndex], bool] = lambda index: True
-) -> tuple[TarIndex, str]:
-    """Write one tar and its index from what `make` gives, study by study.
-
-    A tar that is there and whole (`unlike`), was made from the same things and of which `keeps` says so, is
-    kept, and nothing is made.
-
-    Returns:
-        the index, and why one that was there was written again, or `GONE`; "" where none was.
+def write_tar(out: Place, job: Job, make: Callable[[], Iterable[Made]], raw: bytes = b"") -> TarIndex:
+    """Write one tar and its index from what `make` gives, study by study; `raw` is what NAME.raw is to say.
 
     Raises:
-        DataError: a full disk; a tar that would be written again and of whose raw files some are gone; or what `make`
-            raises.
+        DataError: a full disk, or what `make` raises.
         RetryableError: storage that does not answer.
     """
     path = out / job.name
-    there, looked = indexed(path), _looked(path)
-    if there is None:
-        why = DAMAGED if looked[0] or size_of(index_path(path)) >= 0 else ""
-    else:
-        why = unlike(path, there, job, looked) or ("" if keeps(there) else DROPS)
-    if why and looked[0] > int(job.raw.partition(" ")[0] or 0):  # written again, it would lack those films
-        if there and why == RAW and not unlike(path, there, job, None):
-            return there, GONE
-        raise DataError(
-            f"{path} was made from {looked[0]} raw files, of which some are gone, and would be written again "
-            f"because {why}. It stays as it is: bring the raw files back, or write to another place"
-        )
-    if there and not why:
-        return there, ""
     studies, drops = list[Entry](), list[Drop]()
     said, totals, largest = defaultdict[str, list[str]](list), Counter[str](), dict[str, int]()
     try:
@@ -164,45 +130,16 @@ def write_tar(
             studies=tuple(studies), drops=tuple(drops), warnings={what: tuple(ids) for what, ids in said.items()},
             totals=dict(sorted(totals.items())), largest=dict(sorted(largest.items())),
         )  # fmt: skip
-        if job.raw:
-            write_atomic(raw_path(path), job.raw.encode())
+        raw_path(path).unlink(missing_ok=True)
+        if raw:
+            write_atomic(raw_path(path), raw)
         index = index.sealed()
         write_atomic(index_path(path), index.model_dump_json(exclude_defaults=True).encode())
     except Exception as error:
         if isinstance(error, OSError) or may_pass(error):
             raise unwritable(path, error) from error
         raise
-    return index, why
-
-
-def indexed(path: Place) -> TarIndex | None:
-    """The index beside a tar; None where it is not as it was written, or not there: the tar was never finished."""
-    try:
-        index = TarIndex.model_validate_json(read_whole(index_path(path), MAX_JSON_BYTES))
-        return index if index == index.sealed() else None
-    except (OSError, ValueError):
-        return None
-
-
-def unlike(path: Place, index: TarIndex, job: Job, looked: tuple[int, str] | None) -> str:
-    """Why a tar is not what `job` would write; "" where it is. Every byte is read then that this machine has not read.
-
-    `looked` is how its raw files were when it was written; None: that does not matter.
-    """
-    if index.format != FORMAT or index.recipe != job.recipe:
-        return OTHER
-    if looked and looked[1] != job.raw:
-        return RAW
-    if index.bytes != size_of(path) or index.sha256 != sha256_of(path):
-        return DAMAGED
-    return ""
-
-
-def _looked(path: Place) -> tuple[int, str]:
-    """(raw files that were there, how they looked) when a tar was written; (0, "") where that is not told."""
-    raw = raw_path(path)
-    said = patiently(str(raw), raw.read_text) if size_of(raw) >= 0 else ""
-    return (int(said.partition(" ")[0]), said) if re.fullmatch(r"\d{1,9} [0-9a-f]{64}", said) else (0, "")
+    return index
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int, int]:
@@ -228,17 +165,11 @@ def unwritable(path: Place, error: Exception) -> DataError | RetryableError:
     )
 
 
-def run_tasks(dataset: Dataset, tars: int) -> None:
+def run_tasks(dataset: Dataset, tars: int) -> dict[str, str]:
     """Run the tasks, one a tar, with a bar on a terminal; an error of ours is raised as it was in the worker.
 
-    Rows are {"name", "why"}: what `write_tar` says of a tar that it wrote again is counted and printed.
+    Rows are {"name", "why"}; returns tar → why it was written again, "" where it was not.
     """
-    again = defaultdict[str, list[str]](list)
     with in_our_words():
-        for row in track(quiet(dataset).iter_rows(), "writing tars", tars, disable=not sys.stdout.isatty()):
-            again[row["why"]].append(row["name"])
-    for why, names in again.items():
-        if why:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            did = "kept as they are, although" if why == GONE else "written again, because"
-            print(f"{len(names)} of {tars} tars were {did} {why}: {', '.join(names[:SHOWN])}{more}.")
+        rows = track(quiet(dataset).iter_rows(), "writing tars", tars, disable=not sys.stdout.isatty())
+        return {row["name"]: row["why"] for row in rows}

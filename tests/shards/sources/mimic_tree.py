@@ -309,7 +309,7 @@ def shard(source: Source, out: Path) -> tuple[list[Study], Counter[str]]:
     refuse_listing(source.name, items)
     out.mkdir()
     settings = Settings(out=str(out), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
-    indices = [write_shard(source, settings, job)[0] for job in plan_shards(items, 4, recipe_of(source, settings))]
+    indices = [write_shard(source, settings, job) for job in plan_shards(items, 4, recipe_of(source, settings))]
     studies = [
         Study.model_validate_json((out / index.name).read_bytes()[at : at + size])
         for index in indices

@@ -42,7 +42,7 @@ def shard(
     out.mkdir(parents=True, exist_ok=True)
     settings = Settings(out=str(out), cleaning=source.cleaning, size=256, quality=95, on_bad=on_bad)
     jobs = plan_shards(listing.items, 512, recipe_of(source, settings))
-    indices = [write_shard(source, settings, job)[0] for job in jobs]
+    indices = [write_shard(source, settings, job) for job in jobs]
     studies = [entry for index in indices for entry in index.studies]
     warnings = {reason: ids for index in indices for reason, ids in index.warnings.items()}
     drops = [*listing.drops, *(drop for index in indices for drop in index.drops)]

@@ -35,7 +35,7 @@ def shard(source: ChexpertPlus, out: Path) -> tuple[list[Study], list[Drop], dic
     settings = Settings(out=str(out), cleaning=source.cleaning, size=64, quality=95, on_bad="skip")
     studies, drops, warnings = [], [*listed_drops], {}
     for job in plan_shards(items, 4, recipe_of(source, settings)):
-        index, _ = write_shard(pickle.loads(pickle.dumps(source)), settings, job)
+        index = write_shard(pickle.loads(pickle.dumps(source)), settings, job)
         data = (out / job.name).read_bytes()
         spans = [entry.members["json"] for entry in index.studies]
         studies += [Study.model_validate_json(data[at : at + size]) for at, size, _ in spans]

@@ -224,7 +224,7 @@ def test_half_a_surrogate_pair_costs_its_study_and_not_the_run(tmp_path: Path) -
     ]
     source, settings = Told(), Settings(out=str(tmp_path), cleaning="raw", size=48)
     [job] = plan_shards(listing.items, 8, recipe_of(source, settings))
-    index, _ = write_shard(source, settings, job)
+    index = write_shard(source, settings, job)
     assert sorted(entry.key for entry in index.studies) == ["a", "c"]
     assert [(drop.id, drop.reason) for drop in index.drops] == [("b", NOT_UNICODE)]
     (tmp_path / "x").mkdir()

@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,7 +30,6 @@ from shards.tars.format import (
     DROPS_FILE,
     SHARDS_FILE,
     WARNINGS_FILE,
-    Manifest,
     Remark,
     dropped_in,
     index_path,
@@ -219,7 +217,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match=r"no space left for .*train-00000.tar.*Whole shards are kept"):
         write_shard(source, settings, job)
     assert not list(tmp_path.iterdir())
-    assert len(write_shard(source, settings, job)[0].studies) == len(job.items)
+    assert len(write_shard(source, settings, job).studies) == len(job.items)
 
 
 def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
@@ -340,61 +338,6 @@ def test_targets_that_are_unusually_long_are_counted_and_named(drawn_iu: Draw, t
     assert f"Warning: {LONG_TARGET} (1): CXR1_IM-0001" in receipt_lines(tmp_path / "out", manifest)
 
 
-def test_a_film_that_comes_later_or_is_replaced_is_read_by_the_same_command(
-    drawn_iu: Draw, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    raw, out = drawn_iu(train=6, val=1), tmp_path / "out"
-    away, other = raw / "images" / "CXR1_IM-0001" / "1.png", raw / "images" / "CXR5_IM-0005" / "0.png"
-    film = away.read_bytes()
-    away.unlink()
-
-    def written() -> tuple[Manifest, set[str]]:
-        """The manifest, and the tars that were not touched."""
-        before = {path: path.stat().st_ino for path in out.glob("*.tar")}
-        manifest = write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
-        return manifest, {path.name for path, inode in before.items() if path.stat().st_ino == inode}
-
-    manifest, _ = written()
-    assert manifest.drops == {"image does not decode": 1} and not capsys.readouterr().out
-    manifest, kept = written()
-    assert len(kept) == len(manifest.shards) == 5 and not capsys.readouterr().out
-    away.write_bytes(film)
-    manifest, kept = written()
-    assert not manifest.drops and len(kept) == 4
-    assert "1 of 5 tars were written again, because raw files have changed or come: " in capsys.readouterr().out
-    other.write_bytes(film)
-    before = read_manifest(out)
-    manifest, kept = written()
-    assert len(kept) == 4 and manifest.fingerprint != before.fingerprint
-    index = Index.open(out, "train")
-    films, _ = index.read(index.keys.tolist().index(b"cxr5_im-0005"))
-    assert np.abs(decode(films[0], 64).astype(int) - open_film(other)).mean() < 2
-    os.truncate(next(out.glob("train-*.tar")), 100)
-    manifest, kept = written()
-    assert "because the tar is missing or damaged: train-" in capsys.readouterr().out
-
-
-def test_an_index_that_was_changed_is_noticed_before_a_manifest_names_it(
-    drawn_iu: Draw, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """Still an index by its form. Without the raw films nothing could be put in its tar's place."""
-    raw, out = drawn_iu(train=4), tmp_path / "out"
-    manifest = write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
-    index = index_path(out / "train-00001.tar")
-    whole = index.read_bytes()
-    torn = re.sub(rb'"patient":"CXR.', b'"patient":"CXR9', whole, count=1)
-    assert torn != whole
-    index.write_bytes(torn)
-    assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest
-    assert "because the tar is missing or damaged: train-00001.tar" in capsys.readouterr().out
-    index.write_bytes(torn)
-    for film in (raw / "images").rglob("*.png"):
-        film.unlink()
-    with pytest.raises(DataError, match=r"train-0000\d.tar was made from 4 raw files, of which some are gone"):
-        write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
-    assert index.read_bytes() == torn and (out / "train-00001.tar").exists()
-
-
 def test_another_version_of_what_reads_films_makes_all_tars_again(
     drawn_iu: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,34 +348,6 @@ def test_another_version_of_what_reads_films_makes_all_tars_again(
             patch.setattr(module, name, 2)
             recipes.add(recipe_of(source, settings))
     assert len(recipes) == 3
-
-
-def test_finished_tars_outlive_the_raw_films_they_were_made_from(
-    drawn_iu: Draw, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """Whoever has shards may want the room of the raw films, or has a disk that is not mounted."""
-    raw, out = drawn_iu(train=4), tmp_path / "out"
-    manifest = write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2)
-    for film in (raw / "images").rglob("*.png"):
-        film.unlink()
-    before = files_of(out)
-    assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest and files_of(out) == before
-    assert "4 of 4 tars were kept as they are, although raw files are gone: train-" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"made from 4 raw files, of which some are gone, and would be written again"):
-        write_shards(IuXray(raw=raw), out, size=32, studies_per_shard=2, replace=True)
-    assert {name: digest for name, digest in files_of(out).items() if name.endswith(".tar")} == {
-        name: digest for name, digest in before.items() if name.endswith(".tar")
-    }
-    assert write_shards(IuXray(raw=raw), out, size=64, studies_per_shard=2) == manifest
-
-
-def test_when_raw_films_were_copied_is_no_part_of_the_fingerprint(drawn_iu: Draw, tmp_path: Path) -> None:
-    raw = drawn_iu(train=3)
-    one = write_shards(IuXray(raw=raw), tmp_path / "one", size=64)
-    for film in (raw / "images").rglob("*.png"):
-        os.utime(film, (1, 1))
-    assert write_shards(IuXray(raw=raw), tmp_path / "one", size=64) == one
-    assert write_shards(IuXray(raw=raw), tmp_path / "two", size=64).fingerprint == one.fingerprint
 
 
 def test_two_sites_find_that_they_hold_the_same_and_neither_names_change(
