@@ -19,10 +19,13 @@ if TYPE_CHECKING:  # a second, for which the process that only starts others nee
     from ray.data import Dataset
 
 SPILL = ".ray-spill"
+RETRIED = "\nFailed to apply UDF transform after"
 
 
 def connect_ray(beside: Path | None = None) -> None:
     """Join the cluster of RAY_ADDRESS or of the submitted job, else start a local one that ends with this process.
+
+    No other is joined: what else runs on this machine is somebody's, and may end before we do.
 
     Objects that do not fit a local session's memory are spilled below `beside`, where reports may lie, instead of into
     the system's temporary directory, and removed at the end; on a cluster that is for whoever starts it to set. A local
@@ -40,9 +43,10 @@ def connect_ray(beside: Path | None = None) -> None:
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     where: dict[str, Any] = {"logging_level": "error"}
-    if beside and not joining():
-        spill = _spill_directory(beside)
-        where["object_spilling_directory"] = str(spill)
+    if not joining():
+        where["address"] = "local"
+        if beside:
+            where["object_spilling_directory"] = str(_spill_directory(beside))
     try:
         ray.init(**where, log_to_driver=joining())
     except Exception as error:
@@ -64,8 +68,16 @@ def _spill_directory(beside: Path) -> Path:
             shutil.rmtree(left, ignore_errors=True)
     spill = beside / f"{SPILL}-{host}-{os.getpid()}"
     spill.mkdir(parents=True, exist_ok=True)
-    atexit.register(shutil.rmtree, spill, ignore_errors=True)
+    atexit.register(_end, spill)
     return spill
+
+
+def _end(spill: Path) -> None:
+    """Ray first: while it lives it makes the directory again."""
+    import ray
+
+    ray.shutdown()
+    shutil.rmtree(spill, ignore_errors=True)
 
 
 def joining() -> bool:
@@ -128,10 +140,18 @@ def wait_for(count: int, each: dict[str, float], minutes: float, way_out: str = 
 
 
 def quiet(dataset: "Dataset") -> "Dataset":
-    """The dataset, without bars of its own, and with a worker's error kept as its cause."""
+    """The dataset, without bars and tracebacks of its own, and with a worker's error kept as its cause."""
     dataset.context.raise_original_map_exception = True
     dataset.context.enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if "File" not in type(handler).__name__:  # what it writes into its session's files is told in full
+            handler.addFilter(_news)
     return dataset
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """Whether Ray Data says what nobody else does: its errors are raised too, and bars are ours."""
+    return record.levelno < logging.ERROR and not str(record.msg).startswith("Progress bars disabled")
 
 
 @contextmanager
@@ -147,7 +167,19 @@ def in_our_words(what: str = "a worker") -> Iterator[None]:
         yield
     except RayTaskError as error:
         if isinstance(error.cause, OURS):
+            error.cause.args = tuple(_said(part) for part in error.cause.args)
             raise error.cause from None
+        if isinstance(error.cause, RayError):
+            raise _lost(what, error.cause) from error
         raise
     except RayError as error:
-        raise RetryableError(f"{what} was lost ({type(error).__name__}): run the same command again") from error
+        raise _lost(what, error) from error
+
+
+def _lost(what: str, error: Exception) -> RetryableError:
+    return RetryableError(f"{what} was lost ({type(error).__name__}): run the same command again")
+
+
+def _said(part: Any) -> Any:
+    """What an error of ours said, without what Ray Data appends to it of its attempts."""
+    return part.partition(RETRIED)[0] if isinstance(part, str) else part

@@ -20,7 +20,7 @@ def find_study(root: str | Place, key: str) -> tuple[Index, int]:
     """Index and row of the study with this key or, in the owner's writing, this id; DataError when there is none."""
     root = place(root)
     manifest = read_manifest(root)
-    wanted = {key.encode(), _key(manifest, key).encode()}
+    wanted = {key.encode(), (_key(manifest, key) or key).encode()}
     for split in SPLITS:
         if manifest.splits[split].studies:
             index = Index.open(root, split, "skip", manifest)
@@ -29,14 +29,17 @@ def find_study(root: str | Place, key: str) -> tuple[Index, int]:
     dropped = (drop for drop in dropped_in(root) if {drop.id.encode(), drop.id.lower().encode()} & wanted)
     drop = next(dropped, None)
     why = f": it was dropped ({drop.reason})" if drop else f"; {manifest.given:,} studies were given"
-    raise DataError(f"no study {key!r} in {root}{why}. Keys stand in the *.index.json files")
+    blind = _key(manifest, key) is None
+    hint = ". Ids of the owner cannot be looked up without the salt of these shards (R2KG_SALT)" if blind else ""
+    raise DataError(f"no study {key!r} in {root}{why}. Keys stand in the *.index.json files{hint}")
 
 
-def _key(manifest: Manifest, identifier: str) -> str:
+def _key(manifest: Manifest, identifier: str) -> str | None:
+    """None: they are salted, and the salt is elsewhere."""
     try:
         return names_of(manifest).key(identifier)
-    except (ConfigError, DataError):  # salted, and the salt is elsewhere: only keys can be looked up
-        return identifier
+    except (ConfigError, DataError):
+        return None
 
 
 def study_lines(index: Index, row: int) -> Iterator[str]:

@@ -361,6 +361,11 @@ class Tally:
         }
 
 
+def counted(what: Iterable[str]) -> dict[str, int]:
+    """How often each, the most frequent first."""
+    return dict(sorted(Counter(what).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
 def counts_of(splits: dict[str, SplitCount]) -> str:
     """Counts for a message: studies/films/patients of every split."""
     return ", ".join(f"{split} {count.studies}/{count.images}/{count.patients}" for split, count in splits.items())

@@ -36,12 +36,12 @@ def begin_names(root: Place, licence: str) -> Names:
     """
     if not terms_of(licence).credentialed:
         return Names()
-    names = Names(_given() or _users(licence, make=True))
-    if (begun := _digest_at(root)) not in ("", names.digest):
-        raise ConfigError(
-            f"the shards at {root} were begun with another salt ({begun}) than {_origin(licence)} has ({names.digest}):"
-            f" every name in them would change. Set {SALT_VARIABLE} to theirs, or choose another directory"
-        )
+    begun = _digest_at(root)
+    names = Names(_given() or _users(licence, make=not begun))
+    if begun not in ("", names.digest):
+        ours = f"another salt ({begun}) than {_origin(licence)} has ({names.digest})" if names.salt else f"salt {begun}"
+        way = f"Set {SALT_VARIABLE} to it, bring it back as {salt_path(licence)}, or choose another directory"
+        raise ConfigError(f"the shards at {root} were begun with {ours}: every name in them would change. {way}")
     return names
 
 

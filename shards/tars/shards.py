@@ -7,7 +7,6 @@ holds the listing and one index at a time, never the studies.
 import hashlib
 import json
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from shards.tars.format import (
     Shard,
     Tally,
     TarIndex,
+    counted,
     described,
     read_manifest,
     write_manifest,
@@ -266,11 +266,6 @@ def content_of(study: Study, films: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _counted(what: Iterable[str]) -> dict[str, int]:
-    """How often each, the most frequent first."""
-    return dict(sorted(Counter(what).items(), key=lambda pair: (-pair[1], pair[0])))
-
-
 def prepare(source: Source, item: Item, settings: Settings) -> tuple[Study, list[bytes], tuple[str, ...]]:
     """Read one study: its record with the target filled in, its films as JPEG, what is to be said of its text."""
     with enough(settings.size):
@@ -352,7 +347,7 @@ def _manifest(
     manifest = Manifest(
         source=source.name, licence=source.licence, cleaning=settings.cleaning, size_px=settings.size,
         quality=settings.quality, splits=tally.splits(), shards=tuple(shards), notes=tuple(listing.notes),
-        drops=_counted(drop.reason for drop in drops), warnings=_counted(remark.warning for remark in remarks),
+        drops=counted(drop.reason for drop in drops), warnings=counted(remark.warning for remark in remarks),
         names=names.digest, content=tally.content(), asked=asked_of(source, settings), published=listing.published,
     )  # fmt: skip
     if manifest.given != len(listing.items) + len(listing.drops):

@@ -6,7 +6,20 @@ from typing import Literal
 
 from shards.errors import DataError
 from shards.sources.archive import walk_tar
-from shards.tars.format import SHARDS_FILE, Manifest, Tally, Tar, counts_of, index_path, read_index
+from shards.tars.format import (
+    DROPS_FILE,
+    SHARDS_FILE,
+    WARNINGS_FILE,
+    Manifest,
+    Tally,
+    Tar,
+    counted,
+    counts_of,
+    dropped_in,
+    index_path,
+    read_index,
+    warned_in,
+)
 from shards.tars.place import Place, place, sha256_of, size_of
 
 How = Literal["sha256", "size"]
@@ -68,6 +81,12 @@ def contents_faults(root: str | Place, manifest: Manifest) -> list[str]:
         except DataError as error:
             known = any(name in fault for fault in faults for name in (shard.name, index_path(root / shard.name).name))
             faults += [] if known else [str(error)]
-    if not faults and (counted := tally.splits()) != manifest.splits:
-        faults.append(f"{SHARDS_FILE} counts {counts_of(manifest.splits)}, the indices hold {counts_of(counted)}")
+    for name, said, lines in (
+        (DROPS_FILE, manifest.drops, (drop.reason for drop in dropped_in(root))),
+        (WARNINGS_FILE, manifest.warnings, (remark.warning for remark in warned_in(root))),
+    ):
+        if (named := counted(lines)) != said:
+            faults.append(f"{name} names {sum(named.values())} of {sum(said.values())} that {SHARDS_FILE} counts")
+    if not faults and (counts := tally.splits()) != manifest.splits:
+        faults.append(f"{SHARDS_FILE} counts {counts_of(manifest.splits)}, the indices hold {counts_of(counts)}")
     return faults

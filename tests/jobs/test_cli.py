@@ -1,8 +1,10 @@
 """The command line: what is refused, and help, need no training library, and nothing is said but our own sentence."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,23 @@ def test_every_kind_of_failure_has_its_exit_code(error, code, monkeypatch, capsy
     with pytest.raises(SystemExit) as stopped:
         run(fail)
     assert stopped.value.code == code and capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
+
+
+def test_what_a_task_refuses_is_one_sentence_and_no_other_session_is_joined(drawn_iu, tmp_path):
+    """Beside the note of a Ray session that is gone, which Ray by itself would wait for."""
+    raw = drawn_iu(train=2, val=1)
+    film = raw / "images" / "CXR1_IM-0001" / "0.png"
+    film.write_bytes(film.read_bytes()[:-200])
+    temporary = Path(tempfile.mkdtemp(prefix="r2kg-"))  # sockets lie below, and their paths are short
+    (temporary / "ray").mkdir()
+    (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    command = [sys.executable, "-m", "jobs.shard", "iu_xray", "--raw", raw, "--out", tmp_path / "out", "--on-bad"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_JOB_ID")}
+    environment |= {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(temporary)}
+    result = subprocess.run(
+        [*map(str, command), "fail"], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    shutil.rmtree(temporary)
+    assert result.stderr.startswith("DataError: study 'CXR1_IM-0001' of split train: image does not decode: ")
+    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (3, 1, "")
+    assert not list((tmp_path / "out").glob(".ray-spill*"))

@@ -5,7 +5,11 @@ import socket
 import subprocess
 import sys
 
-from shards.session import SPILL, _spill_directory
+import pytest
+from ray.exceptions import OwnerDiedError, RayTaskError
+
+from shards.errors import RetryableError
+from shards.session import SPILL, _spill_directory, in_our_words
 
 
 def test_every_process_has_its_own_and_those_of_dead_ones_go(tmp_path):
@@ -18,3 +22,15 @@ def test_every_process_has_its_own_and_those_of_dead_ones_go(tmp_path):
     mine = _spill_directory(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], mine.name])
     assert mine.name == f"{SPILL}-{host}-{os.getpid()}"
+
+
+def test_errors_of_workers_are_said_without_what_ray_appends_and_lost_owners_are_losses():
+    said = RetryableError("storage is away\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo")
+    with pytest.raises(RetryableError) as caught, in_our_words():
+        raise RayTaskError("write", "traceback", said)
+    assert str(caught.value) == "storage is away"
+    lost = RayTaskError("write", "traceback", OwnerDiedError("ab", None, "there"))
+    with pytest.raises(RetryableError, match=r"a worker was lost .OwnerDiedError.: run the same"), in_our_words():
+        raise lost
+    with pytest.raises(RayTaskError), in_our_words():
+        raise RayTaskError("write", "traceback", KeyError("a mistake"))

@@ -293,6 +293,7 @@ class MimicCxr(Source):
             report = report_in(self.annotation, entry["span"])
             return {"findings": report}, report, ""
         if self.sectioned:
+            name = f"{self.sectioned.name}, row of s{entry['study']}"
             owner = ours = sections_in(self.sectioned, Span(*entry["row_of_sections"]))
         else:
             text = read_report(find_reports(self.raw, self.reports), name)

@@ -14,6 +14,7 @@ from PIL import Image
 from shards.errors import ConfigError, DataError
 from shards.sources import Listing, Source, open_source
 from shards.sources.split import hash_split
+from shards.study import BadStudy
 from shards.tars.format import read_manifest
 
 ROOT = Path(__file__).parents[3]
@@ -81,10 +82,15 @@ def test_the_command_of_the_readme_writes_shards(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_cannot_be_used_are_dropped_by_name(tmp_path: Path, row: str, reason: str) -> None:
-    listing = listed(tmp_path, ["s0,p0,0.png,Clear.", row])
-    assert [item.id for item in listing.items] == ["s0"]
-    [drop] = listing.drops
-    assert drop.reason == reason
+    source = own_source(tmp_path / "code", raw=draw(tmp_path / "raw", ["s0,p0,0.png,Clear.", row]))
+    listing = source.listing()
+    drops = list(listing.drops)
+    for item in listing.items[1:]:
+        with pytest.raises(BadStudy) as caught:
+            source.read(item)
+        drops.append(caught.value.drop(item.id, item.split))
+    [drop] = drops
+    assert drop.reason == reason and source.read(listing.items[0])[0].id == "s0"
     assert drop.file or "reports.csv line 3" in drop.detail
 
 

@@ -370,8 +370,11 @@ def test_two_sites_find_that_they_hold_the_same_and_neither_names_change(
     listing.write_text(said)
     assert said.count("Film 1") == 1 and other.content != made["a", "one"].content
     shutil.rmtree(tmp_path / "b" / "config")
-    with pytest.raises(ConfigError, match=f"begun with another salt .{made['b', 'one'].names}. than .*physionet"):
+    with pytest.raises(ConfigError, match=f"begun with salt {made['b', 'one'].names}: .*bring it back as .*/salts/"):
         write_shards(IuXray(raw=raw), tmp_path / "b" / "one", size=64, studies_per_shard=4)
+    assert not (tmp_path / "b" / "config").exists(), "no other salt is made for the next shards"
+    with pytest.raises(DataError, match="Ids of the owner cannot be looked up without the salt of these shards"):
+        find_study(tmp_path / "b" / "one", "CXR0_IM-0000")
     assert read_manifest(tmp_path / "b" / "one") == made["b", "one"]
 
 
