@@ -72,7 +72,7 @@ def raw_lines(looks: Mapping[str, Look]) -> bytes:
     return "".join(f"{key} {look.present} {look.hash}\n" for key, look in looks.items()).encode()
 
 
-class Held(Record):
+class Held(NamedTuple):
     """What is known of a study that a directory of shards holds."""
 
     stored: bool
@@ -80,6 +80,7 @@ class Held(Record):
     present: int = -1
     """Raw files it was made from; -1: not told."""
     look: str = ""
+    """`Look.hash`; "": not told."""
 
 
 class Question(Record):
@@ -113,7 +114,7 @@ def held_at(out: Place) -> dict[str, Held]:
             stored = set(looks) if index is None else {entry.key for entry in index.studies}
             for key in stored | looks.keys():
                 present, look = looks.get(key, (-1, ""))
-                held[key] = Held(stored=key in stored or (key in held and held[key].stored), present=present, look=look)
+                held[key] = Held(key in stored or (key in held and held[key].stored), present, look)
     return held
 
 

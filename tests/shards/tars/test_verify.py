@@ -75,3 +75,17 @@ def test_counts_that_do_not_add_up_are_found(copy: Path) -> None:
     manifest = write_manifest(copy, manifest.model_copy(update={"splits": wrong}))
     [fault] = contents_faults(copy, manifest)
     assert "manifest.json counts" in fault and "val" in fault
+
+
+@pytest.mark.parametrize("name", ["drops.jsonl", "warnings.jsonl"])
+def test_what_a_manifest_counts_is_named_beside_it(copy: Path, name: str) -> None:
+    manifest = read_manifest(copy)
+    counts = {"drops" if name == "drops.jsonl" else "warnings": {"image does not decode": 2}}
+    manifest = write_manifest(copy, manifest.model_copy(update=counts))
+    for content, named in ((None, 0), (b"", 0)):
+        (copy / name).unlink(missing_ok=True) if content is None else (copy / name).write_bytes(content)
+        [fault] = contents_faults(copy, manifest)
+        assert fault == f"{name} names {named} of 2 that manifest.json counts"
+    (copy / name).write_bytes(b"{")
+    with pytest.raises(DataError, match=f"{name}, line 1 is torn"):
+        contents_faults(copy, manifest)
