@@ -3,14 +3,17 @@
 So help and a mistyped word are answered at once, and no library speaks before we do.
 """
 
+import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import typer
 
+from r2kg import __version__
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 
 VERBS = {
@@ -26,6 +29,8 @@ VERBS = {
     "track": "send a run's records to MLflow, which was away",
     "demo": "all of it on drawn films, on this machine",
 }
+STACK = ("torch", "ray", "deepspeed", "transformers", "peft", "timm", "mlflow")
+"""Packages whose versions decide what a run does."""
 EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 4, RetryableError: 75}
 
 
@@ -37,11 +42,17 @@ def main() -> None:
         sys.argv = [f"r2kg {verb}", *sys.argv[2:]]
         module = importlib.import_module(f"jobs.{verb}")
         run(*getattr(module, "JOBS", [getattr(module, "main", None)]))
+    if verb == "--version":
+        print(f"r2kg {__version__} ({', '.join(f'{name} {version(name)}' for name in STACK)})")
+        sys.exit(0)
     if verb not in ("--help", "-h"):
-        print(f"no verb {verb!r}", file=sys.stderr)
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ": `r2kg --help` lists them"
+        print(f"no verb {verb!r}{hint}", file=sys.stderr)
+        sys.exit(2)
     print("usage: r2kg VERB ...   (r2kg VERB --help tells more)\n")
     print("\n".join(f"  {name:10} {what}" for name, what in VERBS.items()))
-    sys.exit(0 if verb in ("--help", "-h") else 2)
+    sys.exit(0)
 
 
 def run(*jobs: Callable) -> None:

@@ -12,6 +12,7 @@ from jobs.cli import one_sentence, run
 from r2kg.attempts.supervise import WAITED, supervise
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
+from r2kg.protocol import protocols_of
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
 from shards.session import connect_ray
@@ -60,7 +61,9 @@ def resolve(recipe: str, changes: list[str]) -> Run:
     if saved.suffix == ".json" and not saved.is_file():
         raise ConfigError(f"{saved} is missing: give a run.json that `r2kg train` wrote, or a name from `r2kg recipes`")
     start = load_run(saved) if saved.suffix == ".json" else find_recipe(recipe)
-    return start.change(parse_overrides(changes))
+    run = start.change(parse_overrides(changes))
+    protocols_of(run.protocols, run.model.task)
+    return run
 
 
 def with_shards(run: Run) -> Run:

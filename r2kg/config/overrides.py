@@ -106,6 +106,8 @@ def assign(tree: dict, whole: type[BaseModel], path: str, value: Any) -> None:
             fit = [key for key, f in inside.items() if value is not None and type(f.default) is type(value)]
             hint = f"did you mean {path}.{fit[0]}={_brief(word)}?" if fit else f"change its keys {', '.join(inside)}"
             raise ConfigError(f"{path} is a part, not a value like {_brief(word)}; {hint}")
+    if type(value) is int and str in (annotation, *get_args(annotation)) and int not in get_args(annotation):
+        value = str(value)  # name=123 is a name
     if tag and name == tag and node.get(tag) != value:
         node.clear()
     node[name] = value

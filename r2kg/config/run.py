@@ -37,6 +37,9 @@ class System(Part):
     task: ClassVar[Literal["report", "triples"]] = "report"
     """What is written: decides the reference, the metrics and the controls."""
 
+    trains: ClassVar[tuple[str, ...]] = ()
+    """What may be trained, by the names of `Model.trainable`; none: only the model tells."""
+
     system: str
     """Key of `SYSTEMS`, or "module:Class"."""
     decoding: Decoding = Decoding()
@@ -163,6 +166,11 @@ class Run(Part):
         for _, part in parts_of(self.model):
             if ask := getattr(part, "check", None):
                 ask(self)
+        for field, named in {"lr_of": self.optim.lr_of, "weight_decay_of": self.optim.weight_decay_of}.items():
+            if self.model.trains and (strange := sorted(named.keys() - self.model.trains)):
+                raise ValueError(
+                    f"optim.{field} names {', '.join(strange)}; {', '.join(self.model.trains)} can be trained"
+                )
         inputs = self.inputs
         inputs.refuse_answers(self.model.task)
         if "features" in self.data.sides:

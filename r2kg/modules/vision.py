@@ -181,11 +181,16 @@ class VisionEncoder(nn.Module):
             self.encoder.set_grad_checkpointing(on)
 
 
-def _build_encoder(config: Vision) -> nn.Module:
-    """The timm model without its classifier, with the weights that config.weights names."""
+def refuse_unknown(config: Vision) -> None:
+    """ConfigError for a name that timm does not know; the nearest are named."""
     if not timm.is_model(config.name):
         near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "see timm.list_models()"
         raise ConfigError(f"model.vision.name={config.name!r} is not a timm model; near: {near}")
+
+
+def _build_encoder(config: Vision) -> nn.Module:
+    """The timm model without its classifier, with the weights that config.weights names."""
+    refuse_unknown(config)
     options = dict(config.options)
     known = timm.get_pretrained_cfg(config.name)
     if known is not None and known.fixed_input_size:

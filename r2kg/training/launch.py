@@ -12,6 +12,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.run import Run, load_run
+from r2kg.modules.config import Vision
+from r2kg.modules.vision import refuse_unknown
 from r2kg.rundir import RunFiles, new_attempt
 from r2kg.tracking import close_run
 from r2kg.training.artefacts import prepared
@@ -54,6 +56,8 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
 
     `name` marks what this attempt's workers leave in the run's directory, `restarts` of -1 sets no limit.
     """
+    if isinstance(encoder := run.inputs.encoder, Vision):
+        refuse_unknown(encoder)
     checked_choice(run, run.manifest())  # what is cheap to refuse, before shards are read and a language model is made
     manifest = checked_manifest(run)
     if run.data.features:

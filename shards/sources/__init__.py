@@ -127,7 +127,7 @@ class Source(Record):
         if error["type"] == "extra_forbidden":
             return f"it has no option {option}: its options are {', '.join(cls.model_fields)}"
         if error["type"] == "missing":
-            return f"{option}= is missing"
+            return f"{option}= is missing" + (": say --raw DIR, the dataset's directory" if option == "raw" else "")
         given = f"{option}={error['input']!r}: " if option else ""
         return given + error["msg"].removeprefix("Value error, ")
 

@@ -41,6 +41,16 @@ REFUSED = {
     "shards verify empty": (3, "DataError: no shards at empty: manifest.json is missing"),
     "shards show empty KEY": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "subgraphs empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "shard iu_xray --out x": (2, "ConfigError: source 'iu_xray': raw= is missing: say --raw DIR"),
+    "tranin r2gengpt.tiny": (2, "no verb 'tranin'; did you mean train?"),
+    "nonsense": (2, "no verb 'nonsense': `r2kg --help` lists them"),
+    "show r2gengpt.tiny optim.lr_of.nonsense=1": (
+        2,
+        "ConfigError: run: optim.lr_of names nonsense; vision, projection, llm",
+    ),
+    "show r2gengpt.tiny optim.lr=inf": (2, "ConfigError: optim.lr: Input should be a finite number"),
+    'show r2gengpt.tiny protocols=["nosuch"]': (2, "ConfigError: unknown protocols ['nosuch']; known: "),
+    "show gone/run.json": (2, "ConfigError: gone/run.json is missing: give a run.json"),
     "show r2gengpt.tiny train.steps=0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
     "demo --steps 0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
 }

@@ -16,6 +16,7 @@ class R2GenKGConfig(System):
     """R2GenKG (arXiv 2508.03426), for now without graph and bank: that is R2GenGPT (Wang et al. 2023)."""
 
     build: ClassVar[str] = "r2kg.systems.r2genkg.model:R2GenKG"
+    trains: ClassVar[tuple[str, ...]] = ("vision", "projection", "llm")
 
     system: Literal["r2genkg"] = "r2genkg"
     """Names this part."""

@@ -144,7 +144,7 @@ def test_of_a_key_given_twice_the_last_word_counts():
         ("r2gengpt.tiny", "model.llm.tuning=lorra", "did you mean lora?"),
         ("r2gengpt.tiny", "protocols=full-text", r'a list, e\.g\. \["full-text"\]'),
         ("r2gengpt.tiny", "llm.source=tiny", "did you mean model.llm.source"),
-        ("r2gengpt.tiny", "tracking.parent=2026", """Input should be text: write tracking.parent='"2026"'"""),
+        ("r2gengpt.tiny", "tracking.parent=20.26", """Input should be text: write tracking.parent='"20.26"'"""),
         ("r2gengpt.tiny", "train.epochs=NaN", "train.epochs takes JSON: finite"),
         ("r2gengpt.tiny", "optim.lr=Infinity", "optim.lr takes JSON: finite"),
         ("r2gengpt.tiny", "optim.lr=1e999", "optim.lr takes JSON: finite"),
