@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
+from jobs.train import speak_of_no_gpu
 from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.tracking import track_scores
@@ -23,6 +24,7 @@ def main(
     began, shards = time.monotonic(), root / "phantom"
     changes = {"name": "demo", "root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps}
     resolved, source = find_recipe("r2gengpt.tiny").change(changes), open_source("phantom", studies=studies)
+    speak_of_no_gpu(resolved)
     # torch, Ray and DeepSpeed take seconds: help and what is refused without them come first
     from r2kg.scoring.choose import choose_checkpoint
     from r2kg.scoring.evaluate import evaluate, scores_table

@@ -1,5 +1,6 @@
 """Train a recipe on the Ray cluster at hand."""
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,7 @@ def main(
 def attempt(saved: str, name: str, restarts: int) -> None:
     """One attempt at a run, in a process of its own: train, choose the best checkpoint, say what came out."""
     resolved = Run.model_validate_json(saved)
+    speak_of_no_gpu(resolved)
     # seconds of torch and transformers, which pass while Ray's processes start
     libraries = Thread(target=import_module, args=("r2kg.modules.vision",), daemon=True)
     libraries.start()
@@ -64,6 +66,12 @@ def resolve(recipe: str, changes: list[str]) -> Run:
     run = start.change(parse_overrides(changes))
     protocols_of(run.protocols, run.model.task)
     return run
+
+
+def speak_of_no_gpu(run: Run) -> None:
+    """Spare a run on CPUs DeepSpeed's warning that it found nothing else; before its import."""
+    if not run.train.gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def with_shards(run: Run) -> Run:

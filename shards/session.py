@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import RetryableError, WaitedError
 from shards.privacy import OURS
@@ -19,6 +20,9 @@ if TYPE_CHECKING:  # a second, for which the process that only starts others nee
     from ray.data import Dataset
 
 SPILL = ".ray-spill"
+SECONDS = 15.0
+"""Between two lines on how far something is."""
+Row = TypeVar("Row")
 RETRIED = "\nFailed to apply UDF transform after"
 
 
@@ -137,6 +141,21 @@ def wait_for(count: int, each: dict[str, float], minutes: float, way_out: str = 
         have = ray.cluster_resources()
     if next_word:  # what asked for them holds the nodes from now on
         request_resources(bundles=[])
+
+
+def watched(rows: Iterable[Row], what: str, total: int) -> Iterator[Row]:
+    """The rows, and how many have come: a bar on a terminal, elsewhere now and then a line."""
+    from rich.progress import track
+
+    if sys.stdout.isatty():
+        yield from track(rows, what, total)
+        return
+    said = time.monotonic()
+    for count, row in enumerate(rows, 1):
+        yield row
+        if count < total and time.monotonic() - said >= SECONDS:
+            said = time.monotonic()
+            print(f"{what}: {count:,} of {total:,}.", flush=True)
 
 
 def quiet(dataset: "Dataset") -> "Dataset":

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,6 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from rich.progress import track
 
 from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.run import Run
@@ -30,7 +28,7 @@ from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import fence
-from shards.session import connect_ray, in_our_words, most_there_can_be, wait_for
+from shards.session import connect_ray, in_our_words, most_there_can_be, wait_for, watched
 from shards.stream.blocks import Rows, micro_batches, read_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import Indices, sequential_blocks
@@ -328,7 +326,7 @@ def write_reports(
             num_cpus=min(1.0, run.train.cpus_per_worker),
         )
         with in_our_words("a writer"):
-            for _ in track(reports.iter_rows(), "writing", total=len(left), disable=not sys.stdout.isatty()):
+            for _ in watched(reports.iter_rows(), "writing blocks of reports", len(left)):
                 pass
     if lacking := [file.name for file in files if not file.exists()]:
         raise RetryableError(

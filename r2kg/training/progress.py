@@ -1,8 +1,9 @@
-"""What the driver prints while workers train."""
+"""What the driver prints while workers train: the run's log, and how far it is."""
 
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from r2kg.rundir import RunFiles, record_of
 
+SECONDS = 10.0
+"""Between two lines."""
+
 
 @contextmanager
 def progress(files: RunFiles, steps: int) -> Iterator[None]:
-    """Print the run's log as it grows, and on a terminal a bar with the time left under it, while the block runs."""
+    """Print the run's log as it grows, while the block runs, and how far it is.
+
+    On a terminal that is a bar below the log, elsewhere a line for the newest record of the loss, one in ten seconds.
+    """
     done = threading.Event()
     start = files.log.stat().st_size if files.log.exists() else 0
     thread = threading.Thread(target=_follow, args=(files, steps, start, done), daemon=True)
@@ -30,11 +37,13 @@ def _follow(files: RunFiles, steps: int, printed: int, done: threading.Event) ->
     """Once a second and once when it is `done`; the first `printed` bytes of the log are older than this call."""
     columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not sys.stdout.isatty()) as bar:
-        task, ended = bar.add_task("training", total=steps, loss=""), False
+        task, ended, lines = bar.add_task("training", total=steps, loss=""), False, Lines(steps)
         while not ended:
             ended = done.wait(1.0)
-            step, loss = newest_loss(files.metrics)
-            bar.update(task, completed=step, loss=f"loss {loss:.3f}")
+            if newest := newest_record(files.metrics):
+                bar.update(task, completed=newest[0], loss=f"loss {newest[1]['train.loss']:.3f}")
+                if bar.disable and (line := lines.next(*newest, time.monotonic())):
+                    print(line, flush=True)
             if files.log.exists():
                 with files.log.open("rb") as log:
                     log.seek(printed)
@@ -44,15 +53,39 @@ def _follow(files: RunFiles, steps: int, printed: int, done: threading.Event) ->
                 print(whole.decode(), end="", flush=True)
 
 
-def newest_loss(records: Path) -> tuple[int, float]:
-    """(step, training loss) of the newest record that has one, torn ones passed over; (0, nan) before the first."""
+class Lines:
+    """Sentences on how far training is, for where no bar can be drawn."""
+
+    def __init__(self, steps: int):
+        """`steps` in all."""
+        self.steps, self.said = steps, -SECONDS
+        self.first: tuple[int, float] | None = None
+
+    def next(self, step: int, metrics: dict[str, float], now: float) -> str:
+        """What to print of the newest record, seen at `now` seconds; "" where it was seen before, or a line has just
+        been printed."""
+        if self.first is None:
+            self.first = step, now  # a run that goes on begins with a record of its last attempt
+            return ""
+        if step <= self.first[0] or now - self.said < SECONDS:
+            return ""
+        self.said = now
+        left = (self.steps - step) * (now - self.first[1]) / (step - self.first[0])
+        time_left = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
+        speed = f", {metrics['train.studies_per_s']:.3g} studies/s" if "train.studies_per_s" in metrics else ""
+        rate = f", lr {metrics['train.lr']:.2g}" if "train.lr" in metrics else ""
+        return f"step {step} of {self.steps}: loss {metrics['train.loss']:.3f}{rate}{speed}, {time_left} left"
+
+
+def newest_record(records: Path) -> tuple[int, dict[str, float]] | None:
+    """(step, metrics) of the newest record with a training loss, torn ones passed over; None before the first."""
     if not records.exists():
-        return 0, float("nan")
+        return None
     with records.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 10_000))
         lines = file.read().splitlines()[-5:]
     for line in reversed(lines):
         row = record_of(line)
         if row and "train.loss" in row["metrics"]:
-            return row["step"], row["metrics"]["train.loss"]
-    return 0, float("nan")
+            return row["step"], row["metrics"]
+    return None

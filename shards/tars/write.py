@@ -9,7 +9,6 @@ import errno
 import io
 import re
 import shutil
-import sys
 import tarfile
 import zlib
 from collections import Counter, defaultdict
@@ -18,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray.data import Dataset
-from rich.progress import track
 
 from shards.errors import ConfigError, DataError, RetryableError, may_pass
-from shards.session import in_our_words, quiet
+from shards.session import in_our_words, quiet, watched
 from shards.study import SPLITS, Drop, Record
 from shards.tars.format import (
     FORMAT,
@@ -171,5 +169,5 @@ def run_tasks(dataset: Dataset, tars: int) -> dict[str, str]:
     Rows are {"name", "why"}; returns tar → why it was written again, "" where it was not.
     """
     with in_our_words():
-        rows = track(quiet(dataset).iter_rows(), "writing tars", tars, disable=not sys.stdout.isatty())
+        rows = watched(quiet(dataset).iter_rows(), "writing tars", tars)
         return {row["name"]: row["why"] for row in rows}

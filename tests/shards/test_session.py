@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import OwnerDiedError, RayTaskError
 
 from shards.errors import RetryableError
-from shards.session import SPILL, _spill_directory, in_our_words
+from shards.session import SPILL, _spill_directory, in_our_words, watched
 
 
 def test_every_process_has_its_own_and_those_of_dead_ones_go(tmp_path):
@@ -34,3 +34,10 @@ def test_errors_of_workers_are_said_without_what_ray_appends_and_lost_owners_are
         raise lost
     with pytest.raises(RayTaskError), in_our_words():
         raise RayTaskError("write", "traceback", KeyError("a mistake"))
+
+
+def test_how_many_rows_came_is_said_now_and_then_where_no_bar_is_drawn(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("shards.session.time.monotonic", lambda: next(clock))
+    assert list(watched(iter("abcdef"), "writing tars", 6)) == list("abcdef")
+    assert capsys.readouterr().out == "writing tars: 2 of 6.\nwriting tars: 4 of 6.\n"

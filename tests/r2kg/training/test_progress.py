@@ -1,10 +1,11 @@
 """The driver prints each sentence of the log once, when it is whole."""
 
 import json
-import math
+import re
+import time
 
 from r2kg.rundir import RunFiles
-from r2kg.training.progress import newest_loss, progress
+from r2kg.training.progress import Lines, newest_record, progress
 
 
 def test_only_what_is_new_and_whole_is_printed(tmp_path, capsys):
@@ -17,12 +18,32 @@ def test_only_what_is_new_and_whole_is_printed(tmp_path, capsys):
 
 def test_the_newest_record_with_a_loss_counts(tmp_path):
     records = tmp_path / "metrics.jsonl"
-    assert newest_loss(records)[0] == 0 and math.isnan(newest_loss(records)[1])
+    assert newest_record(records) is None
     rows = [(1, {"train.loss": 3.0}), (2, {"train.loss": 2.0}), (2, {"val.loss": 4.0})]
     records.write_text(
         "".join(json.dumps({"step": step, "time_ms": 0, "metrics": metrics}) + "\n" for step, metrics in rows)
     )
-    assert newest_loss(records) == (2, 2.0)
+    assert newest_record(records) == (2, {"train.loss": 2.0})
     with records.open("a") as file:
         file.write('{"step": 3, "metr\n\0\0\n')
-    assert newest_loss(records) == (2, 2.0)
+    assert newest_record(records) == (2, {"train.loss": 2.0})
+
+
+def test_how_far_it_is_is_said_now_and_then_where_no_bar_is_drawn():
+    lines, metrics = Lines(1000), {"train.loss": 2.3456, "train.lr": 0.003, "train.studies_per_s": 41.27}
+    assert lines.next(300, metrics, 0.0) == "", "it may be of an earlier attempt"
+    assert lines.next(310, metrics, 1.0) == "step 310 of 1000: loss 2.346, lr 0.003, 41.3 studies/s, 69 s left"
+    assert lines.next(320, metrics, 9.0) == "" == lines.next(300, metrics, 30.0)
+    assert lines.next(400, {"train.loss": 2.0}, 100.0) == "step 400 of 1000: loss 2.000, 10 min left"
+    assert lines.next(401, {"train.loss": 2.0}, 2000.0).endswith("3.3 h left")
+
+
+def test_a_run_that_is_piped_says_how_far_it_is(tmp_path, capsys):
+    files = RunFiles(tmp_path)
+    with progress(files, steps=40):
+        for step in (10, 20):
+            record = {"step": step, "time_ms": 0, "metrics": {"train.loss": 3.0}}
+            with files.metrics.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            time.sleep(1.3)
+    assert re.fullmatch(r"step 20 of 40: loss 3.000, \d+ s left\n", capsys.readouterr().out)
