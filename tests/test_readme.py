@@ -65,6 +65,16 @@ def test_from_films_to_scores_by_the_commands(tmp_path):
     (evaluated,) = [text for command, text in zip(chain, printed, strict=True) if command.startswith("r2kg evaluate")]
     scores = Path(evaluated.splitlines()[-1])
     assert scores.name == "scores.json" and scores.is_file()
+    [example] = [
+        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if code.startswith("import r2kg")
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (reported,) = [text for command, text in zip(chain, printed, strict=True) if command.startswith("r2kg report")]
+    assert ended.stdout.startswith(reported) and "'bleu4': " in ended.stdout.splitlines()[-1]
 
 
 def write_mimic(folder: Path) -> None:
@@ -114,7 +124,10 @@ def test_everybodys_data_becomes_shards_by_the_commands(source, tmp_path):
 
 
 def test_a_wrong_verb_or_recipe_is_one_sentence():
-    for words, told in ((["nosuch"], "usage: r2kg VERB"), (["show", "r2gengpt.tinny"], "did you mean r2gengpt.tiny")):
+    for words, told in (
+        (["nosuch"], "no verb 'nosuch': `r2kg --help` lists them"),
+        (["show", "r2gengpt.tinny"], "did you mean r2gengpt.tiny"),
+    ):
         ended = subprocess.run(
             [sys.executable, "-m", "jobs.cli", *words], cwd=ROOT, capture_output=True, text=True, timeout=60
         )

@@ -21,9 +21,9 @@ from r2kg.modules.beams import Generated
 from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import Model, load_stored, other_weights, to_bf16, to_device
-from r2kg.training.artefacts import built
-from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state, read_tensors, weights_of
+from r2kg.systems.contract import Model, to_device
+from r2kg.training.artefacts import trained_model
+from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
@@ -70,17 +70,7 @@ class Writer:
             CheckpointError: it has other frozen weights, or another loss on the probe: its reports would be another
                 model's.
         """
-        torch.manual_seed(self.run.train.seed)
-        model = built(self.run)
-        if told := other_weights(read_state(self.checkpoint)["frozen"], model.fingerprint()):
-            raise CheckpointError(
-                f"{self.checkpoint} was trained over other frozen weights than are found here: {'; '.join(told)}. "
-                "Restore them, or train again"
-            )
-        load_stored(model, weights_of(read_tensors(self.checkpoint)))
-        if self.run.engine.precision == "bf16":
-            to_bf16(model)
-        model.to(self.device).eval()
+        model = trained_model(self.run, self.checkpoint, self.device)
         if self.probe:
             with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
                 self._refuse_another(model, *self.probe)

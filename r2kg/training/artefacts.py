@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import ray
+import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -23,9 +24,9 @@ from r2kg.config.needs import CARD, Artefact
 from r2kg.config.run import Run, load_run, local_fields
 from r2kg.modules.vision import read_weights
 from r2kg.rundir import RunFiles, read_json
-from r2kg.systems.contract import Model, build_model, fill
+from r2kg.systems.contract import Model, build_model, fill, load_stored, other_weights, to_bf16
 from r2kg.training.checkpoint import MANIFEST, complaints, find_checkpoint, read_state, read_tensors, weights_of
-from shards.errors import ConfigError, DataError, RetryableError
+from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import fence
 from shards.session import connect_ray, in_our_words
 from shards.tars.format import Manifest
@@ -258,6 +259,26 @@ def built(run: Run) -> Model:
             checked_card(folder)
     model = build_model(run.model)
     begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
+    return model
+
+
+def trained_model(run: Run, checkpoint: Path, device: str) -> Model:
+    """The run's model with the trained weights of a checkpoint over its frozen ones, to write with.
+
+    Raises:
+        CheckpointError: it was trained over other frozen weights.
+    """
+    torch.manual_seed(run.train.seed)
+    model = built(run)
+    if told := other_weights(read_state(checkpoint)["frozen"], model.fingerprint()):
+        raise CheckpointError(
+            f"{checkpoint} was trained over other frozen weights than are found here: {'; '.join(told)}. Restore them, "
+            "or train again"
+        )
+    load_stored(model, weights_of(read_tensors(checkpoint)))
+    if run.engine.precision == "bf16":
+        to_bf16(model)
+    model.to(device).eval()
     return model
 
 

@@ -210,7 +210,7 @@ def test_a_writer_refuses_a_model_that_is_not_the_trained_one(undisturbed: Run, 
             parameter.data = parameter.data.roll(1, 0)
         return model
 
-    monkeypatch.setattr("r2kg.scoring.generate.built", otherwise)
+    monkeypatch.setattr("r2kg.training.artefacts.built", otherwise)
     with pytest.raises(CheckpointError, match=r"had a loss of .* on 4 validation studies .* and has .* here"):
         Writer(run, checkpoint, "synthetic", None, probe).model  # noqa: B018  # it is made when it is asked for
     rows, loss = probe
