@@ -153,6 +153,7 @@ def check_cluster(run: Run) -> None:
     for kind, amount in wanted.items():
         if most[kind] < amount:
             can = ", and no more when all its nodes are started" if limits else ""
+            can += "" if joining() else " (a session of our own; RAY_ADDRESS=auto joins a cluster on this machine)"
             raise ConfigError(
                 f"{train.workers} workers need {amount:g} {kind}, the Ray cluster has {most[kind]:g}{can}: lower "
                 "train.workers or train.cpus_per_worker, add nodes, or set train.gpus=false to train on CPUs"

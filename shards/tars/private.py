@@ -10,12 +10,14 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from shards.errors import ConfigError, DataError, patiently
 from shards.privacy import Names, terms_of
+from shards.session import joining
 from shards.study import SPLITS, Drop, key_of
-from shards.tars.format import SHARDS_FILE, UNFINISHED, Manifest
-from shards.tars.place import Place, config_directory, is_local, make_directory, names_in, size_of, write_atomic
+from shards.tars.format import MAX_JSON_BYTES, SHARDS_FILE, UNFINISHED, Manifest
+from shards.tars.place import Place, config_directory, is_local, make_directory, names_in, read_whole, write_atomic
 
 PRIVATE = "private"
 SALT_VARIABLE = "R2KG_SALT"
@@ -36,7 +38,13 @@ def begin_names(root: Place, licence: str) -> Names:
     """
     if not terms_of(licence).credentialed:
         return Names()
-    begun = _digest_at(root)
+    begun = str(begun_at(root).get("names", ""))
+    if not begun and joining() and not (_given() or _users(licence)):
+        raise ConfigError(
+            f"no salt for data under {licence}: on a cluster none is made, for the home of its head goes with it, and "
+            f"then no one could go on with these shards. Set {SALT_VARIABLE} to 32 characters that you keep (openssl "
+            "rand -hex 16), in the job's runtime_env"
+        )
     names = Names(_given() or _users(licence, make=not begun))
     if begun not in ("", names.digest):
         ours = f"another salt ({begun}) than {_origin(licence)} has ({names.digest})" if names.salt else f"salt {begun}"
@@ -112,16 +120,16 @@ def _origin(licence: str) -> str:
     return SALT_VARIABLE if SALT_VARIABLE in os.environ else str(salt_path(licence))
 
 
-def _digest_at(root: Place) -> str:
-    """`Names.digest` of what is written at `root`, finished or not; "" where nothing tells."""
-    mark = root / UNFINISHED[SHARDS_FILE]
-    if size_of(mark) >= 0:
-        return patiently(str(mark), mark.read_text).strip()
-    manifest = root / SHARDS_FILE
-    try:
-        return str(json.loads(patiently(str(manifest), manifest.read_bytes)).get("names", ""))
-    except (FileNotFoundError, ValueError, AttributeError, RecursionError):
-        return ""
+def begun_at(root: Place) -> dict[str, Any]:
+    """What the mark of unfinished shards at `root` says of them, else their manifest: names, asked; {} for nothing."""
+    for file in (root / UNFINISHED[SHARDS_FILE], root / SHARDS_FILE):
+        try:
+            said = json.loads(read_whole(file, MAX_JSON_BYTES))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(said, dict):
+            return said
+    return {}
 
 
 def write_private(root: Place, name: str, data: bytes) -> None:

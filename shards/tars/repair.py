@@ -19,7 +19,7 @@ from pydantic import Field
 
 from shards.errors import DataError, patiently
 from shards.privacy import Names
-from shards.session import in_our_words, quiet
+from shards.session import in_our_words, quiet, watched
 from shards.sources import ABSENT, Item, Source
 from shards.study import SPLITS, Record
 from shards.tars.format import FORMAT, MAX_JSON_BYTES, TarIndex, index_path, raw_path
@@ -33,7 +33,7 @@ GONE = "raw files are gone"
 LINE = re.compile(r"([a-z0-9_-]{1,120}) (\d{1,4}) ([0-9a-f]{16})")
 MOST_LINES = 50_000
 THREADS = 8
-LOOK_CPUS = 0.25
+LOOK_CPUS = 0.5
 SHOWN = 3
 
 
@@ -100,8 +100,10 @@ class Verdict(Record):
     keep: bool
     why: str = ""
     """`GONE`, or why it is written again; "" of one that is as it should be, or was not there."""
+    stored: tuple[str, ...] = ()
+    """Keys of its studies that are stored, in whichever tar: none may be a drop when it is written..."""
     lost: tuple[str, ...] = ()
-    """Keys of stored studies that could not be made again."""
+    """...as these would be, whose raw files are gone."""
 
 
 def held_at(out: Place) -> dict[str, Held]:
@@ -110,8 +112,8 @@ def held_at(out: Place) -> dict[str, Held]:
     tars = [out / f"{stem}.tar" for stem in stems if stem.startswith(SPLITS)]
     held: dict[str, Held] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for index, looks in pool.map(lambda tar: (indexed(tar), _looks_at(tar)), tars):
-            stored = set(looks) if index is None else {entry.key for entry in index.studies}
+        for index, looks, size in pool.map(lambda tar: (indexed(tar), _looks_at(tar), size_of(tar)), tars):
+            stored = {entry.key for entry in index.studies} if index else set(looks) if size >= 0 else set[str]()
             for key in stored | looks.keys():
                 present, look = looks.get(key, (-1, ""))
                 held[key] = Held(key in stored or (key in held and held[key].stored), present, look)
@@ -165,7 +167,8 @@ def verdict_of(
         why = RAW if changed - gone else "" if keeps(index) else DROPS
         if not why:
             return Verdict(name=asked.name, keep=True, why=GONE if gone else "")
-    return Verdict(name=asked.name, keep=False, why=why, lost=tuple(key for key in gone if asked.held[key].stored))
+    stored = tuple(key for key, held in asked.held.items() if held.stored)
+    return Verdict(name=asked.name, keep=False, why=why, stored=stored, lost=tuple(gone & {*stored}))
 
 
 def _lacks(held: Held, now: Look) -> bool:
@@ -196,7 +199,8 @@ def verdicts(
 
     with in_our_words():
         dataset = quiet(ray.data.from_items(rows, override_num_blocks=len(rows)).map(answer, num_cpus=LOOK_CPUS))
-        found = [Verdict.model_validate_json(row["verdict"]) for row in dataset.iter_rows()]
+        answers = watched(dataset.iter_rows(), "looking at tars", len(rows))
+        found = [Verdict.model_validate_json(row["verdict"]) for row in answers]
     lost = [key for one in found for key in one.lost]
     if lost or unlisted:
         why = next((one.why for one in found if one.lost), "")

@@ -40,12 +40,11 @@ from shards.tars.format import (
     TarIndex,
     counted,
     described,
-    read_manifest,
     write_manifest,
     write_named,
 )
 from shards.tars.place import Place, place
-from shards.tars.private import begin_names, forget, private_line, write_private_lines
+from shards.tars.private import begin_names, begun_at, forget, private_line, write_private_lines
 from shards.tars.repair import Question, Verdict, looks_of, raw_lines, tell, verdict_of, verdicts
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
 
@@ -85,6 +84,8 @@ class ShardJob(Job):
     """One shard to write."""
 
     items: tuple[Item, ...]
+    stored: tuple[str, ...] = ()
+    """`Verdict.stored`."""
 
     def question(self) -> Question:
         """What is asked before it is written."""
@@ -122,10 +123,10 @@ def write_shards(
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"shards cannot be written with {faults}") from None
     clean(cleaning, "")
+    refuse_foreign(out, SHARDS_FILE, "were not written here")
     if not replace:
         refuse_other(out, asked_of(source, settings))
     listing = writable(source.listing())
-    refuse_foreign(out, SHARDS_FILE, "were not written here")
     names = begin_names(out, source.licence)
     if on_bad == "fail" and listing.drops:
         raise _stop(out, names, listing.drops[0], "in the listing")
@@ -139,7 +140,6 @@ def write_shards(
 
     jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names), names)
     judged = verdicts(out, [job.question() for job in jobs], names, judge, replace)
-    claim(out, SHARDS_FILE, names.digest)
     if names.salt:
         write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
 
@@ -149,7 +149,10 @@ def write_shards(
             return {"name": row["name"], "why": row["why"]}
 
     whys = {job.name: judged[job.name].why if judged else "" for job in jobs}
-    left = [job for job in jobs if not (judged and judged[job.name].keep)]
+    left = [job.model_copy(update={"stored": judged[job.name].stored}) if judged else job for job in jobs]
+    left = [job for job in left if not (judged and judged[job.name].keep)]
+    if left or not judged:
+        claim(out, SHARDS_FILE, json.dumps({"names": names.digest, "asked": asked_of(source, settings)}))
     if rows := [{"name": job.name, "why": whys[job.name], "job": job.model_dump_json()} for job in left]:
         run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(rows))
     tell(whys)
@@ -185,17 +188,20 @@ def asked_of(source: Source, settings: Settings) -> dict[str, Any]:
 
 
 def refuse_other(out: Place, asked: dict[str, Any]) -> None:
-    """ConfigError when finished shards at `out` were asked for otherwise; what cannot be read is written again."""
-    try:
-        there = read_manifest(out)
-    except DataError:
+    """ConfigError when shards at `out`, finished or not, were asked for otherwise or by a program of another format."""
+    there = begun_at(out)
+    if there.get("format", FORMAT) != FORMAT:
+        what = f"are of format {there['format']}, and {FORMAT} is written now"
+    elif "asked" in there and there["asked"] != asked:
+        was = there["asked"]
+        differing = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
+        named = "; ".join(f"{name} was {was.get(name)}, is now {asked.get(name)}" for name in differing)
+        what = f"were asked for otherwise: {named}"
+    else:
         return
-    if differing := sorted(name for name in there.asked.keys() | asked if there.asked.get(name) != asked.get(name)):
-        what = "; ".join(f"{name} was {there.asked.get(name)}, is now {asked.get(name)}" for name in differing)
-        raise ConfigError(
-            f"{out} holds {there.given - there.dropped:,} finished studies that were asked for otherwise: {what}. Say "
-            "--replace to put the new ones in their place, or choose another directory"
-        )
+    raise ConfigError(
+        f"the shards at {out} {what}. Say --replace to put the new ones in their place, or choose another directory"
+    )
 
 
 def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str:  # noqa: B008
@@ -241,6 +247,11 @@ def write_shard(source: Source, settings: Settings, job: ShardJob, names: Names 
             except DataError as error:
                 bad = error if isinstance(error, BadStudy) else BadStudy("study cannot be read", str(error))
                 drop = _escaped(bad.drop(item.id, item.split))
+                if (key := names.key(item.id)) in job.stored:
+                    raise DataError(
+                        f"study {key} is stored in {out} and cannot be made again: {bad.reason}. {job.name} stays as "
+                        "it is: mend the raw files, or write to another place"
+                    ) from (None if names.salt else error)
                 if settings.on_bad == "fail":
                     raise _stop(out, names, drop, job.name) from (None if names.salt else error)
                 private.append(private_line(names, drop))

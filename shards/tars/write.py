@@ -35,6 +35,7 @@ from shards.tars.place import (
     is_local,
     make_directory,
     names_in,
+    size_of,
     write_atomic,
 )
 
@@ -103,15 +104,20 @@ def release(out: Place, manifest: str, tars: Iterable[str]) -> None:
 def write_tar(out: Place, job: Job, make: Callable[[], Iterable[Made]], raw: bytes = b"") -> TarIndex:
     """Write one tar and its index from what `make` gives, study by study; `raw` is what NAME.raw is to say.
 
+    A kill between two of the files leaves an index that is not of its tar, or none, and beside a tar without an index
+    always what is known of its studies: a new tar comes behind its NAME.raw, one in another's place before it.
+
     Raises:
         DataError: a full disk, or what `make` raises.
         RetryableError: storage that does not answer.
     """
     path = out / job.name
+    first = raw if size_of(index_path(path)) < 0 else b""
     studies, drops = list[Entry](), list[Drop]()
     said, totals, largest = defaultdict[str, list[str]](list), Counter[str](), dict[str, int]()
     try:
-        index_path(path).unlink(missing_ok=True)
+        if first:
+            write_atomic(raw_path(path), first)
         with create(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
             for made in make():
                 if made.drop:
@@ -128,9 +134,10 @@ def write_tar(out: Place, job: Job, make: Callable[[], Iterable[Made]], raw: byt
             studies=tuple(studies), drops=tuple(drops), warnings={what: tuple(ids) for what, ids in said.items()},
             totals=dict(sorted(totals.items())), largest=dict(sorted(largest.items())),
         )  # fmt: skip
-        raw_path(path).unlink(missing_ok=True)
-        if raw:
+        if raw and not first:
             write_atomic(raw_path(path), raw)
+        elif not raw:
+            raw_path(path).unlink(missing_ok=True)
         index = index.sealed()
         write_atomic(index_path(path), index.model_dump_json(exclude_defaults=True).encode())
     except Exception as error:

@@ -54,7 +54,7 @@ def test_names_are_the_same_on_the_next_day_and_other_elsewhere(
     one, other = tmp_path / "one", tmp_path / "other"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     first = begin_names(one, MIMIC)
-    claim(one, SHARDS_FILE, first.digest)
+    claim(one, SHARDS_FILE, json.dumps({"names": first.digest}))
     assert begin_names(one, MIMIC) == begin_names(other, MIMIC) == first
     assert begin_names(other, "stanford-aimi-rua").key("s1") != first.key("s1"), "a licence has a salt of its own"
     salt = salt_path(MIMIC)
@@ -119,3 +119,15 @@ def test_a_record_that_does_not_fit_is_not_quoted() -> None:
     with pytest.raises(ValidationError) as caught:
         study(labels=TEXT, sections=[TEXT])
     assert "effusion" not in str(caught.value)
+
+
+def test_no_salt_is_made_in_a_home_that_goes_with_a_clusters_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match="on a cluster none is made.* Set R2KG_SALT to 32 characters"):
+        begin_names(tmp_path / "out", MIMIC)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("R2KG_SALT", "0" * 32)
+    assert begin_names(tmp_path / "out", MIMIC).salt == b"0" * 32

@@ -246,6 +246,12 @@ def find_reports(raw: Path, reports: Path | None) -> Path:
     raise DataError(f"reports={reports} {fault}: name the directory above p10/ ... p19/, or {REPORTS_ZIP}")
 
 
+@lru_cache(maxsize=4)
+def known_reports(raw: Path, reports: Path | None) -> Path:
+    """`find_reports`, asked once a process: for every study it would cost some requests to the storage."""
+    return find_reports(raw, reports)
+
+
 def has_any(store: Path, names: Iterable[str]) -> bool:
     """Whether at least one of the reports is in the store; DataError when its zip cannot be opened."""
     if store.is_dir():

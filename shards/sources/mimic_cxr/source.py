@@ -24,6 +24,7 @@ from shards.sources.mimic_cxr.report import (
     BOTH,
     find_reports,
     has_any,
+    known_reports,
     parse_report,
     read_report,
     report_files,
@@ -182,7 +183,7 @@ class MimicCxr(Source):
         return kept, drops
 
     def _films_at(self, items: Sequence[Item]) -> list[str]:
-        """(directory below raw, suffix) of most films, by a look at some.
+        """(directory below raw, suffix) of most films, by a look at some; JPEG unless there is twice as much DICOM.
 
         All of a run have one suffix: the pixels of JPEG and DICOM are not the same. And one directory: to look for a
         film in three costs three requests to the storage.
@@ -193,8 +194,8 @@ class MimicCxr(Source):
             for way in ways:
                 name = self._film_names(item, way)[0]
                 found[way] += patiently("a raw film", (self.raw / name).is_file)
-        best = max(ways, key=lambda way: found[way])
-        return list(best)
+        most = max(found.values(), default=0)
+        return list(next(way for way in ways if 2 * found[way] > most or not most))
 
     def _join(self, samples: list[Sample]) -> tuple[list[Item], list[Drop], list[str]]:
         """Items of the samples that have films enough, with views in order and labels; the others as drops; notes."""
@@ -249,7 +250,7 @@ class MimicCxr(Source):
         films = [self.raw / name for name in self._film_names(item, item.payload["at"])]
         if self.annotation or self.sectioned:
             return films
-        store = find_reports(self.raw, self.reports)
+        store = known_reports(self.raw, self.reports)
         return [*films, *report_files(store, report_name(item.patient, f"s{item.payload['study']}"))]
 
     def _film_names(self, item: Item, where: Sequence[str]) -> list[str]:
@@ -296,7 +297,7 @@ class MimicCxr(Source):
             name = f"{self.sectioned.name}, row of s{entry['study']}"
             owner = ours = sections_in(self.sectioned, Span(*entry["row_of_sections"]))
         else:
-            text = read_report(find_reports(self.raw, self.reports), name)
+            text = read_report(known_reports(self.raw, self.reports), name)
             owner, ours = owner_sections(text), parse_report(text)
         sections = owner if self.sections == "owner" else ours
         if not sections:

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.films.raw import open_film
 from shards.films.stored import decode
 from shards.sources.iu_xray.source import IuXray
 from shards.sources.webdataset.source import WebDataset
 from shards.stream.index import Index
-from shards.tars.format import Manifest, index_path, raw_path, read_manifest
+from shards.tars.format import SHARDS_FILE, Manifest, index_path, raw_path, read_manifest
 from shards.tars.place import sha256_of
 from shards.tars.repair import LINE, held_at, looks_of
 from shards.tars.shards import write_shards
+from shards.tars.write import claim
 
 Draw = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -231,3 +232,68 @@ def test_what_is_told_of_raw_files_is_a_line_a_study_and_salted(drawn_iu: Draw, 
     items = IuXray(raw=raw).listing().items
     shown = "".join(path.read_text() for path in (tmp_path / "closed").glob("*.raw"))
     assert not [look.hash for look in looks_of(IuXray(raw=raw), items).values() if look.hash in shown]
+
+
+def test_a_stored_study_whose_film_is_torn_since_is_not_written_over(drawn_iu: Draw, tmp_path: Path) -> None:
+    """As many raw files as before, and another film changed: only reading tells."""
+    raw, out = drawn_iu(train=3), tmp_path / "out"
+    write_shards(IuXray(raw=raw), out, size=64)
+    film = raw / "images" / "CXR1_IM-0001" / "1.png"
+    whole, before = film.read_bytes(), files_of(out)
+    film.write_bytes(whole[:300])
+    with pytest.raises(
+        DataError, match="study cxr1_im-0001 is stored in .* cannot be made again: image does not decode"
+    ):
+        write_shards(IuXray(raw=raw), out, size=64)
+    after = files_of(out)
+    assert {name: after[name] for name in after if name[0] != "."} == {
+        name: digest for name, digest in before.items() if name != SHARDS_FILE
+    }
+    film.write_bytes(whole)
+    write_shards(IuXray(raw=raw), out, size=64)
+    assert {name for name, digest in files_of(out).items() if before[name] != digest} == {"train-00000.raw"}
+
+
+def test_nothing_to_do_leaves_the_manifest_where_runs_look_for_it(
+    drawn_iu: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, out = drawn_iu(train=2), tmp_path / "out"
+    manifest = write_shards(IuXray(raw=raw), out, size=64)
+    monkeypatch.setattr("shards.tars.shards.claim", None)
+    assert write_shards(IuXray(raw=raw), out, size=64) == manifest
+
+
+@pytest.mark.parametrize("left", ["tar and raw", "tar, raw and old index", "raw"])
+def test_a_kill_between_two_files_forgets_no_stored_study(drawn_iu: Draw, tmp_path: Path, left: str) -> None:
+    raw, out = drawn_iu(train=3), tmp_path / "out"
+    asked = write_shards(IuXray(raw=raw), out, size=64).asked
+    tar = out / "train-00000.tar"
+    claim(out, SHARDS_FILE, json.dumps({"names": "", "asked": asked}))
+    if left == "tar, raw and old index":
+        tar.write_bytes(tar.read_bytes() + bytes(10_240))  # another tar than the index is of
+    else:
+        index_path(tar).unlink()
+    if left == "raw":
+        tar.unlink()
+    (raw / "images" / "CXR1_IM-0001" / "0.png").unlink()
+    if left == "raw":  # it was never finished
+        assert write_shards(IuXray(raw=raw), out, size=64).drops == {"image does not decode": 1}
+    else:
+        with pytest.raises(DataError, match=r"raw files of 1 are gone .cxr1_im-0001.*is missing or damaged"):
+            write_shards(IuXray(raw=raw), out, size=64)
+
+
+def test_unfinished_shards_and_those_of_another_format_are_not_replaced_in_silence(
+    drawn_iu: Draw, tmp_path: Path
+) -> None:
+    raw, out = drawn_iu(train=2), tmp_path / "out"
+    write_shards(IuXray(raw=raw), out, size=64)
+    content = json.loads((out / SHARDS_FILE).read_text())
+    claim(out, SHARDS_FILE, json.dumps({"names": "", "asked": content["asked"]}))  # and then it was killed
+    with pytest.raises(ConfigError, match="asked for otherwise: quality was 95, is now 50. Say --replace"):
+        write_shards(IuXray(raw=raw), out, size=64, quality=50)
+    write_shards(IuXray(raw=raw), out, size=64)
+    (out / SHARDS_FILE).write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(ConfigError, match="are of format 2, and 3 is written now. Say --replace"):
+        write_shards(IuXray(raw=raw), out, size=64)
+    assert write_shards(IuXray(raw=raw), out, size=64, replace=True).format == 3

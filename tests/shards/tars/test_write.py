@@ -126,7 +126,7 @@ def test_other_settings_write_other_shards_and_old_ones_go(tmp_path: Path) -> No
     first = write_shards(Phantom(studies=20, size=64), tmp_path, size=64, studies_per_shard=5)
     there = files_of(tmp_path)
     with pytest.raises(
-        ConfigError, match="20 finished .* phantom seed was 0, is now 1; studies_per_shard was 5, is now"
+        ConfigError, match="asked for otherwise: phantom seed was 0, is now 1; studies_per_shard was 5, is now"
     ):
         write_shards(Phantom(studies=20, size=64, seed=1), tmp_path, size=64, studies_per_shard=20)
     assert files_of(tmp_path) == there
