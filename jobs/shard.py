@@ -9,6 +9,7 @@ from rich.console import Console
 from jobs.cli import run
 from r2kg.config.overrides import parse_overrides
 from shards.errors import ConfigError, OnBad
+from shards.privacy import TERMS
 from shards.sources import SOURCES, open_source
 from shards.tars.format import SIZE
 from shards.tars.place import place
@@ -21,6 +22,9 @@ def main(
     options: Annotated[list[str] | None, typer.Argument(help="the source's own, key=value, e.g. min_views=2")] = None,
     raw: Annotated[str | None, typer.Option(help="root of the raw dataset; not for phantom")] = None,
     studies: Annotated[int | None, typer.Option(help="phantom: studies to draw")] = None,
+    terms: Annotated[
+        str | None, typer.Option(help=f"csv, webdataset: {', '.join(TERMS)}; else treated as credentialed")
+    ] = None,
     size: Annotated[int, typer.Option(help="short side of the stored films, pixels")] = SIZE,
     studies_per_shard: Annotated[int, typer.Option(help="studies in one tar")] = 512,
     cleaning: Annotated[str | None, typer.Option(help="cleaning of the target; default: the source's own")] = None,
@@ -33,7 +37,10 @@ def main(
     """Write shards and manifest.json, and print the receipt; shards of the same command that are there are kept."""
     if raw and "://" in raw:
         raise ConfigError(f"--raw {raw}: raw data is read from a file system; mount it or copy it. --out may be a URL")
-    given = {name: value for name, value in {"raw": raw, "studies": studies}.items() if value is not None}
+    if terms and terms not in TERMS:
+        raise ConfigError(f"--terms {terms}: known are {', '.join(TERMS)}; what is not said is treated as credentialed")
+    said = {"raw": raw, "studies": studies, "licence": terms}
+    given = {name: value for name, value in said.items() if value is not None}
     opened = open_source(source, **given, **parse_overrides(options or []))
     where = place(out)
     from shards.session import connect_ray  # a second of Ray, after what is refused without it

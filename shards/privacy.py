@@ -29,6 +29,8 @@ class Terms(Record):
 
 TERMS = {
     "synthetic": Terms(credentialed=False, summary="drawn, no patients"),
+    "public": Terms(credentialed=False, summary="public, as whoever made the shards says"),
+    "credentialed": Terms(credentialed=True, summary="credentialed, as whoever made the shards says"),
     "cc-by-nc-nd-4.0": Terms(credentialed=False, summary="public with attribution; no commercial use, no derivatives"),
     "physionet-credentialed-1.5.0": Terms(
         credentialed=True, summary="PhysioNet credentialed health data licence 1.5.0"

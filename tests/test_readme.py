@@ -104,7 +104,17 @@ def write_iu(folder: Path) -> None:
     pack(raw / "NLMCXR_reports.tgz", [(f"ecgen-radiology/{n}.xml", report(n)) for n in range(1, 5)])
 
 
-RAW = {"mimic_cxr": write_mimic, "chexpert_plus": write_chexpert, "iu_xray": write_iu}
+def write_csv(folder: Path) -> None:
+    rows = ["id,patient,split,image,position,findings,impression"]
+    for number, split in enumerate(("train", "train", "val", "test")):
+        for view in range(2):
+            draw_film(folder / "our-films" / f"{number}.{view}.png", 2 * number + view)
+        films = f"{number}.0.png;{number}.1.png"
+        rows.append(f"s{number},p{number},{split},{films},frontal;lateral,Film {number} is clear.,No disease.")
+    (folder / "our-films" / "reports.csv").write_text("\n".join(rows) + "\n")
+
+
+RAW = {"csv": write_csv, "mimic_cxr": write_mimic, "chexpert_plus": write_chexpert, "iu_xray": write_iu}
 
 
 @pytest.mark.slow

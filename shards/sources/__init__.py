@@ -16,7 +16,8 @@ SOURCES: dict[str, str] = {
     "iu_xray": "shards.sources.iu_xray.source:IuXray",
     "mimic_cxr": "shards.sources.mimic_cxr.source:MimicCxr",
     "chexpert_plus": "shards.sources.chexpert_plus.source:ChexpertPlus",
-    "webdataset": "shards.sources.webdataset.source:WebDataset",
+    "csv": "shards.sources.forms.csv:Csv",
+    "webdataset": "shards.sources.forms.webdataset:WebDataset",
 }
 """Name → "module:Class", imported on use so that listing names costs nothing."""
 

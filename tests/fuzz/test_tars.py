@@ -32,7 +32,7 @@ from shards.graphs.triples import TripleFile, read_graph
 from shards.graphs.write import StudyGraphs
 from shards.privacy import OURS
 from shards.sources.archive import BLOCK, Walk, walk_tar
-from shards.sources.webdataset.source import WebDataset
+from shards.sources.forms.webdataset import WebDataset
 from shards.stream.index import Index, open_splits
 from shards.stream.show import find_study, study_lines
 from shards.stream.side import Side

@@ -11,9 +11,9 @@ from PIL import Image
 from shards.errors import DataError
 from shards.films.raw import open_film
 from shards.sources import Source
+from shards.sources.forms.webdataset import WebDataset
 from shards.sources.iu_xray.source import IuXray
 from shards.sources.split import refuse_listing
-from shards.sources.webdataset.source import WebDataset
 from shards.study import Drop, Study
 from shards.tars.format import Entry
 from shards.tars.shards import Settings, plan_shards, recipe_of, write_shard, write_shards

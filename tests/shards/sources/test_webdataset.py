@@ -14,7 +14,7 @@ from shards.errors import DataError
 from shards.films.stored import encode
 from shards.sources import Listing, open_source
 from shards.sources.archive import BLOCK, walk_tar
-from shards.sources.webdataset.source import WebDataset
+from shards.sources.forms.webdataset import WebDataset
 from shards.study import BadStudy, Study
 from shards.tars.format import dropped_in, read_manifest
 from shards.tars.shards import write_shards
@@ -249,7 +249,7 @@ def test_extended_headers_are_read_exactly_or_not(
 def test_a_sample_of_more_pixels_than_a_machine_holds_is_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.sources.webdataset.source.MAX_STUDY_PIXELS", 48 * 48)
+    monkeypatch.setattr("shards.sources.forms.webdataset.MAX_STUDY_PIXELS", 48 * 48)
     write(tmp_path, [*sample("a"), ("b.jpg", FILM), ("b.json", record("b"))])
     source = WebDataset(raw=tmp_path)
     two, one = source.listing().items

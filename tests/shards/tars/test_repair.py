@@ -13,8 +13,8 @@ import pytest
 from shards.errors import ConfigError, DataError
 from shards.films.raw import open_film
 from shards.films.stored import decode
+from shards.sources.forms.webdataset import WebDataset
 from shards.sources.iu_xray.source import IuXray
-from shards.sources.webdataset.source import WebDataset
 from shards.stream.index import Index
 from shards.tars.format import SHARDS_FILE, Manifest, index_path, raw_path, read_manifest
 from shards.tars.place import sha256_of

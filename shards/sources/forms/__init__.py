@@ -1,0 +1,1 @@
+"""Forms that anybody's data may have: a table beside films, or archives."""

@@ -1,1 +1,0 @@
-"""WebDataset archives that others wrote."""
