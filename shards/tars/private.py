@@ -127,7 +127,7 @@ def begun_at(root: Place) -> dict[str, Any]:
             said = json.loads(read_whole(file, MAX_JSON_BYTES))
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(said, dict):
+        if isinstance(said, dict) and isinstance(said.get("asked", {}), dict):
             return said
     return {}
 

@@ -50,7 +50,10 @@ from shards.tars.format import (
 )
 from shards.tars.kinds import FILE, KINDS, SideManifest, SideTar, read_side, without_member
 from shards.tars.place import sha256_of
+from shards.tars.private import begun_at
+from shards.tars.repair import Look, held_at, raw_lines
 from shards.tars.report import counts_table, receipt_lines, side_lines
+from shards.tars.shards import refuse_other
 from shards.tars.sides import plan_side, write_side_tar
 from shards.tars.verify import contents_faults, faults_of
 from shards.tars.write import Made
@@ -428,6 +431,25 @@ def test_indices(written: Written, at: Path) -> None:
         with judged("verify"):
             faults = contents_faults(at, read_manifest(at))
             assert faults or data == whole or sealing
+
+
+def test_what_is_held_after_a_kill_or_worse(written: Written, at: Path) -> None:
+    """NAME.raw, an index and the mark of unfinished shards, each with anything in it: told is what can be read."""
+    keys = list(written.films)
+    raw = raw_lines({key: Look(number, f"{number:016x}") for number, key in enumerate(keys)})
+    mark = json.dumps({"names": "0" * 16, "asked": {"source": "phantom", "size": 64}}).encode()
+    index = index_path(at / "train-00000.tar").read_bytes()
+    for draw in rounds("held"):
+        (at / "train-00000.raw").write_bytes(bytes_changed(draw, raw))
+        (at / ".writing").write_bytes(bytes_changed(draw, mark))
+        index_path(at / "train-00000.tar").write_bytes(bytes_changed(draw, index) if draw.random() < 0.5 else index)
+        with judged("held_at"):
+            held = held_at(at)
+            assert len(held) <= len(keys) + 100 and all(-1 <= one.present < 10_000 for one in held.values())
+        with judged("begun_at"):
+            assert isinstance(begun_at(at), dict)
+        with judged("refuse_other"):
+            refuse_other(at, {"source": "phantom", "size": 64})
 
 
 def test_manifests(written: Written, at: Path) -> None:

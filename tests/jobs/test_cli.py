@@ -35,7 +35,10 @@ REFUSED = {
     "generate trained": (3, "DataError: no shards at {cwd}/gone: manifest.json is missing"),
     "evaluate NOSUCHFILE": (3, "DataError: cannot read predictions NOSUCHFILE: No such file or directory"),
     "evaluate NOSUCHFILE --shards empty": (3, "DataError: no shards at empty: manifest.json is missing"),
-    "shard nosuch --out x": (2, "ConfigError: unknown source 'nosuch': use one of chexpert_plus, csv, iu_xray, mimic_cxr"),
+    "shard nosuch --out x": (
+        2,
+        "ConfigError: unknown source 'nosuch': use one of chexpert_plus, csv, iu_xray,",
+    ),
     "shard phantom --out x sise=3": (2, "ConfigError: source 'phantom'"),
     "shard phantom --out nosuch://x": (2, "ConfigError: nosuch://x cannot be opened"),
     "shards verify empty": (3, "DataError: no shards at empty: manifest.json is missing"),
