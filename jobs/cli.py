@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 import typer
 
-from r2kg import __version__
+from r2kg import STACK, __version__
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 
 VERBS = {
@@ -30,8 +30,6 @@ VERBS = {
     "track": "send a run's records to MLflow, which was away",
     "demo": "all of it on drawn films, on this machine",
 }
-STACK = ("torch", "ray", "deepspeed", "transformers", "peft", "timm", "mlflow")
-"""Packages whose versions decide what a run does."""
 EXIT_CODES = {ConfigError: 2, DataError: 3, CheckpointError: 4, RetryableError: 75}
 
 

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+STACK = ("torch", "ray", "deepspeed", "transformers", "peft", "timm", "mlflow")
+"""Packages whose versions decide what a run does."""
 WHERE = {
     "find_recipe": "r2kg.recipes:find_recipe",
     "load_run": "r2kg.rundir:saved_run",

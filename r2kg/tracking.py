@@ -7,11 +7,15 @@ a cursor, one for every server, and is sent by the next `Tracker` of the same ru
 import json
 import os
 import secrets
+import subprocess
 import threading
 import time
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from r2kg import STACK, __version__
 from r2kg.config.needs import CARD
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, directory_of, read_json, record_of, saved_run
@@ -47,6 +51,8 @@ class Tracker:
         """
         self.run, self.uri, self.files = run, tracking_uri(run), RunFiles(run.directory)
         self.problem, self._lock = "", threading.Lock()
+        self.attached: list[tuple[Path, str]] = []
+        """Files that become artefacts of the MLflow run when this is closed, beside run.json and the log; and where."""
         self._file = self.files.metrics.open("a")
         if cut_off(self.files.metrics):  # by a kill: what it has left stays a line of its own
             self._file.write("\n")
@@ -136,9 +142,13 @@ class Tracker:
             client.log_batch(state["run_id"], metrics=metrics)
             state["bytes"] += sum(map(len, lines))
             self._note(bytes=state["bytes"])
-        status = self._notes().get("status", "FINISHED")
-        if ending and status != "RUNNING":
+        if not ending:
+            return
+        if (status := self._notes().get("status", "FINISHED")) != "RUNNING":
             client.set_terminated(state["run_id"], status)
+        for path, beneath in ((self.files.run, ""), (self.files.log, ""), *self.attached):
+            if path.exists():
+                client.log_artifact(state["run_id"], str(path), beneath or None)
 
     def _open_run(self, client: Any) -> dict[str, Any]:
         """Make the MLflow run, and its experiment and parent where they are missing; returns the cursor.
@@ -156,7 +166,7 @@ class Tracker:
             experiment_id = client.create_experiment(tracking.experiment, artifact_location=beside)
         if not state:
             state = self._note(key=secrets.token_hex(16), bytes=0)
-        tags = {"mlflow.runName": run.name, "recipe": run.recipe, "r2kg_key": state["key"]}
+        tags = {"mlflow.runName": run.name, "recipe": run.recipe, "r2kg_key": state["key"]} | made_with()
         if (card := Path(run.train.init_from) / CARD).is_file():
             tags["init"] = json.dumps(json.loads(card.read_text())["settings"]["chain"])[:5000]
         if name := tracking.parent:
@@ -244,7 +254,21 @@ def track_scores(predictions: Path, scores: dict) -> str:
         for kind in ("score", "floor", "shuffled"):
             values = {m: v for m, v in (result[kind] or {}).items() if v is not None}
             tracker.log(context["step"], **{f"{split}.{protocol}.{kind}.{name}": v for name, v in values.items()})
+    beneath = predictions.resolve().parent.relative_to(directory.resolve()).as_posix()
+    tracker.attached.append((predictions.with_name("scores.json"), beneath))
     return tracking_note(tracker.close(), tracker)
+
+
+def made_with() -> dict[str, str]:
+    """Tags that say with what a run was made: packages' versions and, of a checkout of this project, its commit."""
+    tags = {f"version.{name}": version(name) for name in STACK} | {"version.r2kg": __version__}
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        asked = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        with suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            tags |= {"mlflow.source.git.commit": said.removesuffix("-dirty"), "git": said}
+    return tags
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

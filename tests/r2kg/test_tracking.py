@@ -1,18 +1,24 @@
 """Records reach a real MLflow, and wait beside the run while there is none."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+import r2kg
 from jobs.track import main as track
 from r2kg.config.run import Run
-from r2kg.tracking import Tracker, close_run, tracking_note, tracking_uri
+from r2kg.tracking import Tracker, close_run, track_scores, tracking_note, tracking_uri
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -52,6 +58,29 @@ def status(run: Run, uri: str = "") -> list[str]:
     experiment = client.get_experiment_by_name(run.tracking.experiment)
     found = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'a-run'")
     return [one.info.status for one in found]
+
+
+def test_what_a_run_was_made_with_and_its_files_are_in_mlflow(run):
+    run.save(run.directory / "run.json")
+    scored = run.directory / "predictions" / "test" / "step-9"
+    scored.mkdir(parents=True)
+    (scored / "context.json").write_text(json.dumps({"step": 9, "split": "test"}))
+    (scored / "scores.json").write_text("{}")
+    tracker = Tracker(run, running=True)
+    tracker.say("It was begun.")
+    tracker.close("FINISHED")
+    scores = {"protocols": {"full-text": {"score": {"bleu4": 0.5}, "floor": None, "shuffled": None}}}
+    assert "holds all records" in track_scores(scored / "predictions.jsonl", scores)
+    client = MlflowClient(tracking_uri=tracking_uri(run))
+    experiment = client.get_experiment_by_name("r2kg")
+    (found,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'a-run'")
+    assert found.data.tags["version.torch"] == version("torch") and found.data.tags["version.r2kg"] == r2kg.__version__
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert found.data.tags.get("mlflow.source.git.commit", "") == commit
+    assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"run.json", "log.txt", "predictions"}
+    kept = client.download_artifacts(found.info.run_id, "predictions/test/step-9/scores.json")
+    assert Path(kept).read_text() == "{}"
+    assert found.info.artifact_uri.startswith((run.directory.parent / "mlartifacts").as_uri())
 
 
 def test_an_mlflow_run_that_was_made_but_not_finished_making_is_gone_on_with(run, monkeypatch):
