@@ -6,6 +6,7 @@ So help and a mistyped word are answered at once, and no library speaks before w
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,11 +60,19 @@ def run(*jobs: Callable) -> None:
 
     Of several jobs the next word on the command line names one.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     for job in jobs:
         app.command()(job)
     with one_sentence():
         app()
+
+
+def _stop(number: int, *_: object) -> None:
+    """End the verb; `r2kg train` has a way of its own."""
+    print("Stopped. What is finished is kept: the same command goes on behind it.", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 @contextmanager

@@ -48,6 +48,8 @@ def attempt(saved: str, name: str, restarts: int) -> None:
 
         refuse_choice(resolved)
         summary = launch.attempt(resolved, name, restarts)
+        if "stopped" in summary:
+            return
         choose_checkpoint(resolved.directory)
     loss = "" if summary["loss"] is None else f" Training loss {summary['loss']:.3f}."
     validation = "" if summary["validation_loss"] is None else f" Validation loss {summary['validation_loss']:.3f}."

@@ -80,6 +80,7 @@ class RunFiles:
         self.cursor = directory / "mlflow.json"  # which of them MLflow has, and under which of its runs
         self.log = directory / "log.txt"  # a sentence for every event
         self.failure = directory / "failure.json"  # what stopped a worker and will stop it again
+        self.stop = directory / "stop"  # the attempt that is to write a checkpoint and end
         self.groups = directory / "groups.txt"  # a line for each group of workers that started or was lost
         self.consumed = directory / "consumed"  # RANK-of-WORLD.jsonl: the studies of every step
         self.checkpoints = directory / "checkpoints"  # step-STEP/, see r2kg.training.checkpoint
@@ -99,6 +100,18 @@ class RunFiles:
         if self.run.exists():
             write_atomic(self.before, self.run.read_bytes())
         run.save(self.run)
+
+    def ask_to_stop(self, attempt: str) -> None:
+        """Let the workers of an attempt write a checkpoint behind the step they are at, and end."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.stop, attempt.encode())
+
+    def is_to_stop(self, attempt: str) -> bool:
+        """Whether that was asked of this attempt."""
+        try:
+            return self.stop.read_text() == attempt
+        except (OSError, ValueError):
+            return False
 
     def say(self, sentence: str) -> None:
         """One sentence per event, into log.txt; the driver prints it."""

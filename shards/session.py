@@ -5,11 +5,12 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +46,7 @@ def connect_ray(beside: Path | None = None) -> None:
 
     if ray.is_initialized():
         return
+    before = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     where: dict[str, Any] = {"logging_level": "error"}
     if not joining():
@@ -59,6 +61,8 @@ def connect_ray(beside: Path | None = None) -> None:
         what = f"the Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "a Ray session"
         cause = " ".join(str(error).split())[:300]
         raise RetryableError(f"{what} could not be {'joined' if joining() else 'started'}: {cause}") from error
+    with suppress(ValueError, TypeError):  # of a thread, or not of Python's; else Ray ends us with a dump of its stack
+        signal.signal(signal.SIGTERM, before)
 
 
 def _spill_directory(beside: Path) -> Path:

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
 
 from r2kg.attempts.lease import lease
@@ -28,6 +29,8 @@ FAULT = 70
 """Exit code (EX_SOFTWARE) of an attempt that a mistake in a program ended: 1 is what Ray ends its processes with."""
 WAITED = 69
 """Exit code (EX_UNAVAILABLE) of an attempt that waited in vain for nodes: the next one would only wait once more."""
+CHECKPOINT_SECONDS = 20.0
+"""From a signal to its being passed on: ten are left of the thirty that Kubernetes gives."""
 GRACE_SECONDS = 30.0
 LONGEST_PAUSE = 60.0
 
@@ -97,7 +100,7 @@ class Attempts:
         self.child = get_context("spawn").Process()
         self.told: int | None = None
         """The exit code to end with, once this process was told to stop."""
-        self._stopped = threading.Event()
+        self._stopped, self._signals = threading.Event(), 0
 
     def make(self, restarts: int) -> int:
         """The exit code of one attempt, negative for the signal that ended it."""
@@ -122,17 +125,28 @@ class Attempts:
         self._stopped.wait(min(LONGEST_PAUSE, max(0.0, seconds)))
 
     def stop(self, number: int, *_: object) -> None:
-        """Handle a signal: pass it on, which lets Ray end what it started, then insist."""
-        if self.told is None:
-            print(f"{self.run.name} is stopping. Submit it again to go on from its newest checkpoint.", flush=True)
-            later = threading.Timer(GRACE_SECONDS, self._kill)
-            later.daemon = True
-            later.start()
+        """Handle a signal: ask for a checkpoint, then pass it on, which lets Ray end what it started, then insist."""
+        self._signals += 1
+        if self._signals == 1:
+            print(f"{self.run.name} is stopping with a checkpoint; once more, and it stops without.", flush=True)
+            with suppress(OSError):  # of the run's directory: then without
+                RunFiles(self.run.directory).ask_to_stop(self.name)
+            self._later(CHECKPOINT_SECONDS, self._pass_on, number)
+        elif self._signals == 2:
+            self._pass_on(number)
         else:
             self._kill()
         self._end(128 + number)
+
+    def _pass_on(self, number: int) -> None:
         if self.child.pid and self.child.is_alive():
             os.kill(self.child.pid, number)
+        self._later(GRACE_SECONDS, self._kill)
+
+    def _later(self, seconds: float, what: Callable, *arguments: object) -> None:
+        timer = threading.Timer(seconds, what, arguments)
+        timer.daemon = True
+        timer.start()
 
     def taken(self, sentence: str) -> None:
         """Another process has the run's directory: nothing more may be written there."""
@@ -151,6 +165,7 @@ class Attempts:
 
 def _attempt(target: Target, run: str, name: str, restarts: int) -> None:
     """`target` in its process, which dies with the one that started it, and its Ray session with it."""
+    os.setpgrp()  # a terminal's Ctrl-C is for the process that this one belongs to
     threading.Thread(target=_die_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

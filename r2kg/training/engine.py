@@ -83,6 +83,10 @@ def deepspeed_config(run: Run) -> dict:
     return config
 
 
+STOP = "stop"
+"""Beside the counts that workers add up in every step."""
+
+
 class Engine:
     """One worker's view of the sharded model. All methods are collective: every worker calls them in the same order."""
 
@@ -126,7 +130,7 @@ class Engine:
         if run.engine.compile:
             self.deepspeed.compile()
 
-    def step(self, batches: list[Batch]) -> dict[str, float]:
+    def step(self, batches: list[Batch], stop: bool = False) -> dict[str, float]:
         """One optimiser step over this worker's micro-batches of a global step.
 
         The loss is Σ weight · Σ sum / Σ count over its terms, sums and counts being those of the *global* batch,
@@ -136,10 +140,11 @@ class Engine:
         and the learning rate, goes on.
 
         Returns:
-            loss, loss.TERM and count.TERM of every term, lr, grad_norm, skipped (1 without an update, else 0); equal on
-            all workers.
+            loss, loss.TERM and count.TERM of every term, lr, grad_norm, skipped (1 without an update, else 0) and stop
+            (how many workers said so); equal on all workers.
         """
-        counts = self._sum(_added([self.model.counts(batch) for batch in batches]))
+        counts = self._sum(_added([self.model.counts(batch) for batch in batches]) | {STOP: float(stop)})
+        stopping = counts.pop(STOP)
         batches = [to_device(batch, self.device) for batch in batches]
         if self._restore:
             self._restore = self._load_moments(self._restore, batches)
@@ -158,6 +163,7 @@ class Engine:
             "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "grad_norm": float("inf") if skipped else float(self.deepspeed.get_global_grad_norm() or 0.0),
             "skipped": float(skipped),
+            "stop": stopping,
         }
 
     @torch.no_grad()

@@ -195,7 +195,7 @@ class Worker:
         Args:
             stream: this worker's micro-batches from `first` on.
         """
-        train, end = self.run.train, self.plan.steps
+        train, end, files = self.run.train, self.plan.steps, RunFiles(self.run.directory)
         metrics: dict[str, float] = {}
         self.clock = (first, time.monotonic())
         if not first:
@@ -212,7 +212,9 @@ class Worker:
             if 0 < train.patience <= self.since_lowest:
                 end = step
                 break
-            metrics = self.engine.step([self.model.collate(micro) for micro in rows])
+            told = self.rank == 0 and files.is_to_stop(self.attempt)
+            metrics = self.engine.step([self.model.collate(micro) for micro in rows], told)
+            stopped = metrics.pop("stop") > 0
             if not metrics["loss"] < float("inf"):
                 raise ConfigError(
                     f"loss is {metrics['loss']} at step {step} (lr {metrics['lr']:.2g}, gradient norm "
@@ -221,6 +223,8 @@ class Worker:
             self.count_skipped(step, metrics)
             if (step + 1) % train.log_every == 0 or step + 1 == self.plan.steps:
                 self.log(step + 1, metrics)
+            if stopped and step + 1 < end:
+                return self.leave(step + 1, metrics)
         if metrics and self.saved_at != end:
             self.save(end)
         if end < self.plan.steps:
@@ -277,10 +281,17 @@ class Worker:
             self.tracker.log(step, **{f"val.{name}": value for name, value in terms.items()})
         ray.train.report({"step": step, "validation_loss": self.validation_loss})
 
-    def save(self, step: int) -> None:
+    def leave(self, step: int, metrics: dict) -> dict:
+        """Write a checkpoint, without the time that a validation takes, and end: somebody waits for it."""
+        self.save(step, validated=False)
+        self.say(f"Stopped at step {step} of {self.plan.steps}, as was asked. Submit it again to go on from there.")
+        return self.finish(step, metrics, "KILLED") | {"stopped": True}
+
+    def save(self, step: int, validated: bool = True) -> None:
         """Validate, write a checkpoint, delete those that are no longer wanted; all workers."""
-        if self.validated_at != step:
+        if self.validated_at != step and validated:
             self.validate(step)
+        known = self.validated_at == step
         state = {
             "step": step,
             "samples_seen": step * self.run.train.global_batch,
@@ -290,8 +301,8 @@ class Worker:
             "artefacts": self.plan.artefacts,
             "sides": self.plan.sides,
             "frozen": self.frozen,
-            "validation_loss": self.validation_loss,
-            "probe": self.probe,
+            "validation_loss": self.validation_loss if known else None,
+            "probe": self.probe if known else None,
             "lowest_loss": self.lowest_loss if self.lowest_loss < float("inf") else None,
             "since_lowest": self.since_lowest,
             "skipped": self.skipped,
@@ -304,14 +315,14 @@ class Worker:
         self.saved_at = step
         if self.rank == 0:
             prune(self.run.directory, self.run.train.checkpoints_kept, written=written)
-        loss = "" if self.validation_loss is None else f", validation loss {self.validation_loss:.3f}"
+        loss = f", validation loss {self.validation_loss:.3f}" if known and self.validation_loss is not None else ""
         self.say(f"Checkpoint at step {step} of {self.plan.steps}{loss}.")
 
-    def finish(self, step: int, metrics: dict) -> dict:
+    def finish(self, step: int, metrics: dict, status: str = "FINISHED") -> dict:
         """Close tracking at the last step; say what was not seen."""
         if self.tracker:
             self.tracker.log(step, **{"train.unread": len(self.unread.named)})
-            self.say(tracking_note(self.tracker.close("FINISHED"), self.tracker))
+            self.say(tracking_note(self.tracker.close(status), self.tracker))
         return {"step": step, "loss": metrics.get("loss"), "validation_loss": self.validation_loss}
 
     def _steps(self, first: int, stream: Iterator[Rows]) -> Iterator[tuple[int, list[Rows]]]:

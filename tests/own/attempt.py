@@ -22,6 +22,10 @@ def attempt(saved: str, name: str, restarts: int) -> None:
     match run.recipe, number:
         case "waits", _:
             time.sleep(120)
+        case "waits to be stopped", _:
+            while not files.is_to_stop(name):
+                time.sleep(0.1)
+            (run.directory / "ended.txt").write_text("in order")
         case "is wrong", _:
             raise KeyError("a mistake")
         case "is refused", _:

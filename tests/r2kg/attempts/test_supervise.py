@@ -68,9 +68,9 @@ def test_the_last_loss_says_how_many_there_were(run, capfd):
 
 
 @pytest.fixture
-def waiting(run):
+def waiting(run, request):
     """(a process that supervises an attempt which waits, the attempt's process)."""
-    run.change({"recipe": "waits"}).save(run.directory.parent / "saved.json")
+    run.change({"recipe": getattr(request, "param", "waits")}).save(run.directory.parent / "saved.json")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     script = run.directory.parent / "whole.py"
     script.write_text(WHOLE)
@@ -79,6 +79,7 @@ def waiting(run):
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     for _ in range(300):
         if made(run):
@@ -89,15 +90,29 @@ def waiting(run):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_signal_to_it_ends_the_attempt_too(waiting, run, number, code):
+def test_two_signals_to_it_end_the_attempt_at_once(waiting, run, number, code):
     process, child = waiting
     process.send_signal(number)
+    if number != signal.SIGKILL:
+        time.sleep(1)
+        assert process.poll() is None and child.is_running(), "a checkpoint is waited for"
+        process.send_signal(number)
     assert process.wait(timeout=20) == code
     psutil.wait_procs([child], timeout=20)
     assert not child.is_running()
     if number != signal.SIGKILL:
-        assert "a-run is stopping. Submit it again" in process.stdout.read()
+        assert "a-run is stopping with a checkpoint; once more" in process.stdout.read()
         assert not (run.directory / LEASE).exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("waiting", ["waits to be stopped"], indirect=True)
+def test_one_signal_lets_the_attempt_end_by_itself(waiting, run, number, code):
+    """Also Ctrl-C of a terminal, which goes to all processes of the command."""
+    process, child = waiting
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=15) == code
+    assert not child.is_running() and (run.directory / "ended.txt").read_text() == "in order"
 
 
 def test_a_second_one_is_refused_and_the_first_goes_on(waiting, run):
