@@ -43,7 +43,7 @@ from shards.tars.format import (
     write_manifest,
     write_named,
 )
-from shards.tars.place import Place, place
+from shards.tars.place import Place, names_in, place
 from shards.tars.private import begin_names, begun_at, forget, private_line, write_private_lines
 from shards.tars.repair import Question, Verdict, looks_of, raw_lines, tell, verdict_of, verdicts
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
@@ -192,7 +192,7 @@ def refuse_other(out: Place, asked: dict[str, Any]) -> None:
     there = begun_at(out)
     if there.get("format", FORMAT) != FORMAT:
         what = f"are of format {there['format']}, and {FORMAT} is written now"
-    elif "asked" in there and there["asked"] != asked:
+    elif there.get("asked", asked) != asked and any(name.endswith(".index.json") for name in names_in(out)):
         was = there["asked"]
         differing = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
         named = "; ".join(f"{name} was {was.get(name)}, is now {asked.get(name)}" for name in differing)

@@ -72,7 +72,7 @@ def test_nothing_of_a_patient_leaves_the_data(bench: Bench) -> None:
     shard = ("shard", "mimic_cxr", "--raw", "data/raw", "--out", "data/shards", "--size", "64")
     film = next((tree.root / "files" / tree.written[1].folder).glob("*.jpg"))
     film.write_bytes(film.read_bytes()[:-500])
-    told = bench.run(*shard, "--on-bad", "fail", rc=3)
+    told = bench.run(*shard, "--studies-per-shard", "4", "--on-bad", "fail", rc=3)
     assert "image does not decode" in told and f"{PRIVATE}/stopped.jsonl" in told
     bench.run(*shard, "--studies-per-shard", "4")
     bench.run("shards", "verify", "data/shards")

@@ -64,9 +64,9 @@ class Memory(nn.Module):
         return {"text": Term(text.sum(), 0, 0.2), "label": Term(label.sum(), 0, 3.0)}
 
     def trainable(self):
-        groups = {"encoder": [], "head": []}
+        groups = {"vision": [], "head": []}
         for name, parameter in self.named_parameters():
-            groups["head" if name.startswith("head") else "encoder"].append((name, parameter))
+            groups["head" if name.startswith("head") else "vision"].append((name, parameter))
         return groups
 
 
@@ -92,7 +92,7 @@ def losses(lm: str, setting: str, rank: int, world: int) -> list[float]:
     zero, precision, micro, option = setting.split(":")
     words = option.split("+")
     small = bool({"memory", "terms"} & set(words))
-    optim = {"lr": 3e-3, "clip": 1.0, "schedule": "cosine", "lr_of": {"encoder" if small else "vision": 1e-3}}
+    optim = {"lr": 3e-3, "clip": 1.0, "schedule": "cosine", "lr_of": {"vision": 1e-3}}
     if "amsgrad" in words:  # a short memory, so that the largest second moment is not the newest
         optim |= {"kind": "adam", "amsgrad": True, "weight_decay": 0.1, "betas": (0.9, 0.6), "no_decay": True}
     if "clip_value" in words:
