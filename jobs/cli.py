@@ -69,6 +69,12 @@ def run(*jobs: Callable) -> None:
         app()
 
 
+def without_gpu_warning(gpus: bool) -> None:
+    """Spare a run on CPUs DeepSpeed's warning that it found nothing else; before its import."""
+    if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def _stop(number: int, *_: object) -> None:
     """End the verb; `r2kg train` has a way of its own."""
     print("Stopped. What is finished is kept: the same command goes on behind it.", file=sys.stderr, flush=True)

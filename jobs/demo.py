@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs.cli import run
-from jobs.train import speak_of_no_gpu
+from jobs.cli import run, without_gpu_warning
 from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.tracking import track_scores
@@ -24,7 +23,7 @@ def main(
     began, shards = time.monotonic(), root / "phantom"
     changes = {"name": "demo", "root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps}
     resolved, source = find_recipe("r2gengpt.tiny").change(changes), open_source("phantom", studies=studies)
-    speak_of_no_gpu(resolved)
+    without_gpu_warning(resolved.train.gpus)
     # torch, Ray and DeepSpeed take seconds: help and what is refused without them come first
     from r2kg.scoring.choose import choose_checkpoint
     from r2kg.scoring.evaluate import evaluate, scores_table

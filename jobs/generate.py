@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import run
-from jobs.train import speak_of_no_gpu
+from jobs.cli import run, without_gpu_warning
 from r2kg.config.overrides import parse_overrides
 from r2kg.rundir import saved_run
 from shards.errors import ConfigError
@@ -41,7 +40,7 @@ def main(
             f"{', '.join(strange)} cannot be changed for a run that is trained: {', '.join(MAY_CHANGE)} can"
         )
     trained = saved_run(run_directory).change(given)
-    speak_of_no_gpu(trained)
+    without_gpu_warning(trained.train.gpus)
     where = place(shards or trained.data.shards)
     read_manifest(where)
     from r2kg.scoring.generate import generate  # seconds of torch and Ray, after what is refused without them

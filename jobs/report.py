@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import run
-from jobs.train import speak_of_no_gpu
+from jobs.cli import run, without_gpu_warning
 from r2kg.config.overrides import parse_overrides
 from r2kg.rundir import saved_run
 from shards.errors import ConfigError
@@ -23,13 +22,14 @@ def main(
 ) -> None:
     """Print what a trained run writes about the films of one study, and what it gives as evidence, if it gives any."""
     words = [word for word in films if word.startswith("model.decoding.")]
-    if missing := [film for film in films if film not in words and not Path(film).is_file()]:
+    paths = [film for film in films if film not in words]
+    if missing := [path for path in paths if not Path(path).is_file()]:
         raise ConfigError(f"{missing[0]} is no file: give the films of one study")
     trained = saved_run(run_directory).change(parse_overrides(words))
-    speak_of_no_gpu(trained)
+    without_gpu_warning(trained.train.gpus)
     from r2kg.scoring.report import report  # seconds of torch, after what is refused without it
 
-    written = report(trained, [film for film in films if film not in words], checkpoint)
+    written = report(trained, paths, checkpoint)
     print(written.text)
     if written.extra:
         print(json.dumps(dict(written.extra), indent=1, default=str))

@@ -1,6 +1,5 @@
 """Train a recipe on the Ray cluster at hand."""
 
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import one_sentence, run
+from jobs.cli import one_sentence, run, without_gpu_warning
 from r2kg.attempts.supervise import WAITED, supervise
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run, load_run
@@ -36,7 +35,7 @@ def main(
 def attempt(saved: str, name: str, restarts: int) -> None:
     """One attempt at a run, in a process of its own: train, choose the best checkpoint, say what came out."""
     resolved = Run.model_validate_json(saved)
-    speak_of_no_gpu(resolved)
+    without_gpu_warning(resolved.train.gpus)
     # seconds of torch and transformers, which pass while Ray's processes start
     libraries = Thread(target=import_module, args=("r2kg.modules.vision",), daemon=True)
     libraries.start()
@@ -68,12 +67,6 @@ def resolve(recipe: str, changes: list[str]) -> Run:
     run = start.change(parse_overrides(changes))
     protocols_of(run.protocols, run.model.task)
     return run
-
-
-def speak_of_no_gpu(run: Run) -> None:
-    """Spare a run on CPUs DeepSpeed's warning that it found nothing else; before its import."""
-    if not run.train.gpus:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def with_shards(run: Run) -> Run:

@@ -16,10 +16,7 @@ from shards.films.limits import Film
 from shards.films.raw import enough, open_film
 from shards.films.stored import decode, encode, shrink
 from shards.study import Study, View
-from shards.tars.format import SIZE, read_manifest
-
-QUALITY = 95
-"""Of the JPEG that films of training were stored as, where their shards are gone."""
+from shards.tars.format import QUALITY, SIZE, read_manifest
 
 
 def report(run: Run, films: Sequence[str | Path | Film], checkpoint: str = "best") -> Generated:
@@ -47,7 +44,7 @@ def report(run: Run, films: Sequence[str | Path | Film], checkpoint: str = "best
     try:
         manifest = read_manifest(run.data.shards)
         size, quality = manifest.size_px, manifest.quality
-    except DataError:
+    except DataError:  # they are gone: as shards are by default
         size, quality = SIZE, QUALITY
     images = np.zeros((1, inputs.views, inputs.image_px, inputs.image_px), np.uint8)
     for view, film in enumerate(films):

@@ -30,6 +30,9 @@ from r2kg.training.checkpoint import MOMENT
 from r2kg.training.optim import build_optimizer, learning_rate
 from shards.errors import CheckpointError
 
+STOP = "stop"
+"""Beside the counts that workers add up in every step."""
+
 
 def put_ninja_on_path() -> None:
     """DeepSpeed builds an extension at first use with the `ninja` beside this Python, which PATH need not name."""
@@ -81,10 +84,6 @@ def deepspeed_config(run: Run) -> dict:
             else:
                 into[key] = value
     return config
-
-
-STOP = "stop"
-"""Beside the counts that workers add up in every step."""
 
 
 class Engine:

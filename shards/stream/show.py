@@ -20,7 +20,8 @@ def find_study(root: str | Place, key: str) -> tuple[Index, int]:
     """Index and row of the study with this key or, in the owner's writing, this id; DataError when there is none."""
     root = place(root)
     manifest = read_manifest(root)
-    wanted = {key.encode(), (_key(manifest, key) or key).encode()}
+    salted = _key(manifest, key)
+    wanted = {key.encode(), (salted or key).encode()}
     for split in SPLITS:
         if manifest.splits[split].studies:
             index = Index.open(root, split, "skip", manifest)
@@ -29,8 +30,7 @@ def find_study(root: str | Place, key: str) -> tuple[Index, int]:
     dropped = (drop for drop in dropped_in(root) if {drop.id.encode(), drop.id.lower().encode()} & wanted)
     drop = next(dropped, None)
     why = f": it was dropped ({drop.reason})" if drop else f"; {manifest.given:,} studies were given"
-    blind = _key(manifest, key) is None
-    hint = ". Ids of the owner cannot be looked up without the salt of these shards (R2KG_SALT)" if blind else ""
+    hint = "" if salted else ". Ids of the owner cannot be looked up without the salt of these shards (R2KG_SALT)"
     raise DataError(f"no study {key!r} in {root}{why}. Keys stand in the *.index.json files{hint}")
 
 

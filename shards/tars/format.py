@@ -30,6 +30,8 @@ DROPS_FILE, WARNINGS_FILE = "drops.jsonl", "warnings.jsonl"
 HOW_TO_SHARD = "make the shards with `r2kg shard`, or point at a directory that holds them"
 SIZE = 448
 """Short side of stored films by default: twice what the papers' encoders see, as a JPEG scales by itself."""
+QUALITY = 95
+"""JPEG quality of stored films by default."""
 RECORD = "json"
 """Suffix of a study's record; its films are 0.jpg, 1.jpg, … in view order."""
 MAX_JSON_BYTES = 64 << 20

@@ -34,7 +34,7 @@ LINE = re.compile(r"([a-z0-9_-]{1,120}) (\d{1,4}) ([0-9a-f]{16})")
 MOST_LINES = 50_000
 THREADS = 8
 LOOK_CPUS = 0.5
-SHOWN = 3
+SHOWN = 5
 
 
 class Look(NamedTuple):
@@ -178,7 +178,7 @@ def _lacks(held: Held, now: Look) -> bool:
 def verdicts(
     out: Place, questions: Sequence[Question], names: Names, judge: Callable[[Question], Verdict], replace: bool = False
 ) -> dict[str, Verdict]:
-    """Tar → what it is to become, asked on the cluster, a task a tar; nothing is touched. {} where nothing is there.
+    """Tar → what it is to become; nothing is touched. Where something is there, it is asked on the cluster, tar by tar.
 
     `questions` need not say yet what is held of them. `replace`: stored studies that are not listed any more may go.
 
@@ -186,13 +186,17 @@ def verdicts(
         DataError: stored studies would be lost.
     """
     if not (held := held_at(out)):
-        return {}
+        return {asked.name: Verdict(name=asked.name, keep=False) for asked in questions}
     rows, listed = list[dict[str, str]](), set[str]()
     for asked in questions:
         known = {key: held[key] for item in asked.items if (key := names.key(item.id)) in held}
         listed |= known.keys()
         rows.append({"asked": asked.model_copy(update={"held": known}).model_dump_json()})
-    unlisted = [] if replace else sorted(key for key, one in held.items() if one.stored and key not in listed)
+    if not replace and (unlisted := sorted(key for key, one in held.items() if one.stored and key not in listed)):
+        raise DataError(
+            f"studies that {out} holds would be lost: {len(unlisted)} are not listed any more ({_some(unlisted)}). "
+            "Nothing was changed: list them again, write to another place, or say --replace to let them go"
+        )
 
     def answer(row: dict) -> dict:
         return {"verdict": judge(Question.model_validate_json(row["asked"])).model_dump_json()}
@@ -201,16 +205,11 @@ def verdicts(
         dataset = quiet(ray.data.from_items(rows, override_num_blocks=len(rows)).map(answer, num_cpus=LOOK_CPUS))
         answers = watched(dataset.iter_rows(), "looking at tars", len(rows))
         found = [Verdict.model_validate_json(row["verdict"]) for row in answers]
-    lost = [key for one in found for key in one.lost]
-    if lost or unlisted:
-        why = next((one.why for one in found if one.lost), "")
-        some = f"raw files of {len(lost)} are gone ({_some(lost)}), whose tars would be written again because {why}"
-        other = f"{len(unlisted)} are not listed any more ({_some(unlisted)})"
-        ways = ["bring them back" if lost else "list them again", "write to another place"]
-        ways += ["say --replace to let them go"] if not lost else []
+    if lost := [key for one in found for key in one.lost]:
+        why = next(one.why for one in found if one.lost)
         raise DataError(
-            f"studies that {out} holds would be lost: {' and '.join([some] * bool(lost) + [other] * bool(unlisted))}. "
-            f"Nothing was changed: {', '.join(ways[:-1])}, or {ways[-1]}"
+            f"studies that {out} holds would be lost: raw files of {len(lost)} are gone ({_some(lost)}), whose tars "
+            f"would be written again because {why}. Nothing was changed: bring them back, or write to another place"
         )
     return {one.name: one for one in found}
 

@@ -29,6 +29,7 @@ from shards.tars.format import (
     FORMAT,
     MAX_MEMBERS,
     MAX_STUDY_BYTES,
+    QUALITY,
     RECORD,
     SHARDS_FILE,
     SIZE,
@@ -72,7 +73,7 @@ class Settings(Record):
     """Name in `shards.clean.CLEANINGS`."""
     size: int = Field(SIZE, ge=32)
     """Short side of the stored films, px, aspect kept; smaller films are not enlarged."""
-    quality: int = Field(95, ge=1, le=100)
+    quality: int = Field(QUALITY, ge=1, le=100)
     """JPEG quality of the stored films."""
     studies_per_shard: int = Field(512, ge=1, le=50_000)
     on_bad: OnBad = "skip"
@@ -91,12 +92,16 @@ class ShardJob(Job):
         """What is asked before it is written."""
         return Question(name=self.name, recipe=self.recipe, items=self.items)
 
+    def answered(self, verdict: Verdict) -> "ShardJob":
+        """The same, which knows what may not be lost when it is written."""
+        return self.model_copy(update={"stored": verdict.stored})
+
 
 def write_shards(
     source: Source,
     out: str | Place,
     size: int = SIZE,
-    quality: int = 95,
+    quality: int = QUALITY,
     studies_per_shard: int = 512,
     cleaning: str | None = None,
     on_bad: OnBad = "skip",
@@ -110,8 +115,8 @@ def write_shards(
 
     Raises:
         ConfigError: unknown cleaning, sizes that cannot be, or `out` holding archives of others, or other shards.
-        DataError: no studies, no training studies, an id or a patient in two splits; under on_bad="fail" the first
-            unusable study; a full disk.
+        DataError: no studies, no training studies, an id or a patient in two splits; studies that `out` holds and that
+            would be lost; under on_bad="fail" the first unusable study; a full disk.
     """
     out, cleaning = place(out), cleaning or source.usual_cleaning
     try:
@@ -140,25 +145,22 @@ def write_shards(
 
     jobs = plan_shards(listing.items, studies_per_shard, recipe_of(source, settings, names), names)
     judged = verdicts(out, [job.question() for job in jobs], names, judge, replace)
-    if names.salt:
-        write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
 
     def write(row: dict) -> dict:
         with fence(source.licence):
             write_shard(source, settings, ShardJob.model_validate_json(row["job"]), names)
-            return {"name": row["name"], "why": row["why"]}
+            return {"name": row["name"]}
 
-    whys = {job.name: judged[job.name].why if judged else "" for job in jobs}
-    left = [job.model_copy(update={"stored": judged[job.name].stored}) if judged else job for job in jobs]
-    left = [job for job in left if not (judged and judged[job.name].keep)]
-    if left or not judged:
+    left = [job.answered(judged[job.name]) for job in jobs if not judged[job.name].keep]
+    if rows := [{"name": job.name, "job": job.model_dump_json()} for job in left]:
         claim(out, SHARDS_FILE, json.dumps({"names": names.digest, "asked": asked_of(source, settings)}))
-    if rows := [{"name": job.name, "why": whys[job.name], "job": job.model_dump_json()} for job in left]:
         run_tasks(ray.data.from_items(rows, override_num_blocks=len(rows)).map(write, num_cpus=TASK_CPUS), len(rows))
-    tell(whys)
+    tell({name: verdict.why for name, verdict in judged.items()})
+    if names.salt:
+        write_private_lines(out, LISTING, (private_line(names, drop) for drop in listing.drops))
+        forget(out, (job.name for job in jobs))
     manifest = write_manifest(out, _manifest(source, settings, jobs, names, listing, shared))
     release(out, SHARDS_FILE, (job.name for job in jobs))
-    forget(out, (job.name for job in jobs))
     return manifest
 
 

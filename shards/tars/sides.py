@@ -135,7 +135,7 @@ def _write_tars(
         dataset = dataset.map(Writer, compute=pool, num_gpus=gpus)  # type: ignore[arg-type]  # a class is documented
     else:
         dataset = dataset.map(write)
-    tell(run_tasks(dataset, len(jobs)))
+    tell({row["name"]: row["why"] for row in run_tasks(dataset, len(jobs))})
 
 
 def plan_side(indices: Mapping[str, Studies], kind: str, description: dict) -> list[SideJob]:

@@ -42,9 +42,6 @@ from shards.tars.place import (
 NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.(tar|index\.json|raw)")
 
 
-SHOWN = 5
-
-
 class Job(Record):
     """One tar to write."""
 
@@ -170,11 +167,7 @@ def unwritable(path: Place, error: Exception) -> DataError | RetryableError:
     )
 
 
-def run_tasks(dataset: Dataset, tars: int) -> dict[str, str]:
-    """Run the tasks, one a tar, with a bar on a terminal; an error of ours is raised as it was in the worker.
-
-    Rows are {"name", "why"}; returns tar → why it was written again, "" where it was not.
-    """
+def run_tasks(dataset: Dataset, tars: int) -> list[dict]:
+    """What the tasks return, one a tar; an error of ours is raised as it was in the worker."""
     with in_our_words():
-        rows = watched(quiet(dataset).iter_rows(), "writing tars", tars)
-        return {row["name"]: row["why"] for row in rows}
+        return list(watched(quiet(dataset).iter_rows(), "writing tars", tars))

@@ -101,7 +101,7 @@ def test_what_an_organ_could_have_and_has_not_is_denied_beside_its_findings():
             for name in absent_of(organ, findings):
                 assert name not in planted and labels[name] == 0 and NORMAL[organ].absent[name] in report.lower()
                 absent[name] += 1
-        assert (labels["Pneumothorax"] is None) is False and labels["Pleural Effusion"] is not None
+        assert labels["Pneumothorax"] is not None and labels["Pleural Effusion"] is not None
     assert min(absent[name] for normal in NORMAL.values() for name in normal.absent) >= 10
 
 
@@ -119,11 +119,15 @@ def test_reports_hold_what_text_tools_stumble_over():
 
 
 def test_films_and_labels_know_nothing_of_an_earlier_film():
-    for body, findings, _ in CASES[:30]:
+    for _, findings, _ in CASES[:30]:
         texts = {write_report(findings, np.random.default_rng(seed)) for seed in range(40)}
         assert any("prior" in text or "previous" in text for text in texts) or not findings
         assert all(head in text.lower() for text in texts for head, _, _ in triples_of(findings))
-        assert body == body and len(texts) > 5
+        assert len(texts) > 5
+    source = Phantom(studies=4, size=64)
+    for index, item in enumerate(source.listing().items):
+        (body, findings, _), (study, (film, _)) = source.case(index), source.read(item)
+        assert study.labels == labels_of(findings) and np.array_equal(film, draw_frontal(body, findings, 64))
 
 
 def test_labels_agree_with_the_plan_and_with_hedging():
