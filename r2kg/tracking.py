@@ -127,6 +127,10 @@ class Tracker:
         state = state if state.get("params") else self._open_run(client)
         if self._reopen:
             client.update_run(state["run_id"], status="RUNNING")
+            began = client.get_run(state["run_id"]).data
+            for key, value in self._params().items():  # MLflow never changes one
+                if value != began.params.get(key, value) or f"now.{key}" in began.tags:
+                    client.set_tag(state["run_id"], f"now.{key}", value)
             self._reopen = False
         while True:
             with self.files.metrics.open("rb") as file:
@@ -181,10 +185,14 @@ class Tracker:
         else:
             run_id = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
         self._note(run_id=run_id, experiment_id=experiment_id)
-        params = [Param(key, str(value)[:500]) for key, value in _flat(run.model_dump(mode="json")).items()]
+        params = [Param(key, value) for key, value in self._params().items()]
         for first in range(0, len(params), PARAMS):
             client.log_batch(run_id, params=params[first : first + PARAMS])
         return self._note(params=len(params))
+
+    def _params(self) -> dict[str, str]:
+        """Dotted fields of the run, as MLflow takes them."""
+        return {key: str(value)[:500] for key, value in _flat(self.run.model_dump(mode="json")).items()}
 
     def _notes(self) -> dict[str, Any]:
         """{"status": how training ended, "servers": {uri: cursor}} as noted in the run's directory."""

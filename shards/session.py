@@ -30,7 +30,8 @@ RETRIED = "\nFailed to apply UDF transform after"
 def connect_ray(beside: Path | None = None) -> None:
     """Join the cluster of RAY_ADDRESS or of the submitted job, else start a local one that ends with this process.
 
-    No other is joined: what else runs on this machine is somebody's, and may end before we do.
+    No other is joined: what else runs on this machine is somebody's, and may end before we do. Which it is, and what it
+    has, is printed.
 
     Objects that do not fit a local session's memory are spilled below `beside`, where reports may lie, instead of into
     the system's temporary directory, and removed at the end; on a cluster that is for whoever starts it to set. A local
@@ -61,6 +62,9 @@ def connect_ray(beside: Path | None = None) -> None:
         what = f"the Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "a Ray session"
         cause = " ".join(str(error).split())[:300]
         raise RetryableError(f"{what} could not be {'joined' if joining() else 'started'}: {cause}") from error
+    have = ray.cluster_resources()
+    which = f"The Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "A Ray session of its own"
+    print(f"{which}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs.", flush=True)
     with suppress(ValueError, TypeError):  # of a thread, or not of Python's; else Ray ends us with a dump of its stack
         signal.signal(signal.SIGTERM, before)
 

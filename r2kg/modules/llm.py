@@ -28,6 +28,7 @@ from r2kg.config.parts import Decoding
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.beams import CausalLmDecoder, Generated, Prompt, decode
 from r2kg.modules.config import Llm
+from r2kg.modules.hub import go_offline_without_hub
 from shards.errors import ConfigError
 from shards.tars.place import sha256_of
 
@@ -238,6 +239,8 @@ def _load(config: Llm) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
             raise ConfigError(f"model.llm.{field}={value} needs a GPU, and this machine has none")
     folder = Path(config.source).expanduser()
     source = str(folder) if folder.is_dir() else config.source
+    if not folder.is_dir():
+        go_offline_without_hub()
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     part = "tokenizer"
     try:

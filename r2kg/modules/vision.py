@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.config import Vision
+from r2kg.modules.hub import go_offline_without_hub
 from shards.errors import ConfigError
 
 
@@ -198,6 +199,8 @@ def _build_encoder(config: Vision) -> nn.Module:
     on_meta = torch.get_default_device().type == "meta"  # shapes only: there is nothing to load weights into
     try:
         pretrained = config.weights == "timm" and not on_meta
+        if pretrained:
+            go_offline_without_hub()
         encoder = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **options)
     except (TypeError, AssertionError, ValueError, KeyError) as error:
         raise ConfigError(f"timm cannot build {config.name} with model.vision.options={options}: {error}") from error

@@ -68,8 +68,7 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
     if continued := files.run.exists():
         refuse_changed(load_run(files.run), run)
     files.begin(run)
-    for sentence in filter(None, (plan.sentence(run), plan.begins, plan.cuts)):
-        print(sentence)
+    print(plan.sentence(run))
     start, patience = newest_checkpoint(run.directory, warn=print), run.train.patience
     state = read_state(start) if start else {"step": -1}
     if (stopped := 0 < patience <= state.get("since_lowest", 0)) or state["step"] >= plan.steps:

@@ -7,6 +7,7 @@ a run that was submitted again and a run on other workers all go the same way.
 
 import json
 import os
+import resource
 import socket
 import time
 import traceback
@@ -18,6 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
@@ -119,6 +121,26 @@ def _train(run: Run, plan: Plan, attempt: str) -> dict:
     if state.get("lowest_loss") is not None:
         worker.lowest_loss, worker.since_lowest = state["lowest_loss"], state["since_lowest"]
     return worker.fit(step, chain([rows] if rows else [], stream))
+
+
+def machine() -> dict[str, float]:
+    """What this worker and its machine take: peaks in GB, and what MLflow draws on a page of its own."""
+    gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    taken = psutil.virtual_memory()
+    values = {
+        "train.peak_gb": peak / 1e9,
+        "system.cpu_utilization_percentage": psutil.cpu_percent(),
+        "system.system_memory_usage_megabytes": taken.used / 1e6,
+        "system.system_memory_usage_percentage": taken.percent,
+    }
+    if gpu:
+        free, total = torch.cuda.mem_get_info()
+        values |= {
+            "system.gpu_0_memory_usage_megabytes": (total - free) / 1e6,
+            "system.gpu_0_memory_usage_percentage": 100 * (1 - free / total),
+        }
+    return values
 
 
 def gathered(mine: Any) -> list[Any]:
@@ -251,13 +273,13 @@ class Worker:
             )
 
     def log(self, step: int, metrics: dict) -> None:
-        """Record the newest step's loss and the speed since the last record."""
+        """Record the newest step's loss, the speed since the last record, and how rank 0 and its machine stand."""
         (since, then), self.clock = self.clock, (step, time.monotonic())
         if self.tracker:
             speed = (step - since) * self.run.train.global_batch / (self.clock[1] - then)
             record = {f"train.{name}": value for name, value in metrics.items()}
             record |= {"train.studies_per_s": speed, "train.unread": len(self.unread.named)}
-            self.tracker.log(step, **record, **{"train.skipped": self.skipped})
+            self.tracker.log(step, **record, **{"train.skipped": self.skipped}, **machine())
 
     def say(self, sentence: str) -> None:
         """An event of the run; rank 0 speaks for all."""

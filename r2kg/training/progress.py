@@ -74,7 +74,8 @@ class Lines:
         time_left = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
         speed = f", {metrics['train.studies_per_s']:.3g} studies/s" if "train.studies_per_s" in metrics else ""
         rate = f", lr {metrics['train.lr']:.2g}" if "train.lr" in metrics else ""
-        return f"step {step} of {self.steps}: loss {metrics['train.loss']:.3f}{rate}{speed}, {time_left} left"
+        peak = f", at most {metrics['train.peak_gb']:.3g} GB" if "train.peak_gb" in metrics else ""
+        return f"step {step} of {self.steps}: loss {metrics['train.loss']:.3f}{rate}{speed}{peak}, {time_left} left"
 
 
 def newest_record(records: Path) -> tuple[int, dict[str, float]] | None:

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 NAMES = {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"}
 
@@ -38,6 +41,16 @@ def test_the_last_line_names_scores_in_which_films_matter(demo):
         assert result["shuffled"]["bleu4"] < 0.9 * result["score"]["bleu4"]
         assert result["shuffled"]["cider_d"] < 0.7 * result["score"]["cider_d"]
     assert scores["predictions"]["n"] == 240
+
+
+def test_a_film_of_ones_own_is_reported_by_the_command_in_the_readme(demo):
+    _, root = demo
+    (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "report runs/demo " in line]
+    film = Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 240), np.uint8))
+    film.save(root / "film.png")
+    words = [*command.split()[1:-2], str(root / "demo"), str(root / "film.png")]
+    ended = subprocess.run([sys.executable, "-m", "jobs.cli", *words], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and len(ended.stdout.split()) > 3, ended.stderr
 
 
 def test_mlflow_holds_the_run_with_its_losses_and_scores(demo):

@@ -83,6 +83,18 @@ def test_what_a_run_was_made_with_and_its_files_are_in_mlflow(run):
     assert found.info.artifact_uri.startswith((run.directory.parent / "mlartifacts").as_uri())
 
 
+def test_a_continued_run_says_with_what_it_goes_on(run):
+    for rate in (1e-4, 2e-4, 1e-4):
+        Tracker(run.change({"optim.lr": rate}), running=True).close("FINISHED")
+        client = MlflowClient(tracking_uri=tracking_uri(run))
+        experiment = client.get_experiment_by_name("r2kg")
+        (found,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'a-run'")
+        assert found.data.params["optim.lr"] == "0.0001"
+        now = {key: value for key, value in found.data.tags.items() if key.startswith("now.")}
+        assert now == ({"now.optim.lr": str(rate)} if rate > 1e-4 or "now.optim.lr" in now else {})
+    assert now == {"now.optim.lr": "0.0001"}
+
+
 def test_an_mlflow_run_that_was_made_but_not_finished_making_is_gone_on_with(run, monkeypatch):
     monkeypatch.setattr("r2kg.tracking.RETRY_SECONDS", 0.1)
     real, calls = MlflowClient.log_batch, []
