@@ -11,8 +11,8 @@ import typer
 from jobs.cli import one_sentence, run, without_gpu_warning
 from r2kg.attempts.supervise import WAITED, supervise
 from r2kg.config.overrides import parse_overrides
+from r2kg.config.protocol import protocols_of
 from r2kg.config.run import Run, load_run
-from r2kg.protocol import protocols_of
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
 from shards.session import connect_ray

@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "shards": ("errors", "study", "clean", "privacy", "session", "films", "sources", "tars", "stream", "graphs"),
     "r2kg": (
-        *("config", "protocol", "rundir", "tracking", "attempts"),
-        *("modules", "systems", "recipes", "training", "scoring"),
+        *("config", "rundir", "tracking", "attempts"),
+        *("modules", "graph", "systems", "recipes", "training", "scoring"),
     ),
     "tune": (),
     "jobs": (),

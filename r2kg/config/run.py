@@ -108,8 +108,8 @@ class Run(Part):
     train: Train = Train()
     """Loop."""
     protocols: tuple[str, ...] = ()
-    """Scoring protocols, keys of r2kg.protocol.PROTOCOLS, of the system's task. Empty: those of
-    r2kg.protocol.DEFAULT_PROTOCOLS."""
+    """Scoring protocols, keys of r2kg.config.protocol.PROTOCOLS, of the system's task. Empty: those of
+    r2kg.config.protocol.DEFAULT_PROTOCOLS."""
     tracking: Tracking = Tracking()
     """MLflow."""
     privacy: Privacy = Privacy()

@@ -5,8 +5,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from r2kg.config.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.config.run import Run
-from r2kg.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.rundir import RunFiles, read_json, saved_run
 from r2kg.scoring.context import Answers
 from r2kg.scoring.evaluate import score_protocol

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from r2kg.protocol import Protocol, protocol_named, refuse_unfit
+from r2kg.config.protocol import Protocol, protocol_named, refuse_unfit
 from r2kg.scoring.evaluate import choose_floor
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError, OnBad

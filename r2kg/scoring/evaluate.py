@@ -18,7 +18,16 @@ from pydantic import ConfigDict
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from r2kg.protocol import AS_MANIFEST, METRICS, PROTOCOLS, Protocol, Task, protocol_named, protocols_of, refuse_unfit
+from r2kg.config.protocol import (
+    AS_MANIFEST,
+    METRICS,
+    PROTOCOLS,
+    Protocol,
+    Task,
+    protocol_named,
+    protocols_of,
+    refuse_unfit,
+)
 from r2kg.rundir import read_json
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.meteor import Meteor

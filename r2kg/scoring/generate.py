@@ -16,9 +16,9 @@ import ray.data
 import torch
 
 from r2kg.attempts.lease import lease, stop_main
+from r2kg.config.protocol import protocols_of
 from r2kg.config.run import Run
 from r2kg.modules.beams import Generated
-from r2kg.protocol import protocols_of
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
 from r2kg.systems.contract import Model, to_device

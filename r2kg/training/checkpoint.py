@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from r2kg.protocol import parse_choice
+from r2kg.config.protocol import parse_choice
 from r2kg.rundir import RunFiles, read_json
 from r2kg.training.optim import gentler
 from shards.errors import CheckpointError, ConfigError, RetryableError, may_pass

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from r2kg.config.protocol import parse_choice, protocol_named, protocols_of, refuse_unfit
 from r2kg.config.run import Run
-from r2kg.protocol import parse_choice, protocol_named, protocols_of, refuse_unfit
 from r2kg.systems.contract import Model, build_model
 from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints

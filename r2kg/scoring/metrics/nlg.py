@@ -15,7 +15,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 from scipy import sparse
 
-from r2kg.protocol import METRICS as OF_TASK
+from r2kg.config.protocol import METRICS as OF_TASK
 from r2kg.scoring.metrics import check_pairs
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r2kg.protocol import PROTOCOLS
+from r2kg.config.protocol import PROTOCOLS
 from r2kg.scoring import context as module
 from r2kg.scoring.choose import refuse_choice
 from r2kg.scoring.context import scoring_context

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from r2kg.protocol import PROTOCOLS
+from r2kg.config.protocol import PROTOCOLS
 from r2kg.scoring.evaluate import choose_floor, evaluate, protocols_beside, read_predictions, scores_table
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.nlg import METRICS, bleu

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from r2kg.protocol import DEFAULT_PROTOCOLS, METRICS, PROTOCOLS, parse_choice, protocols_of
+from r2kg.config.protocol import DEFAULT_PROTOCOLS, METRICS, PROTOCOLS, parse_choice, protocols_of
 from r2kg.scoring.evaluate import choose_floor, evaluate, scores_table
 from r2kg.scoring.metrics.nlg import bleu
 from r2kg.scoring.metrics.triples import score_triples

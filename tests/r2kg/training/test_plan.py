@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from r2kg.protocol import PROTOCOLS
+from r2kg.config.protocol import PROTOCOLS
 from r2kg.systems.contract import build_model
 from r2kg.training.plan import count_cut, preflight
 from shards.clean import clean
@@ -29,7 +29,7 @@ def test_reports_that_the_model_is_taught_cut_are_counted(small_run, phantom_sha
 def test_references_that_a_protocol_compares_cut_are_counted(small_run, phantom_shards: Path, monkeypatch) -> None:
     manifest, run = read_manifest(phantom_shards), small_run({"model.report_tokens": 4000})
     short = {name: one.model_copy(update={"max_length": one.max_length and 40}) for name, one in PROTOCOLS.items()}
-    monkeypatch.setattr("r2kg.protocol.PROTOCOLS", short)
+    monkeypatch.setattr("r2kg.config.protocol.PROTOCOLS", short)
     words = [len(clean("r2gen-2020-iu", study.report).split()) for study in read_studies(phantom_shards, "test")]
     longer = sum(count >= 40 for count in words)
     plan = preflight(run, manifest, {})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2kg.protocol import protocol_named
+from r2kg.config.protocol import protocol_named
 from shards.errors import DataError
 from shards.sources.annotation import Cursor
 from shards.sources.chexpert_plus.labels import labels_of, read_labels

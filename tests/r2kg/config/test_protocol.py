@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from r2kg.protocol import PROTOCOLS, Protocol, protocol_named
+from r2kg.config.protocol import PROTOCOLS, Protocol, protocol_named
 from shards import clean
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError

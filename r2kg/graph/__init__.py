@@ -1,0 +1,1 @@
+"""The knowledge graph of the training reports: annotated, put together, sampled, embedded."""
