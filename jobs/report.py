@@ -10,7 +10,6 @@ import typer
 from jobs.cli import run, without_gpu_warning
 from r2kg.config.overrides import parse_overrides
 from r2kg.rundir import saved_run
-from shards.errors import ConfigError
 
 
 def main(
@@ -23,8 +22,6 @@ def main(
     """Print what a trained run writes about the films of one study, and what it gives as evidence, if it gives any."""
     words = [word for word in films if word.startswith("model.decoding.")]
     paths = [film for film in films if film not in words]
-    if missing := [path for path in paths if not Path(path).is_file()]:
-        raise ConfigError(f"{missing[0]} is no file: give the films of one study")
     trained = saved_run(run_directory).change(parse_overrides(words))
     without_gpu_warning(trained.train.gpus)
     from r2kg.scoring.report import report  # seconds of torch, after what is refused without it

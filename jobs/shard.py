@@ -39,9 +39,14 @@ def main(
         raise ConfigError(f"--raw {raw}: raw data is read from a file system; mount it or copy it. --out may be a URL")
     if terms and terms not in TERMS:
         raise ConfigError(f"--terms {terms}: known are {', '.join(TERMS)}; what is not said is treated as credentialed")
+    if terms and source in SOURCES and source not in ("csv", "webdataset"):
+        raise ConfigError(f"--terms {terms}: the terms of {source} are known; the option is for csv and webdataset")
     said = {"raw": raw, "studies": studies, "licence": terms}
     given = {name: value for name, value in said.items() if value is not None}
-    opened = open_source(source, **given, **parse_overrides(options or []))
+    more = parse_overrides(options or [])
+    if twice := sorted(given.keys() & more.keys()):
+        raise ConfigError(f"{twice[0]} is given twice, by an option and as {twice[0]}=: leave one of them out")
+    opened = open_source(source, **given, **more)
     where = place(out)
     from shards.session import connect_ray  # a second of Ray, after what is refused without it
     from shards.tars.shards import write_shards

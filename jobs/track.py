@@ -23,14 +23,14 @@ def main(
     saved = saved_run(run_directory).change({"tracking.uri": uri} if uri else {})
     if not RunFiles(saved.directory).metrics.exists():
         raise ConfigError(f"{saved.name} has no records yet: {RunFiles(saved.directory).metrics} is missing")
-    deadline, unsent = time.monotonic() + patience, 1
-    while unsent:
+    deadline, waiting = time.monotonic() + patience, True
+    while waiting:
         tracker = Tracker(saved)
         unsent = tracker.close(patience=max(1.0, deadline - time.monotonic()))
-        note = tracking_note(unsent, tracker)
-        if unsent and time.monotonic() > deadline:
+        note, waiting = tracking_note(unsent, tracker), bool(unsent or tracker.missing)
+        if waiting and time.monotonic() > deadline:
             raise RetryableError(note)
-        time.sleep(PAUSE_SECONDS if unsent else 0)
+        time.sleep(PAUSE_SECONDS if waiting else 0)
     print(note)
 
 

@@ -13,7 +13,7 @@ STACK = ("torch", "ray", "deepspeed", "transformers", "peft", "timm", "mlflow")
 WHERE = {
     "find_recipe": "r2kg.recipes:find_recipe",
     "load_run": "r2kg.rundir:saved_run",
-    "train": "r2kg.training.launch:train",
+    "train": "r2kg.scoring.choose:train",
     "generate": "r2kg.scoring.generate:generate",
     "evaluate": "r2kg.scoring.evaluate:evaluate",
     "report": "r2kg.scoring.report:report",

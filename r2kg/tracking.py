@@ -57,8 +57,10 @@ class Tracker:
         if cut_off(self.files.metrics):  # by a kill: what it has left stays a line of its own
             self._file.write("\n")
         self._reopen, self._stop = running, threading.Event()
+        self.missing = list[str]()
+        """Files that did not become artefacts; `problem` says why."""
         if running:
-            self._note(status="RUNNING")
+            self._note(status="RUNNING", made=made_with())
         self._thread = threading.Thread(target=self._forward_until_stopped, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -128,8 +130,9 @@ class Tracker:
         if self._reopen:
             client.update_run(state["run_id"], status="RUNNING")
             began = client.get_run(state["run_id"]).data
-            for key, value in self._params().items():  # MLflow never changes one
-                if value != began.params.get(key, value) or f"now.{key}" in began.tags:
+            then, made = began.params | began.tags, self._notes().get("made", {})
+            for key, value in (self._params() | made).items():  # MLflow never changes a parameter
+                if value != then.get(key, value) or f"now.{key}" in then:
                     client.set_tag(state["run_id"], f"now.{key}", value)
             self._reopen = False
         while True:
@@ -150,9 +153,14 @@ class Tracker:
             return
         if (status := self._notes().get("status", "FINISHED")) != "RUNNING":
             client.set_terminated(state["run_id"], status)
+        self.missing = []
         for path, beneath in ((self.files.run, ""), (self.files.log, ""), *self.attached):
-            if path.exists():
-                client.log_artifact(state["run_id"], str(path), beneath or None)
+            try:
+                if path.exists():
+                    client.log_artifact(state["run_id"], str(path), beneath or None)
+            except Exception as error:  # of the artefacts' store, which is another server than MLflow's
+                self.missing.append(path.name)
+                self.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
     def _open_run(self, client: Any) -> dict[str, Any]:
         """Make the MLflow run, and its experiment and parent where they are missing; returns the cursor.
@@ -170,7 +178,8 @@ class Tracker:
             experiment_id = client.create_experiment(tracking.experiment, artifact_location=beside)
         if not state:
             state = self._note(key=secrets.token_hex(16), bytes=0)
-        tags = {"mlflow.runName": run.name, "recipe": run.recipe, "r2kg_key": state["key"]} | made_with()
+        tags = {"mlflow.runName": run.name, "recipe": run.recipe, "r2kg_key": state["key"]}
+        tags |= self._notes().get("made", {})
         if (card := Path(run.train.init_from) / CARD).is_file():
             tags["init"] = json.dumps(json.loads(card.read_text())["settings"]["chain"])[:5000]
         if name := tracking.parent:
@@ -195,7 +204,7 @@ class Tracker:
         return {key: str(value)[:500] for key, value in _flat(self.run.model_dump(mode="json")).items()}
 
     def _notes(self) -> dict[str, Any]:
-        """{"status": how training ended, "servers": {uri: cursor}} as noted in the run's directory."""
+        """{"status": how training ended, "made": with what, "servers": {uri: cursor}} as noted beside it."""
         try:
             notes = json.loads(self.files.cursor.read_text())
         except (OSError, ValueError):
@@ -206,12 +215,14 @@ class Tracker:
         """The cursor of this server; {} before anything was made there. With "params" in it the MLflow run is whole."""
         return self._notes()["servers"].get(self.uri, {})
 
-    def _note(self, status: str = "", **cursor: Any) -> dict[str, Any]:
-        """Note how training stands, or what this server has; returns its cursor."""
+    def _note(self, status: str = "", made: dict[str, str] | None = None, **cursor: Any) -> dict[str, Any]:
+        """Note how training stands and with what it is done, or what this server has; returns its cursor."""
         with self._lock:
             notes = self._notes()
             if status:
                 notes["status"] = status
+            if made:
+                notes["made"] = made
             if cursor:
                 notes["servers"][self.uri] = notes["servers"].get(self.uri, {}) | cursor
             write_atomic(self.files.cursor, json.dumps(notes).encode())
@@ -229,6 +240,11 @@ def cut_off(path: Path) -> bool:
 
 def tracking_note(unsent: int, tracker: Tracker) -> str:
     """One sentence on where the records are."""
+    if not unsent and tracker.missing:
+        return (
+            f"MLflow at {tracker.uri} holds all records of {tracker.run.name}, and not its artefacts "
+            f"{', '.join(tracker.missing)} ({tracker.problem}): `r2kg track {tracker.files.directory}` sends them"
+        )
     if not unsent:
         return f"MLflow at {tracker.uri} holds all records of {tracker.run.name}."
     return (
@@ -257,7 +273,11 @@ def track_scores(predictions: Path, scores: dict) -> str:
     if not (directory := directory_of(predictions)):
         return ""
     context = json.loads(predictions.with_name("context.json").read_text())
-    tracker, split = Tracker(saved_run(directory)), context["split"]
+    run, split = saved_run(directory), context["split"]
+    usual = {"decoding": run.model.decoding.model_dump(mode="json"), "shards": context.get("trained_on")}
+    if any(context.get(name) != value for name, value in usual.items()):
+        split = f"{split}.{predictions.resolve().parent.name}"  # beside the usual ones, not in their place
+    tracker = Tracker(run)
     for protocol, result in scores["protocols"].items():
         for kind in ("score", "floor", "shuffled"):
             values = {m: v for m, v in (result[kind] or {}).items() if v is not None}
@@ -271,7 +291,9 @@ def made_with() -> dict[str, str]:
     """Tags that say with what a run was made: packages' versions and, of a checkout of this project, its commit."""
     tags = {f"version.{name}": version(name) for name in STACK} | {"version.r2kg": __version__}
     root = Path(__file__).resolve().parents[1]
-    if (root / ".git").exists():
+    if commit := os.environ.get("R2KG_COMMIT", ""):  # Ray packs a job's directory without .git
+        tags |= {"mlflow.source.git.commit": commit, "git": commit}
+    elif (root / ".git").exists():
         asked = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         with suppress(OSError, subprocess.SubprocessError):
             said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

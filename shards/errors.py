@@ -30,6 +30,12 @@ class WaitedError(RetryableError):
     """What was waited for did not come in the time that was set: when to try again is for a person to say."""
 
 
+def unusable(place: object, error: OSError) -> ConfigError | RetryableError:
+    """The error to raise for a directory that cannot be made or written."""
+    kind = RetryableError if may_pass(error) else ConfigError
+    return kind(f"{place} cannot be made or written ({error.strerror or type(error).__name__}): choose another place")
+
+
 LASTING_ERRNO = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO,
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ESPIPE,

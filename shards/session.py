@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shards.errors import RetryableError, WaitedError
+from shards.errors import ConfigError, RetryableError, WaitedError, unusable
 from shards.privacy import OURS
 
 if TYPE_CHECKING:  # a second, for which the process that only starts others need not wait
     from ray.data import Dataset
 
 SPILL = ".ray-spill"
+CONNECT_SECONDS = 5.0
 SECONDS = 15.0
 """Between two lines on how far something is."""
 Row = TypeVar("Row")
@@ -40,6 +41,7 @@ def connect_ray(beside: Path | None = None) -> None:
     No runtime_env is set: a submitted job has its own, and Ray refuses a second one with other values.
 
     Raises:
+        ConfigError: RAY_ADDRESS is no address.
         RetryableError: the cluster does not answer, or the session of our own could not be started.
     """
     import ray
@@ -49,6 +51,7 @@ def connect_ray(beside: Path | None = None) -> None:
         return
     before = signal.getsignal(signal.SIGTERM)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    refuse_silent(os.environ.get("RAY_ADDRESS", ""))
     where: dict[str, Any] = {"logging_level": "error"}
     if not joining():
         where["address"] = "local"
@@ -66,7 +69,34 @@ def connect_ray(beside: Path | None = None) -> None:
     which = f"The Ray cluster at {os.environ.get('RAY_ADDRESS', 'hand')}" if joining() else "A Ray session of its own"
     print(f"{which}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs.", flush=True)
     with suppress(ValueError, TypeError):  # of a thread, or not of Python's; else Ray ends us with a dump of its stack
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before if before is not signal.SIG_DFL else _exit)
+
+
+def refuse_silent(address: str) -> None:
+    """Ask whether anything answers at HOST:PORT: Ray itself would ask for a quarter of an hour, deaf to Ctrl-C.
+
+    Raises:
+        ConfigError: neither that, nor auto or local, nor an address of a kind with "://".
+        RetryableError: nothing answers.
+    """
+    host, _, port = address.rpartition(":")
+    if not address or address in ("auto", "local") or "://" in address:
+        return
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"RAY_ADDRESS={address} is no address: give HOST:PORT, or auto for this machine's cluster")
+    for pause in (1.0, 2.0, 0.0):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            return
+        except OSError as error:
+            cause = error
+            time.sleep(pause)
+    raise RetryableError(f"no Ray cluster answers at RAY_ADDRESS={address} ({cause}): start it, or unset the variable")
+
+
+def _exit(number: int, _: object) -> None:
+    """SIGTERM as an end like any other: what was begun is closed, Ray's processes and spilled objects go."""
+    sys.exit(128 + number)
 
 
 def _spill_directory(beside: Path) -> Path:
@@ -79,7 +109,10 @@ def _spill_directory(beside: Path) -> Path:
         if mine and not psutil.pid_exists(int(mine[1])):
             shutil.rmtree(left, ignore_errors=True)
     spill = beside / f"{SPILL}-{host}-{os.getpid()}"
-    spill.mkdir(parents=True, exist_ok=True)
+    try:
+        spill.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(beside, error) from None
     atexit.register(_end, spill)
     return spill
 

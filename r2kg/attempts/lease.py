@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from shards.errors import ConfigError, RetryableError, patiently
+from shards.errors import ConfigError, RetryableError, patiently, unusable
 from shards.tars.place import write_atomic
 
 LEASE = "lease.json"
@@ -44,7 +44,10 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
         RetryableError: the file system does not answer.
     """
     new = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(directory, error) from None
     path, token = directory / LEASE, secrets.token_hex(8)
     if (held := _read(path)) and not _gone(path, held):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held["since"]))

@@ -29,8 +29,10 @@ FAULT = 70
 """Exit code (EX_SOFTWARE) of an attempt that a mistake in a program ended: 1 is what Ray ends its processes with."""
 WAITED = 69
 """Exit code (EX_UNAVAILABLE) of an attempt that waited in vain for nodes: the next one would only wait once more."""
-CHECKPOINT_SECONDS = 20.0
-"""From a signal to its being passed on: ten are left of the thirty that Kubernetes gives."""
+TWICE_SECONDS = 0.5
+"""A signal so soon after another is the same one: sent to a process, and to the group it belongs to."""
+LEAVE = signal.SIGUSR1
+"""What ends an attempt, with whatever it has registered for its end; nothing else sends it."""
 GRACE_SECONDS = 30.0
 LONGEST_PAUSE = 60.0
 
@@ -100,7 +102,7 @@ class Attempts:
         self.child = get_context("spawn").Process()
         self.told: int | None = None
         """The exit code to end with, once this process was told to stop."""
-        self._stopped, self._signals = threading.Event(), 0
+        self._stopped, self._signals, self._newest = threading.Event(), 0, -TWICE_SECONDS
 
     def make(self, restarts: int) -> int:
         """The exit code of one attempt, negative for the signal that ended it."""
@@ -110,8 +112,9 @@ class Attempts:
         self.child.start()
         if self.told is not None:  # in the moment before there was anything to stop
             self.child.kill()
-        self.child.join()
-        return self.child.exitcode or 0
+        while (code := self.child.exitcode) is None:
+            self.child.join()  # it returns early where a signal's handler raises an OSError inside
+        return code
 
     def losses(self) -> int:
         """What the last attempt, which was lost, counts for: see `RunFiles.losses_of`."""
@@ -125,22 +128,34 @@ class Attempts:
         self._stopped.wait(min(LONGEST_PAUSE, max(0.0, seconds)))
 
     def stop(self, number: int, *_: object) -> None:
-        """Handle a signal: ask for a checkpoint, then pass it on, which lets Ray end what it started, then insist."""
+        """Handle a signal: ask for a checkpoint, then end the attempt, which lets Ray end what it started, then insist.
+
+        Where no worker has started there is nothing to save, and nobody to hear.
+        """
+        now = time.monotonic()
+        (before, self._newest), self.told = (self._newest, now), 128 + number
+        if now - before < TWICE_SECONDS:
+            return
         self._signals += 1
+        files = RunFiles(self.run.directory)
         if self._signals == 1:
-            print(f"{self.run.name} is stopping with a checkpoint; once more, and it stops without.", flush=True)
-            with suppress(OSError):  # of the run's directory: then without
-                RunFiles(self.run.directory).ask_to_stop(self.name)
-            self._later(CHECKPOINT_SECONDS, self._pass_on, number)
+            groups = 0
+            with suppress(OSError, RetryableError):  # of the run's directory: then without
+                files.ask_to_stop(self.name)
+                groups = files.groups_of(self.name)
+            how = "with a checkpoint; once more, and it stops without" if groups else "before its first step"
+            with suppress(OSError):  # of a pipe whose reader the same Ctrl-C has ended
+                print(f"{self.run.name} is stopping {how}.", flush=True)
+            self._later(self.run.train.stop_seconds if groups else 0.0, self._leave)
         elif self._signals == 2:
-            self._pass_on(number)
+            self._leave()
         else:
             self._kill()
         self._end(128 + number)
 
-    def _pass_on(self, number: int) -> None:
+    def _leave(self) -> None:
         if self.child.pid and self.child.is_alive():
-            os.kill(self.child.pid, number)
+            os.kill(self.child.pid, LEAVE)
         self._later(GRACE_SECONDS, self._kill)
 
     def _later(self, seconds: float, what: Callable, *arguments: object) -> None:
@@ -167,14 +182,18 @@ def _attempt(target: Target, run: str, name: str, restarts: int) -> None:
     """`target` in its process, which dies with the one that started it, and its Ray session with it."""
     os.setpgrp()  # a terminal's Ctrl-C is for the process that this one belongs to
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # `ray job stop` and others send them to every process there is
+        signal.signal(number, _leave_to_parent)
+    signal.signal(LEAVE, lambda *_: sys.exit(128 + LEAVE))
     try:
         target(run, name, restarts)
-    except KeyboardInterrupt:  # `Attempts.stop` has said it in a sentence
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         traceback.print_exc()
         sys.exit(RETRY if may_pass(error) else FAULT)
+
+
+def _leave_to_parent(*_: object) -> None:
+    """No SIG_IGN, which processes that are started here would keep."""
 
 
 def _die_with_parent() -> None:

@@ -261,6 +261,9 @@ class Train(Part):
     max_restarts: int = Field(default=3, ge=-1)
     """Restarts after lost workers, and of the whole attempt where Ray's head, its controller or the driver was lost;
     -1: no limit. A node that Ray knows to have been preempted counts for none."""
+    stop_seconds: float = Field(default=20.0, ge=0)
+    """How long a run that is told to stop (Ctrl-C, SIGTERM) may take for its checkpoint. Whoever sends the signal kills
+    after a time of its own: Kubernetes after 30 s, `ray job stop` after 3 unless RAY_JOB_STOP_WAIT_TIME_S says more."""
     wait_minutes: float = Field(default=30.0, ge=0)
     """How long to wait for the nodes that an autoscaler has yet to start, or that the run once had and the cluster has
     lost; what no node type can give is refused at once. Writers of a run trained on GPUs wait as long for theirs."""

@@ -5,8 +5,12 @@ know present and not present only. Directions: modify goes from the modifier to 
 finding to the anatomy, suggestive_of from the finding to the disease.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
+
+from shards.errors import DataError
+from shards.study import refuse_bomb
 
 Kind = Literal["concept", "anatomy", "disorder", "device", "procedure", "size"]
 KINDS: tuple[Kind, ...] = ("concept", "anatomy", "disorder", "device", "procedure", "size")
@@ -62,9 +66,45 @@ class Annotation(NamedTuple):
         return tuple(dict.fromkeys(named))
 
     def certainty(self, relation: Relation) -> Certainty:
-        """That of the less certain of its two ends: of "no left effusion" nothing is located at the left."""
+        """That of the less certain of its two ends: of "no left effusion" nothing is located at the left.
+
+        A disease that is suggested is uncertain, the suggestion is not: it is as certain as its head.
+        """
+        if relation.kind == "suggestive_of":
+            return self.entities[relation.head].certainty
         ends = {self.entities[relation.head].certainty, self.entities[relation.tail].certainty}
         return "absent" if "absent" in ends else "uncertain" if "uncertain" in ends else "present"
+
+
+def pack(annotation: Annotation) -> bytes:
+    """The annotation as JSON, a list an entity and a relation."""
+    return json.dumps([annotation.entities, annotation.relations], ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def unpack(data: bytes | memoryview) -> Annotation:
+    """What `pack` wrote, checked.
+
+    Raises:
+        DataError: no JSON of that shape, an unknown kind, a relation that points outside. It quotes nothing.
+    """
+    try:
+        refuse_bomb(data)
+        entities, relations = json.loads(str(data, "utf-8"))
+        annotation = Annotation(tuple(Entity(*e) for e in entities), tuple(Relation(*r) for r in relations))
+        for e in annotation.entities:
+            whole = all(type(n) is int for n in e[:3]) and 0 <= e.start < e.end and e.sentence >= 0
+            if not whole or e.kind not in KINDS or e.certainty not in CERTAINTIES:
+                raise ValueError("an entity without place, kind or certainty")
+            if not all(isinstance(text, str) for text in (e.name, e.rule)) or not e.name:
+                raise ValueError("an entity without a name")
+        for r in annotation.relations:
+            inside = all(type(n) is int and 0 <= n < len(annotation.entities) for n in (r.head, r.tail))
+            if not inside or r.kind not in RELATIONS or not isinstance(r.rule, str):
+                raise ValueError("a relation of an unknown kind, or between what is not there")
+    except (ValueError, TypeError, RecursionError) as error:
+        what = str(error) if type(error) is ValueError else type(error).__name__
+        raise DataError(f"an annotation is not readable: {what}") from None
+    return annotation
 
 
 class Extractor(Protocol):

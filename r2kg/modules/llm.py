@@ -28,8 +28,8 @@ from r2kg.config.parts import Decoding
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.beams import CausalLmDecoder, Generated, Prompt, decode
 from r2kg.modules.config import Llm
-from r2kg.modules.hub import go_offline_without_hub
-from shards.errors import ConfigError
+from r2kg.modules.hub import may_come
+from shards.errors import ConfigError, RetryableError
 from shards.tars.place import sha256_of
 
 IGNORED = -100
@@ -239,8 +239,8 @@ def _load(config: Llm) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
             raise ConfigError(f"model.llm.{field}={value} needs a GPU, and this machine has none")
     folder = Path(config.source).expanduser()
     source = str(folder) if folder.is_dir() else config.source
-    if not folder.is_dir():
-        go_offline_without_hub()
+    if not folder.is_dir() and config.source.startswith(("/", "~", ".")):
+        raise ConfigError(f"model.llm.source={config.source} is no directory; it may also be the name of a hub's model")
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     part = "tokenizer"
     try:
@@ -267,7 +267,8 @@ def _load(config: Llm) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     except ConfigError:
         raise
     except (OSError, ValueError, HFValidationError) as error:
-        raise ConfigError(
+        kind = RetryableError if may_come(error) and not on_meta else ConfigError
+        raise kind(
             f"the {part} of model.llm.source={config.source!r} (revision {config.revision or 'main'}) cannot be had: "
             f"{' '.join(str(error).split())} — set model.llm.source to a local directory that holds config.json, "
             "tokenizer files and *.safetensors, or connect (and accept the licence) once"

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.config import Vision
-from r2kg.modules.hub import go_offline_without_hub
-from shards.errors import ConfigError
+from r2kg.modules.hub import may_come
+from shards.errors import ConfigError, RetryableError
 
 
 class SplitQkv(nn.Module):
@@ -183,10 +183,14 @@ class VisionEncoder(nn.Module):
 
 
 def refuse_unknown(config: Vision) -> None:
-    """ConfigError for a name that timm does not know; the nearest are named."""
+    """ConfigError for a name that timm does not know, with the nearest, or weights that are no file."""
     if not timm.is_model(config.name):
         near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "see timm.list_models()"
         raise ConfigError(f"model.vision.name={config.name!r} is not a timm model; near: {near}")
+    if config.weights not in {"timm", "random"} and not Path(config.weights).expanduser().is_file():
+        raise ConfigError(
+            f'model.vision.weights={config.weights} is not a file; "timm", "random" or a local file is expected'
+        )
 
 
 def _build_encoder(config: Vision) -> nn.Module:
@@ -199,13 +203,12 @@ def _build_encoder(config: Vision) -> nn.Module:
     on_meta = torch.get_default_device().type == "meta"  # shapes only: there is nothing to load weights into
     try:
         pretrained = config.weights == "timm" and not on_meta
-        if pretrained:
-            go_offline_without_hub()
         encoder = timm.create_model(config.name, pretrained=pretrained, num_classes=0, **options)
     except (TypeError, AssertionError, ValueError, KeyError) as error:
         raise ConfigError(f"timm cannot build {config.name} with model.vision.options={options}: {error}") from error
     except (OSError, RuntimeError) as error:
-        raise ConfigError(
+        kind = RetryableError if may_come(error) else ConfigError
+        raise kind(
             f"the pretrained weights of {config.name} cannot be had ({' '.join(str(error).split())}): connect once, "
             "or set model.vision.weights to a local safetensors file, or to random"
         ) from error
@@ -217,8 +220,6 @@ def _build_encoder(config: Vision) -> nn.Module:
 def _load_weights(encoder: Any, config: Vision) -> None:
     """Load a local file strictly. Only the classifier, which the encoder does not have, may be left over."""
     path = Path(config.weights).expanduser()
-    if not path.is_file():
-        raise ConfigError(f'model.vision.weights={path} is not a file; "timm", "random" or a local file is expected')
     state = read_weights(path, "model.vision.weights")
     remap = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     try:

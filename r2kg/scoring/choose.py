@@ -13,6 +13,7 @@ from r2kg.scoring.evaluate import score_protocol
 from r2kg.scoring.generate import lines_of, write_reports
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable, program
 from r2kg.tracking import Tracker, tracking_note
+from r2kg.training import launch
 from r2kg.training.checkpoint import MANIFEST, checkpoints, complaints, find_checkpoint, prune, scored
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
@@ -30,6 +31,19 @@ def refuse_choice(run: Run) -> None:
             raise ConfigError(
                 f"train.choose={run.train.choose}: {error}, or choose by another metric. Nothing was trained"
             ) from error
+
+
+def train(run: Run) -> dict:
+    """`r2kg.training.launch.train`, then the choice of the best checkpoint, so that its reports can be had.
+
+    Raises:
+        As the two do.
+    """
+    refuse_choice(run)
+    summary = launch.train(run)
+    if "stopped" not in summary:
+        choose_checkpoint(run.absolute().directory)
+    return summary
 
 
 def choose_checkpoint(run_directory: Path) -> Path | None:

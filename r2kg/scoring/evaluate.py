@@ -9,7 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,8 @@ def evaluate(
     the task and the protocols, which the task has of its own where none is named; `context` fills in what it does not
     say.
     `shuffled.jsonl` beside it holds the predictions from other studies' films. What could not be computed is null, with
-    the reason under `unavailable`. The same files give the same bytes. Raises `DataError` for faulty files,
+    the reason under `unavailable`. Protocols that the same predictions were scored under before stay. The same files
+    give the same bytes. Raises `DataError` for faulty files,
     `ConfigError` for protocols that are unknown or of another task.
     """
     path = Path(predictions_path)
@@ -196,9 +197,13 @@ def evaluate(
         "shuffled_sha256": None if other is None else hashlib.sha256(other.encode()).hexdigest(),
     }
     health = score_health(lines) | (score_reading(lines) if task == "triples" else {})
+    beside = path.with_name("scores.json")
+    with suppress(ValueError, LookupError, TypeError):  # one that is damaged, or of other predictions, goes
+        if (before := read_json(beside))["predictions"] == json.loads(json.dumps(scored)):
+            by_protocol = before["protocols"] | by_protocol
     scores = {"predictions": scored, "protocols": by_protocol, "health": _rounded(health)}
     content = json.dumps(scores, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomic(path.with_name("scores.json"), content.encode())
+    write_atomic(beside, content.encode())
     return scores
 
 

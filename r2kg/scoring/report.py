@@ -10,27 +10,27 @@ from r2kg.config.run import Run
 from r2kg.modules.beams import Generated
 from r2kg.systems.contract import to_device
 from r2kg.training.artefacts import trained_model
-from r2kg.training.checkpoint import find_checkpoint
-from shards.errors import ConfigError, DataError
+from r2kg.training.checkpoint import find_checkpoint, read_state
+from shards.errors import ConfigError
 from shards.films.limits import Film
 from shards.films.raw import enough, open_film
 from shards.films.stored import decode, encode, shrink
 from shards.study import Study, View
-from shards.tars.format import QUALITY, SIZE, read_manifest
 
 
-def report(run: Run, films: Sequence[str | Path | Film], checkpoint: str = "best") -> Generated:
+def report(run: Run, films: Sequence[str | Path | Film] | str | Path | Film, checkpoint: str = "best") -> Generated:
     """What a trained run writes about the films of one study, the frontal one first.
 
     The films go the way that those of shards go: to grey, to the size and the JPEG of the shards that the run was
     trained on, and from there to the encoder.
 
     Args:
-        films: paths of PNG, JPEG, DICOM, ... (`shards.films.raw.open_film`), or arrays uint8 [H, W].
+        films: paths of PNG, JPEG, DICOM, ... (`shards.films.raw.open_film`), or arrays uint8 [H, W]; or one of them.
         checkpoint: "best", "last" or a step number.
 
     Raises:
-        ConfigError: no films, or more than `data.views`; a system that reads more of a study than films.
+        ConfigError: no films, a path that is no file, or more than `data.views`; a system that reads more of a study
+            than films.
         DataError: a film that cannot be read.
         CheckpointError: no such checkpoint, a damaged one, or other frozen weights than it was trained over.
     """
@@ -39,13 +39,14 @@ def report(run: Run, films: Sequence[str | Path | Film], checkpoint: str = "best
     if inputs.image_px is None or inputs.text or inputs.sides:
         reads = ", ".join((*inputs.text, *inputs.sides)) or "no film"
         raise ConfigError(f"{run.name} reads {reads}: put the study into shards, and say `r2kg generate`")
+    films = [films] if isinstance(films, str | Path | np.ndarray) else films
+    if gone := [film for film in films if not isinstance(film, np.ndarray) and not Path(film).is_file()]:
+        raise ConfigError(f"{gone[0]} is no file: give the films of one study")
     if not 1 <= len(films) <= inputs.views:
         raise ConfigError(f"{len(films)} films: {run.name} reads 1 to {inputs.views} of a study (data.views)")
-    try:
-        manifest = read_manifest(run.data.shards)
-        size, quality = manifest.size_px, manifest.quality
-    except DataError:  # they are gone: as shards are by default
-        size, quality = SIZE, QUALITY
+    where = find_checkpoint(run.directory, checkpoint)
+    stored = read_state(where)["films"]
+    size, quality = stored["size_px"], stored["quality"]
     images = np.zeros((1, inputs.views, inputs.image_px, inputs.image_px), np.uint8)
     for view, film in enumerate(films):
         with enough(size):
@@ -61,6 +62,6 @@ def report(run: Run, films: Sequence[str | Path | Film], checkpoint: str = "best
     }
     device = "cuda" if run.train.gpus and torch.cuda.is_available() else "cpu"
     with torch.inference_mode():
-        model = trained_model(run, find_checkpoint(run.directory, checkpoint), device)
+        model = trained_model(run, where, device)
         (written,) = model.generate(to_device(model.collate(rows), device), run.model.decoding)
     return written

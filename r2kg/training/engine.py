@@ -7,7 +7,7 @@ ZeRO stage, which DeepSpeed's own checkpoints do not allow.
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -166,14 +166,18 @@ class Engine:
         }
 
     @torch.no_grad()
-    def validation_loss(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def validation_loss(self, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """loss and loss.TERM over `batches` of all workers, as in `step`; every worker gives as many batches.
 
-        "first" is the loss over the first batch of every worker.
+        "first" is the loss over the first batch of every worker. Empty where a worker's `stop`, asked before every
+        batch, said that there is no time for this.
         """
         self.deepspeed.eval()
         sums, counts = list[dict[str, float]](), list[dict[str, float]]()
         for batch in batches:
+            if self._sum({STOP: float(stop())})[STOP]:
+                self.deepspeed.train()
+                return {}
             counts.append(self.model.counts(batch))
             terms = self.deepspeed(to_device(batch, self.device))
             self.weights = {name: term.weight for name, term in terms.items()}

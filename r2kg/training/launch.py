@@ -13,6 +13,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.run import Run, load_run
 from r2kg.modules.config import Vision
+from r2kg.modules.hub import go_offline_without_hub
 from r2kg.modules.vision import refuse_unknown
 from r2kg.rundir import RunFiles, new_attempt
 from r2kg.tracking import close_run
@@ -58,6 +59,9 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
     """
     if isinstance(encoder := run.inputs.encoder, Vision):
         refuse_unknown(encoder)
+    connect_ray(run.directory)
+    refuse_impossible(run)
+    go_offline_without_hub()
     checked_choice(run, run.manifest())  # what is cheap to refuse, before shards are read and a language model is made
     manifest = checked_manifest(run)
     if run.data.features:
@@ -65,11 +69,11 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
     run, artefacts = prepared(run, manifest)
     plan = preflight(run, manifest, artefacts)
     files = RunFiles(run.directory)
-    if continued := files.run.exists():
-        refuse_changed(load_run(files.run), run)
-    files.begin(run)
-    print(plan.sentence(run))
     start, patience = newest_checkpoint(run.directory, warn=print), run.train.patience
+    continued = files.run.exists()
+    if continued and start:  # what was never trained holds nobody to its settings
+        refuse_changed(load_run(files.run), run)
+    print(plan.sentence(run))
     state = read_state(start) if start else {"step": -1}
     if (stopped := 0 < patience <= state.get("since_lowest", 0)) or state["step"] >= plan.steps:
         if stopped and state["step"] < plan.steps:
@@ -79,13 +83,15 @@ def attempt(run: Run, name: str, restarts: int) -> dict:
             )
         else:
             print(f"{run.name} has taken its {plan.steps} steps already: {start}.")
+        files.begin(run)
         summary = {"step": state["step"], "loss": None, "validation_loss": state["validation_loss"]}
         return summary | {"unread": files.unread()}
     if start:
         print(f"Continuing {run.name} from {start.name} of {plan.steps} steps.")
     elif continued:
         print(f"{run.name} has no checkpoint yet: starting at step 0.")
-    check_cluster(run)
+    wait_for_workers(run)
+    files.begin(run)
     with progress(files, plan.steps):
         return _fit(run, plan, name, restarts) | {"unread": files.unread()}
 
@@ -131,19 +137,26 @@ def _fit(run: Run, plan: Plan, name: str, restarts: int) -> dict:
         ) from error
 
 
-def check_cluster(run: Run) -> None:
-    """Connect to Ray and compare what the run asks for with what the cluster has, or can get; wait for what can come.
+def each_worker(run: Run) -> dict[str, float]:
+    """What one worker takes, by kind."""
+    return {"CPU": run.train.cpus_per_worker, **({"GPU": 1.0} if run.train.gpus else {})}
+
+
+def wait_for_workers(run: Run) -> None:
+    """Wait until the cluster has what the workers take; RetryableError when it has not in `train.wait_minutes`."""
+    wait_for(run.train.workers, each_worker(run), run.train.wait_minutes)
+
+
+def refuse_impossible(run: Run) -> None:
+    """Compare what the run asks for with what the cluster has, or can get.
 
     A run that has had workers is not refused for what the cluster lacks now: where no autoscaler is known of, nodes
     that are gone may come back by other hands.
 
     Raises:
         ConfigError: it has too little and can get no more.
-        RetryableError: nodes that could come did not in `train.wait_minutes`.
     """
-    connect_ray(run.directory)
-    train = run.train
-    each = {"CPU": train.cpus_per_worker, **({"GPU": 1.0} if train.gpus else {})}
+    train, each = run.train, each_worker(run)
     wanted = {kind: train.workers * amount for kind, amount in each.items()}
     have, limits = ray.cluster_resources(), most_there_can_be()
     if not limits and joining() and RunFiles(run.directory).groups.exists():
@@ -162,4 +175,3 @@ def check_cluster(run: Run) -> None:
             f"{wanted['CPU']:g} of {most['CPU']:g} CPUs would go to training and none to reading films: "
             f"set train.cpus_per_worker to at most {max(0.1, (most['CPU'] - 1) / train.workers):.2g}"
         )
-    wait_for(train.workers, each, train.wait_minutes)

@@ -207,6 +207,7 @@ class Worker:
         self.validated_at = self.saved_at = -1
         self.lowest_loss = float("inf")  # of all validations so far, those before a restart too
         self.since_lowest = 0  # validations
+        self.stopping = False  # a validation was broken off, because the run is to stop
         self.skipped, self.in_a_row = 0, 0  # steps without an update, because a gradient was not finite
 
     def fit(self, first: int, stream: Iterator[Rows]) -> dict:
@@ -217,7 +218,7 @@ class Worker:
         Args:
             stream: this worker's micro-batches from `first` on.
         """
-        train, end, files = self.run.train, self.plan.steps, RunFiles(self.run.directory)
+        train, end = self.run.train, self.plan.steps
         metrics: dict[str, float] = {}
         self.clock = (first, time.monotonic())
         if not first:
@@ -231,11 +232,12 @@ class Worker:
                 self.save(step)
             if metrics and train.validate_every and step % train.validate_every == 0 and self.validated_at != step:
                 self.validate(step)
+            if self.stopping:
+                return self.leave(step, metrics)
             if 0 < train.patience <= self.since_lowest:
                 end = step
                 break
-            told = self.rank == 0 and files.is_to_stop(self.attempt)
-            metrics = self.engine.step([self.model.collate(micro) for micro in rows], told)
+            metrics = self.engine.step([self.model.collate(micro) for micro in rows], self.is_told())
             stopped = metrics.pop("stop") > 0
             if not metrics["loss"] < float("inf"):
                 raise ConfigError(
@@ -281,6 +283,10 @@ class Worker:
             record |= {"train.studies_per_s": speed, "train.unread": len(self.unread.named)}
             self.tracker.log(step, **record, **{"train.skipped": self.skipped}, **machine())
 
+    def is_told(self) -> bool:
+        """Whether this worker knows that the run is to stop: rank 0 looks."""
+        return self.rank == 0 and RunFiles(self.run.directory).is_to_stop(self.attempt)
+
     def say(self, sentence: str) -> None:
         """An event of the run; rank 0 speaks for all."""
         if self.tracker:
@@ -291,7 +297,12 @@ class Worker:
         if not self.plan.validation_studies:
             return
         rows = read_batches(ray.train.get_dataset_shard("val"), self.run.train.micro_batch)
-        terms = self.engine.validation_loss(self.model.collate(micro) for micro in rows)
+        at_end = step >= self.plan.steps  # there is no later one to choose the best checkpoint by
+        stop = (lambda: False) if at_end else self.is_told
+        terms = self.engine.validation_loss((self.model.collate(micro) for micro in rows), stop)
+        if not terms:
+            self.stopping = True
+            return
         studies = min(self.plan.validation_studies, self.world * self.run.train.micro_batch)
         self.probe = {"studies": studies, "loss": terms.pop("first")}
         self.validation_loss, self.validated_at = terms["loss"], step
@@ -305,7 +316,8 @@ class Worker:
 
     def leave(self, step: int, metrics: dict) -> dict:
         """Write a checkpoint, without the time that a validation takes, and end: somebody waits for it."""
-        self.save(step, validated=False)
+        if self.saved_at != step:
+            self.save(step, validated=False)
         self.say(f"Stopped at step {step} of {self.plan.steps}, as was asked. Submit it again to go on from there.")
         return self.finish(step, metrics, "KILLED") | {"stopped": True}
 
@@ -322,6 +334,7 @@ class Worker:
             "shards": self.plan.shards,
             "artefacts": self.plan.artefacts,
             "sides": self.plan.sides,
+            "films": self.plan.films,
             "frozen": self.frozen,
             "validation_loss": self.validation_loss if known else None,
             "probe": self.probe if known else None,

@@ -65,6 +65,8 @@ class Plan:
     """Share of right answers that are longer than the model is trained on ("train"), or than a protocol compares."""
     cuts: str = ""
     """The same in a sentence; empty: none is."""
+    films: dict[str, int] = field(default_factory=dict)
+    """How the shards store films: size_px and quality, for films that go the same way later."""
 
     def sentence(self, run: Run) -> str:
         """One line for the log."""
@@ -120,6 +122,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         cut=cut,
         cuts=cuts,
         sides=sides,
+        films={"size_px": manifest.size_px, "quality": manifest.quality},
     )
     if run.train.patience and not plan.validation_studies:
         raise ConfigError(

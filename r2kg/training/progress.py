@@ -58,18 +58,18 @@ class Lines:
 
     def __init__(self, steps: int):
         """`steps` in all."""
-        self.steps, self.said = steps, -SECONDS
+        self.steps, self.said, self.seen, self.told = steps, -SECONDS, 0, 0
         self.first: tuple[int, float] | None = None
 
     def next(self, step: int, metrics: dict[str, float], now: float) -> str:
         """What to print of the newest record, seen at `now` seconds; "" where it was seen before, or a line has just
         been printed."""
-        if self.first is None:
-            self.first = step, now  # a run that goes on begins with a record of its last attempt
+        if self.first is None or step < self.seen:  # a run that goes on begins with a record of what was lost
+            self.first, self.told = (step, now), step
+        self.seen = step
+        if step <= self.told or now - self.said < SECONDS:
             return ""
-        if step <= self.first[0] or now - self.said < SECONDS:
-            return ""
-        self.said = now
+        self.said, self.told = now, step
         left = (self.steps - step) * (now - self.first[1]) / (step - self.first[0])
         time_left = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min" if left > 90 else f"{left:.0f} s"
         speed = f", {metrics['train.studies_per_s']:.3g} studies/s" if "train.studies_per_s" in metrics else ""

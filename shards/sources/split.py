@@ -62,7 +62,9 @@ def refuse_listing(source: str, items: Sequence[Item], names: Names = Names(), d
     """DataError when the listing as a whole cannot become shards: nothing, no training split, a name used twice."""
     if not items:
         reasons = Counter(drop.reason for drop in drops).most_common(3)
-        why = "; ".join(f"{reason} ({count:,})" for reason, count in reasons) or "it names no study at all"
+        first = {drop.reason: f", e.g. {drop.detail}" for drop in reversed(drops) if not names.salt}
+        told = [f"{reason} ({count:,}{first.get(reason, '')})" for reason, count in reasons]
+        why = "; ".join(told) or "it names no study at all"
         raise DataError(f"{source} lists no usable study, so there is nothing to write: {why}")
     if not any(item.split == "train" for item in items):
         raise DataError(

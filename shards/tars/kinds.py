@@ -54,6 +54,13 @@ KINDS: dict[str, Kind] = {
         tells_report=True,
         unpack="shards.graphs.subgraph:unpack",
     ),
+    "annotations": Kind(
+        suffix="annotation.json",
+        extent=(),
+        column="annotation",
+        how="`r2kg graph annotate SHARDS`",
+        tells_report=True,
+    ),
     "features": Kind(
         suffix="features",
         extent=("views", "patches", "width"),

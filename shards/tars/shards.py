@@ -44,7 +44,7 @@ from shards.tars.format import (
     write_manifest,
     write_named,
 )
-from shards.tars.place import Place, names_in, place
+from shards.tars.place import Place, names_in, place, read_at, size_of
 from shards.tars.private import begin_names, begun_at, forget, private_line, write_private_lines
 from shards.tars.repair import Question, Verdict, looks_of, raw_lines, tell, verdict_of, verdicts
 from shards.tars.write import Job, Made, claim, refuse_foreign, release, run_tasks, write_tar
@@ -190,11 +190,11 @@ def asked_of(source: Source, settings: Settings) -> dict[str, Any]:
 
 
 def refuse_other(out: Place, asked: dict[str, Any]) -> None:
-    """ConfigError when shards at `out`, finished or not, were asked for otherwise or by a program of another format."""
+    """ConfigError when `out` holds studies, finished or not, that were asked for otherwise, or in another format."""
     there = begun_at(out)
     if there.get("format", FORMAT) != FORMAT:
         what = f"are of format {there['format']}, and {FORMAT} is written now"
-    elif there.get("asked", asked) != asked and any(name.endswith(".index.json") for name in names_in(out)):
+    elif there.get("asked", asked) != asked and holds_studies(out):
         was = there["asked"]
         differing = sorted(name for name in was.keys() | asked.keys() if was.get(name) != asked.get(name))
         named = "; ".join(f"{name} was {was.get(name)}, is now {asked.get(name)}" for name in differing)
@@ -204,6 +204,13 @@ def refuse_other(out: Place, asked: dict[str, Any]) -> None:
     raise ConfigError(
         f"the shards at {out} {what}. Say --replace to put the new ones in their place, or choose another directory"
     )
+
+
+def holds_studies(out: Place) -> bool:
+    """Whether a tar that is finished holds any: none does where every study was dropped."""
+    indices = [out / name for name in names_in(out) if name.endswith(".index.json")]
+    heads = (bytes(read_at(str(out), path.name, 0, min(1000, size_of(path)))) for path in indices)
+    return any(b'"studies":[]' not in head for head in heads)
 
 
 def recipe_of(source: Source, settings: Settings, names: Names = Names()) -> str:  # noqa: B008
@@ -369,5 +376,8 @@ def _manifest(
             f"{manifest.given}: a study was lost. Remove the shards and write them again"
         )
     if not manifest.splits["train"].studies:
-        raise DataError(f"every study of split 'train' was dropped: {manifest.drops}. Nothing is left to train on")
+        why = "; ".join(f"{reason} ({count:,})" for reason, count in manifest.drops.items())
+        raise DataError(
+            f"every study of split 'train' was dropped: {why}. Nothing is left to train on; see {out / DROPS_FILE}"
+        )
     return manifest

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ REFUSED = {
     "shards show empty KEY": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "subgraphs empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "shard iu_xray --out x": (2, "ConfigError: source 'iu_xray': raw= is missing: say --raw DIR"),
+    "shard phantom --out x --studies 10 studies=20": (2, "ConfigError: studies is given twice, by an option and as"),
+    "shard phantom --out x --terms public": (2, "ConfigError: --terms public: the terms of phantom are known"),
     "tranin r2gengpt.tiny": (2, "no verb 'tranin'; did you mean train?"),
     "nonsense": (2, "no verb 'nonsense': `r2kg --help` lists them"),
     "show r2gengpt.tiny optim.lr_of.nonsense=1": (
@@ -56,6 +59,10 @@ REFUSED = {
     'show r2gengpt.tiny protocols=["nosuch"]': (2, "ConfigError: unknown protocols ['nosuch']; known: "),
     "show gone/run.json": (2, "ConfigError: gone/run.json is missing: give a run.json"),
     "show r2gengpt.tiny train.steps=0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
+    "graph annotate empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "graph build empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "graph card empty": (3, "DataError: no graph at {cwd}/empty: graph.json is missing there"),
+    "graph evaluate empty": (3, "DataError: no shards at empty: manifest.json is missing"),
     "demo --steps 0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
 }
 
@@ -114,6 +121,29 @@ def test_every_kind_of_failure_has_its_exit_code(error, code, monkeypatch, capsy
     with pytest.raises(SystemExit) as stopped:
         run(fail)
     assert stopped.value.code == code and capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "told"),
+    [
+        ("foo", 2, "ConfigError: RAY_ADDRESS=foo is no address: give HOST:PORT"),
+        ("127.0.0.1:{port}", 75, "RetryableError: no Ray cluster answers at RAY_ADDRESS=127.0.0.1:"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_told_at_once(address, code, told, free_port, tmp_path, monkeypatch):
+    """Ray itself asks for a quarter of an hour, in which no Ctrl-C is heard."""
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port=free_port()))
+    began, result = time.monotonic(), ended("shard phantom --out films --studies 4", tmp_path)
+    assert result.stderr.startswith(told) and result.stderr.count("\n") == 1
+    assert result.returncode == code and time.monotonic() - began < 60
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "afile").touch()
+    for command in ("shard phantom --studies 4 --out afile", "shard phantom --studies 4 --out afile/below"):
+        result = ended(command, tmp_path)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert result.stderr.startswith("ConfigError: ") and "afile" in result.stderr
 
 
 def test_what_a_task_refuses_is_one_sentence_and_no_other_session_is_joined(drawn_iu, tmp_path):

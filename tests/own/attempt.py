@@ -20,9 +20,13 @@ def attempt(saved: str, name: str, restarts: int) -> None:
         file.write(f"{os.getpid()} {restarts}\n")
     number = len(log.read_text().splitlines())
     match run.recipe, number:
+        case "starts nothing", _:
+            time.sleep(120)
         case "waits", _:
+            files.note_group(name)
             time.sleep(120)
         case "waits to be stopped", _:
+            files.note_group(name)
             while not files.is_to_stop(name):
                 time.sleep(0.1)
             (run.directory / "ended.txt").write_text("in order")

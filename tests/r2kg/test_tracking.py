@@ -80,6 +80,8 @@ def test_what_a_run_was_made_with_and_its_files_are_in_mlflow(run):
     assert {file.path for file in client.list_artifacts(found.info.run_id)} == {"run.json", "log.txt", "predictions"}
     kept = client.download_artifacts(found.info.run_id, "predictions/test/step-9/scores.json")
     assert Path(kept).read_text() == "{}"
+    assert "test/full-text/score/bleu4" not in found.data.metrics, "the context names another decoding"
+    assert found.data.metrics["test/step-9/full-text/score/bleu4"] == 0.5
     assert found.info.artifact_uri.startswith((run.directory.parent / "mlartifacts").as_uri())
 
 
@@ -93,6 +95,31 @@ def test_a_continued_run_says_with_what_it_goes_on(run):
         now = {key: value for key, value in found.data.tags.items() if key.startswith("now.")}
         assert now == ({"now.optim.lr": str(rate)} if rate > 1e-4 or "now.optim.lr" in now else {})
     assert now == {"now.optim.lr": "0.0001"}
+
+
+def test_records_that_are_sent_later_say_with_what_they_were_made(run, monkeypatch, tmp_path):
+    """Not the versions of whoever sends them."""
+    monkeypatch.setenv("R2KG_COMMIT", "a" * 40)
+    Tracker(run.change({"tracking.uri": f"sqlite:///{tmp_path}/nowhere/mlflow.db"}), running=True).close(patience=3.0)
+    monkeypatch.setenv("R2KG_COMMIT", "b" * 40)
+    Tracker(run).close("FINISHED")
+    client = MlflowClient(tracking_uri=tracking_uri(run))
+    (found,) = client.search_runs([client.get_experiment_by_name("r2kg").experiment_id], "tags.recipe = ''")
+    assert found.data.tags["git"] == "a" * 40 == found.data.tags["mlflow.source.git.commit"]
+    Tracker(run, running=True).close("FINISHED")
+    assert client.get_run(found.info.run_id).data.tags["now.git"] == "b" * 40
+
+
+def test_artefacts_that_did_not_arrive_are_named(run, monkeypatch):
+    def refused(*_):
+        raise PermissionError("no credentials")
+
+    run.save(run.directory / "run.json")
+    monkeypatch.setattr(MlflowClient, "log_artifact", refused)
+    tracker = Tracker(run, running=True)
+    tracker.log(1, loss=1.0)
+    note = tracking_note(tracker.close("FINISHED"), tracker)
+    assert "holds all records of a-run, and not its artefacts run.json (PermissionError: no credentials)" in note
 
 
 def test_an_mlflow_run_that_was_made_but_not_finished_making_is_gone_on_with(run, monkeypatch):

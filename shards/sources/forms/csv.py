@@ -37,7 +37,7 @@ class Csv(Source):
     table: str = "reports.csv"
     """The table's name below raw; .csv or .csv.gz."""
     licence: str = "unknown"  # type: ignore[misc]  # a table does not tell its terms, so here it is an option
-    """Tag of the data's terms; what is not in `shards.privacy.TERMS` is treated as credentialed."""
+    """Tag of the data's terms; one of your own, or none, is treated as credentialed (`shards.privacy.TERMS`)."""
     section: Literal["findings", "impression", "findings+impression"] = "findings"
     """What of the report is the target."""
     min_views: int = Field(default=1, ge=1)

@@ -55,7 +55,7 @@ class WebDataset(Source):
     raw: Path
     """The directory that holds the archives."""
     licence: str = "unknown"  # type: ignore[misc]  # archives do not tell their terms, so here it is an option
-    """Tag of the data's terms; what is not in `shards.privacy.TERMS` is treated as credentialed."""
+    """Tag of the data's terms; one of your own, or none, is treated as credentialed (`shards.privacy.TERMS`)."""
 
     def listing(self) -> Listing:
         """One item per whole sample. Headers and records are read, films are not."""

@@ -38,7 +38,7 @@ def suggested(finding: Finding, findings: tuple[Finding, ...]) -> str:
     return "heart failure" if finding.name == "Edema" and finding.grade > 0 and enlarged else ""
 
 
-def _parts(finding: Finding) -> tuple[list[str], str, str]:
+def parts_of(finding: Finding) -> tuple[list[str], str, str]:
     """(adjectives, preposition with article, anatomy) of a finding."""
     words = WORDS[finding.name]
     place = words.both if finding.side == "bilateral" else words.place
@@ -47,8 +47,9 @@ def _parts(finding: Finding) -> tuple[list[str], str, str]:
     return [a for a in adjectives if a], preposition, anatomy
 
 
-def _sentence(finding: Finding, findings: tuple[Finding, ...], phrasing: str) -> str:
-    words, (adjectives, preposition, anatomy) = WORDS[finding.name], _parts(finding)
+def sentence_of(finding: Finding, findings: tuple[Finding, ...], phrasing: str) -> str:
+    """What `phrasing`, one of CERTAIN, UNCERTAIN or AGAIN, makes of a finding among those of its study."""
+    words, (adjectives, preposition, anatomy) = WORDS[finding.name], parts_of(finding)
     bare = " ".join([*adjectives, words.term])
     what = f"{words.article} {bare}" if words.article and finding.side != "bilateral" else bare
     disease = suggested(finding, findings)
@@ -81,7 +82,7 @@ def write_report(findings: tuple[Finding, ...], rng: np.random.Generator) -> str
         here = [f for f in findings if PLANTINGS[f.name].organ == organ]
         for finding in here:
             certain = AGAIN if prior and rng.random() < COMPARED else CERTAIN
-            sentences.append(_sentence(finding, findings, pick(rng, certain if finding.grade else UNCERTAIN)))
+            sentences.append(sentence_of(finding, findings, pick(rng, certain if finding.grade else UNCERTAIN)))
             if rng.random() < SIGN:
                 sentences.append(pick(rng, WORDS[finding.name].signs))
         if organ in NORMAL:
@@ -129,7 +130,7 @@ def triples_of(findings: tuple[Finding, ...]) -> tuple[tuple[str, str, str], ...
     """(head, relation, tail) of every planted finding; each stands verbatim in the lower-case report."""
     triples: list[tuple[str, str, str]] = []
     for finding in findings:
-        term, (adjectives, _, anatomy) = WORDS[finding.name].term, _parts(finding)
+        term, (adjectives, _, anatomy) = WORDS[finding.name].term, parts_of(finding)
         triples += [(adjective, "modify", term) for adjective in adjectives]
         if anatomy:
             triples.append((term, "located_at", anatomy))

@@ -108,7 +108,7 @@ WORDS: dict[str, Words] = {
     "Enlarged Cardiomediastinum": Words(
         "widening",
         DEGREES,
-        "of the upper |mediastinum",
+        "of the |upper mediastinum",
         signs=("The paratracheal stripe is thickened.", "Vascular pedicle appears broad on this projection."),
     ),
     "Hiatal Hernia": Words(

@@ -115,6 +115,36 @@ def test_one_signal_lets_the_attempt_end_by_itself(waiting, run, number, code):
     assert not child.is_running() and (run.directory / "ended.txt").read_text() == "in order"
 
 
+@pytest.mark.parametrize("waiting", ["waits to be stopped"], indirect=True)
+@pytest.mark.parametrize("twice", [False, True], ids=["a tree", "a tree twice"])
+def test_a_signal_to_every_process_is_one_signal(waiting, run, twice):
+    """`ray job stop` sends it to a job and all below it; `timeout` to its child and then to the group."""
+    process, child = waiting
+    for _ in range(1 + twice):
+        for one in (process, child):
+            one.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=15) == 143
+    assert not child.is_running() and (run.directory / "ended.txt").read_text() == "in order"
+
+
+@pytest.mark.parametrize("waiting", ["waits to be stopped"], indirect=True)
+def test_a_reader_of_its_output_that_is_gone_costs_no_checkpoint(waiting, run):
+    """`r2kg train | tee log`: Ctrl-C ends both."""
+    process, child = waiting
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=15) == 130
+    assert not child.is_running() and (run.directory / "ended.txt").read_text() == "in order"
+
+
+@pytest.mark.parametrize("waiting", ["starts nothing"], indirect=True)
+def test_where_no_worker_has_started_nothing_is_waited_for(waiting, run):
+    process, child = waiting
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    assert not child.is_running() and "a-run is stopping before its first step." in process.stdout.read()
+
+
 def test_a_second_one_is_refused_and_the_first_goes_on(waiting, run):
     process, child = waiting
     with pytest.raises(Exception, match=rf"a-run is being trained already: process {process.pid} on .* has held"):

@@ -232,7 +232,7 @@ def test_fingerprint_names_source_and_content(source, tmp_path):
 def test_sources_that_cannot_be_had_say_how_to_point_at_a_local_one(source, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    for name in ("no-such-owner/no-such-model", "/no/such/directory"):
+    for name in ("no-such-owner/no-such-model", "no such model"):
         with pytest.raises(ConfigError, match=rf"'{name}'.*set model.llm.source to a local directory"):
             writer(name)
     bare = tmp_path / "bare"

@@ -77,6 +77,18 @@ def test_same_files_give_the_same_bytes_and_nothing_else(tmp_path: Path) -> None
     assert {each.name for each in tmp_path.iterdir()} - before == {"scores.json"}
 
 
+def test_another_protocol_is_scored_beside_those_before(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    evaluate(path)
+    both = evaluate(path, ["full-text"])
+    assert set(both["protocols"]) == {"full-text", "r2gen-2020"}
+    assert json.loads((tmp_path / "scores.json").read_text()) == both
+    write_lines(path, TARGETS[1:] + TARGETS[:1])
+    assert set(evaluate(path, ["full-text"])["protocols"]) == {"full-text"}, "of other predictions nothing stays"
+    (tmp_path / "scores.json").write_text("{")
+    assert set(evaluate(path, ["full-text"])["protocols"]) == {"full-text"}
+
+
 def test_scores_hold_no_report_text(tmp_path: Path) -> None:
     evaluate(write_run(tmp_path))
     written = (tmp_path / "scores.json").read_text()

@@ -17,7 +17,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 ASK = """
 import sys
 from r2kg.recipes import find_recipe
-from r2kg.training.launch import check_cluster
+from r2kg.training.launch import refuse_impossible, wait_for_workers
+from shards.session import connect_ray
+connect_ray()
 from shards.errors import ConfigError, RetryableError
 from r2kg.scoring.generate import gpus_for
 on_gpus = {"root": sys.argv[1], "train.gpus": True, "train.wait_minutes": 5.0, "train.cpus_per_worker": 1}
@@ -25,7 +27,9 @@ for workers in (2, 9):
     changes = {"root": sys.argv[1], "train.workers": workers, "train.wait_minutes": 5.0, "train.global_batch": 18}
     changes |= {"train.micro_batch": 1, "train.cpus_per_worker": 1}
     try:
-        check_cluster(find_recipe("r2gengpt.tiny").change(changes))
+        run = find_recipe("r2gengpt.tiny").change(changes)
+        refuse_impossible(run)
+        wait_for_workers(run)
         print("can be")
     except (ConfigError, RetryableError) as error:
         print(type(error).__name__, error)
@@ -39,7 +43,9 @@ GONE = """
 import sys
 from pathlib import Path
 from r2kg.recipes import find_recipe
-from r2kg.training.launch import check_cluster
+from r2kg.training.launch import refuse_impossible, wait_for_workers
+from shards.session import connect_ray
+connect_ray()
 from shards.errors import ConfigError, RetryableError
 run = find_recipe("r2gengpt.tiny").change(
     {"root": sys.argv[1], "train.gpus": True, "train.wait_minutes": 0.01, "train.workers": 1,
@@ -47,7 +53,8 @@ run = find_recipe("r2gengpt.tiny").change(
 )
 for groups in (0, 1):
     try:
-        check_cluster(run)
+        refuse_impossible(run)
+        wait_for_workers(run)
     except (ConfigError, RetryableError) as error:
         print(type(error).__name__, error)
     run.directory.mkdir(exist_ok=True, parents=True)

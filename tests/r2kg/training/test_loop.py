@@ -71,6 +71,21 @@ def test_a_killed_worker_costs_nothing_but_time(killed, undisturbed):
 
 
 @slow
+def test_a_refused_submission_leaves_a_run_as_it_is(recipe, undisturbed):
+    saved = (undisturbed.directory / "run.json").read_bytes()
+    for changes, told in (({"train.gpus": True}, "need 2 GPU"), ({"optim.lr": 0.5}, "with other settings .optim.lr")):
+        with pytest.raises(ConfigError, match=told):
+            train(undisturbed.change(changes | {"train.steps": 40}))
+    assert (undisturbed.directory / "run.json").read_bytes() == saved
+
+
+def test_settings_that_no_step_was_taken_with_hold_nobody(recipe):
+    refused = recipe.change({"name": "refused"})
+    refused.directory.mkdir(parents=True)
+    refused.save(refused.directory / "run.json")
+    assert train(refused.change({"optim.lr": 0.002, "train.steps": 1}))["step"] == 1
+
+
 def test_a_run_submitted_again_goes_on_with_another_number_of_workers(recipe, undisturbed):
     run = recipe.change({"name": "moved", "train.steps": 6})
     assert train(run)["step"] == 6
@@ -169,6 +184,8 @@ def test_shards_that_changed_stop_the_run_before_any_worker(recipe, tmp_path, da
 def test_impossible_requests_stop_before_any_worker(recipe, monkeypatch):
     with pytest.raises(ConfigError, match="none to reading films"):
         train(recipe.change({"name": "greedy", "train.cpus_per_worker": 0.9}))
+    greedy = recipe.change({"name": "greedy"})
+    assert not (greedy.directory / "run.json").exists(), "what was refused is not begun"
     with pytest.raises(ConfigError, match="need 2 GPU"):
         train(recipe.change({"name": "gpus", "train.gpus": True}))
     with pytest.raises(ConfigError, match="unknown protocols"):

@@ -35,9 +35,17 @@ def test_how_far_it_is_is_said_now_and_then_where_no_bar_is_drawn():
     assert lines.next(300, metrics, 0.0) == "", "it may be of an earlier attempt"
     told = "step 310 of 1000: loss 2.346, lr 0.003, 41.3 studies/s, at most 1.23 GB, 69 s left"
     assert lines.next(310, metrics, 1.0) == told
-    assert lines.next(320, metrics, 9.0) == "" == lines.next(300, metrics, 30.0)
+    assert lines.next(320, metrics, 9.0) == ""
+    assert lines.next(320, metrics, 12.0).startswith("step 320 of 1000")
+    assert lines.next(320, metrics, 60.0) == "", "nothing is new in a long validation"
     assert lines.next(400, {"train.loss": 2.0}, 100.0) == "step 400 of 1000: loss 2.000, 10 min left"
     assert lines.next(401, {"train.loss": 2.0}, 2000.0).endswith("3.3 h left")
+
+
+def test_steps_that_are_taken_again_after_a_loss_count_from_where_they_begin():
+    lines, metrics = Lines(1000), {"train.loss": 2.0}
+    assert lines.next(990, metrics, 0.0) == "" == lines.next(510, metrics, 60.0)
+    assert lines.next(520, metrics, 70.0) == "step 520 of 1000: loss 2.000, 8 min left"
 
 
 def test_a_run_that_is_piped_says_how_far_it_is(tmp_path, capsys):

@@ -1,0 +1,172 @@
+"""Make a graph of the training reports, and look at it."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli import run
+from r2kg.config.overrides import parse_overrides
+from r2kg.graph.schema import Extractor
+from shards.errors import ConfigError, OnBad
+from shards.privacy import TERMS
+from shards.study import SPLITS
+from shards.tars.format import read_manifest
+from shards.tars.place import place
+from shards.tars.report import side_lines
+
+NAME = "annotations-{}"
+"""Place of the annotations below SHARDS/side, with the extractor's name."""
+Shards = Annotated[str, typer.Argument(help="directory or URL of the shards")]
+Graph = Annotated[str, typer.Argument(help="directory or URL of the graph")]
+How = Annotated[str, typer.Option(help="rules, or llm: a language model behind an OpenAI-compatible endpoint")]
+Endpoint = Annotated[str, typer.Option(help="llm: base URL, e.g. http://127.0.0.1:8000/v1; its key is R2KG_LLM_KEY")]
+Model = Annotated[str, typer.Option(help="llm: the model, as the server names it")]
+Hosts = Annotated[
+    list[str] | None, typer.Option(help="llm: host that reports may be sent to; this machine alone by default")
+]
+
+
+def annotate(
+    shards: Shards,
+    extractor: How = "rules",
+    split: Annotated[list[str] | None, typer.Option(help="may be given more than once; default: train")] = None,
+    out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/side/annotations-EXTRACTOR")] = "",
+    on_bad: Annotated[OnBad, typer.Option(help="a report that cannot be used: skip (count) or fail")] = "skip",
+    endpoint: Endpoint = "",
+    model: Model = "",
+    allow_host: Hosts = None,
+    options: Annotated[
+        list[str] | None, typer.Argument(help="llm: further fields, key=value, e.g. concurrency=32 max_tokens=8192")
+    ] = None,
+) -> None:
+    """Write what an extractor says of every training report, beside the shards; tars that are whole are kept."""
+    root, splits = place(shards), tuple(split or ("train",))
+    if strange := sorted({*splits} - {*SPLITS}):
+        raise ConfigError(f"--split {strange[0]}: one of {', '.join(SPLITS)}")
+    manifest = read_manifest(root)
+    where = place(out) if out else root / "side" / NAME.format(extractor)
+    asked = {"endpoint": endpoint, "model": model, "allow": tuple(allow_host or ()), "cache": f"{where}-answers"}
+    chosen = named(extractor, manifest.licence, **asked, **parse_overrides(options or []))
+    from r2kg.graph.annotate import write_annotations  # a second of Ray, after what is refused without it
+    from shards.session import connect_ray
+
+    connect_ray(where if isinstance(where, Path) else None)
+    print("\n".join(side_lines(write_annotations(root, where, chosen, splits, on_bad))))
+    print(where)
+
+
+def build(
+    shards: Shards,
+    annotations: Annotated[str, typer.Option(help="the side; default: SHARDS/side/annotations-rules")] = "",
+    out: Annotated[str, typer.Option(help="directory or URL of the graph; default: SHARDS/graph")] = "",
+    min_count: Annotated[int, typer.Option(min=1, help="mentions that a node needs")] = 1,
+    min_triple_count: Annotated[int, typer.Option(min=1, help="statements that a triple needs")] = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="take other splits too: no system accepts such a graph")
+    ] = False,
+) -> None:
+    """Make the graph of what was said of the training reports, and print its card."""
+    root = place(shards)
+    read_manifest(root)
+    from r2kg.graph.build import Sifting, build_graph
+    from r2kg.graph.card import card_lines
+    from shards.session import connect_ray
+
+    side, where = annotations or root / "side" / NAME.format("rules"), place(out) if out else root / "graph"
+    connect_ray(where if isinstance(where, Path) else None)
+    sifting = Sifting(min_count=min_count, min_triple_count=min_triple_count)
+    print("\n".join(card_lines(build_graph(root, side, where, sifting, force))))
+    print(where)
+
+
+def read(
+    table: Annotated[
+        str, typer.Argument(help="CSV: source_index, target_index, source_entity, target_entity, type, count")
+    ],
+    out: Annotated[str, typer.Option(help="directory or URL of the graph")],
+    terms: Annotated[str, typer.Option(help=f"of the reports it was made from: {', '.join(TERMS)}")],
+) -> None:
+    """Read a graph that others published as a table, such as M3KG's, and print its card."""
+    from r2kg.graph.card import card_lines
+    from r2kg.graph.published import read_published
+
+    print("\n".join(card_lines(read_published(table, out, terms))))
+    print(place(out))
+
+
+def levels(
+    graph: Graph,
+    size: Annotated[list[int] | None, typer.Option(min=2, help="nodes; may be given more than once")] = None,
+    threshold: Annotated[
+        list[int] | None, typer.Option(min=1, help="in place of sizes: least count of triples")
+    ] = None,
+) -> None:
+    """Print the nested graphs of these sizes: nodes, triples, and the count that their triples have at least."""
+    from r2kg.graph.artefact import load_graph
+    from r2kg.graph.levels import sample_levels
+
+    for level in sample_levels(load_graph(graph), size or (), threshold or ()):
+        print(f"{len(level.node):6,} nodes, {len(level.edge_type):7,} triples, said {level.threshold:,} times or more")
+
+
+def card(
+    graph: Graph,
+    shards: Annotated[str, typer.Option(help="say how much of val and test reports of these it knows")] = "",
+    picture: Annotated[Path | None, typer.Option(help="file to draw it into, e.g. graph.svg")] = None,
+) -> None:
+    """Print what a graph holds; draw it."""
+    from r2kg.graph.artefact import load_graph
+    from r2kg.graph.card import card_lines, coverage, draw
+
+    loaded = load_graph(graph)
+    print("\n".join(card_lines(loaded)))
+    for split in ("val", "test") if shards else ():
+        shares = ", ".join(f"{share:.1%} of {what}" for what, share in coverage(loaded, shards, split).items())
+        print(f"{split}: it knows {shares}")
+    if picture:
+        print(draw(loaded, picture))
+
+
+def evaluate(
+    shards: Shards,
+    extractor: How = "rules",
+    split: Annotated[str, typer.Option(help="train, val or test")] = "val",
+    endpoint: Endpoint = "",
+    model: Model = "",
+    allow_host: Hosts = None,
+    cache: Annotated[str, typer.Option(help="llm: directory of its answers")] = "answers",
+) -> None:
+    """Compare an extractor with what is known of drawn reports."""
+    from r2kg.graph.evaluate import evaluate_extractor
+
+    asked = {"endpoint": endpoint, "model": model, "allow": tuple(allow_host or ()), "cache": cache}
+    found = evaluate_extractor(shards, named(extractor, read_manifest(shards).licence, **asked), split)
+    print(f"{found.reports} reports of {split} by {extractor}, {found.reports_per_s:,.0f} a second")
+    for what, score in (("entities", found.entities), ("triples", found.triples)):
+        print(f"{what:9} F1 {score.f1:.4f}, precision {score.precision:.4f}, recall {score.recall:.4f}")
+
+
+def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
+    """The extractor of that name; `llm` are fields of the one that asks a language model."""
+    if extractor == "rules":
+        from r2kg.graph.extract.rules import Rules
+
+        return Rules()
+    if extractor != "llm":
+        raise ConfigError(f"--extractor {extractor}: known are rules, llm")
+    if not (llm.get("endpoint") and llm.get("model")):
+        raise ConfigError("--extractor llm asks a server: give --endpoint, e.g. http://127.0.0.1:8000/v1, and --model")
+    from r2kg.graph.extract.llm import LlmExtractor
+
+    known = {field.name for field in fields(LlmExtractor) if field.init}
+    if strange := sorted(llm.keys() - known):
+        raise ConfigError(f"unknown field {strange[0]!r} of llm; known are {', '.join(sorted(known))}")
+    return LlmExtractor(licence=licence, **llm)
+
+
+JOBS = (annotate, build, read, card, levels, evaluate)
+
+if __name__ == "__main__":
+    run(*JOBS)

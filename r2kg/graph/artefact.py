@@ -1,0 +1,150 @@
+"""The graph as files: nodes and triples with their counts, and where every triple was said.
+
+GRAPH/graph.json names and seals the other files; nodes.parquet, triples.parquet and provenance.parquet are read by any
+tool. Row numbers of nodes are the ids that triples, levels and subgraphs speak of: the most frequent node is 0.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS
+from shards.errors import DataError
+from shards.graphs.subgraph import Graph, Vocabulary
+from shards.tars.format import SealedManifest, Sha256, read_sealed, write_sealed
+from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
+
+FILE = "graph.json"
+HOW = "make it with `r2kg graph build SHARDS` or `r2kg graph read TABLE`"
+MAX_BYTES = 4 << 30
+COUNTS = [("count", pa.int64()), *((name, pa.int64()) for name in CERTAINTIES)]
+NODES = pa.schema(
+    [("id", pa.string()), ("name", pa.string()), ("kind", pa.string()), ("aliases", pa.list_(pa.string())), *COUNTS]
+)
+"""`id` is the name, or what an imported table calls the node (a CUI). `count` is mentions; those of each certainty add
+up to it. `aliases` are names that were merged into this one."""
+TRIPLES = pa.schema([("head", pa.int32()), ("relation", pa.string()), ("tail", pa.int32()), *COUNTS])
+"""Head and tail are rows of the nodes; a pair of nodes stands once, the most frequent triple first."""
+PROVENANCE = pa.schema(
+    [
+        *(("triple", pa.int32()), ("study", pa.string()), ("sentence", pa.int32()), ("start", pa.int32())),
+        *(("end", pa.int32()), ("certainty", pa.string()), ("rule", pa.string())),
+    ]
+)
+"""A row a statement: row of the triple, key of the study, sentence, and the characters from the first entity's start
+to the last one's end."""
+TABLES = {"nodes": NODES, "triples": TRIPLES, "provenance": PROVENANCE}
+
+
+class GraphManifest(SealedManifest):
+    """graph.json: what the graph was made from, and the hashes of its tables."""
+
+    origin: str
+    """"reports", or of a graph that was imported "table"."""
+    parent: str = ""
+    """Fingerprint of the shards whose training reports it was made from."""
+    annotations: str = ""
+    """Fingerprint of the side that holds what was said of the reports."""
+    description: dict[str, Any]
+    """What decides the content: the extractor and its settings, how nodes were merged and sifted."""
+    counts: dict[str, int]
+    tables: dict[str, Sha256]
+    """Name of a table → SHA-256 of its file."""
+    warnings: dict[str, int] = Field(default_factory=dict)
+    """What was dropped, merged or is unusual → how often."""
+
+
+@dataclass(frozen=True)
+class KnowledgeGraph:
+    """A graph in memory."""
+
+    manifest: GraphManifest
+    nodes: pa.Table
+    triples: pa.Table
+    provenance: pa.Table
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the nodes by id."""
+        return tuple(self.nodes["name"].to_pylist())
+
+    def named_triples(self) -> list[tuple[str, str, str]]:
+        """(head, relation, tail) by name, the most frequent first."""
+        heads, kinds, tails = (self.triples[name].to_pylist() for name in ("head", "relation", "tail"))
+        return [(self.names[h], kind, self.names[t]) for h, kind, t in zip(heads, kinds, tails, strict=True)]
+
+    def as_subgraphs(self) -> Graph:
+        """As the job that writes studies' parts of a graph takes it; relations by the order of the schema."""
+        heads, kinds, tails = (self.triples[name].to_pylist() for name in ("head", "relation", "tail"))
+        numbers = {name: number for number, name in enumerate(RELATIONS)}
+        edges = tuple((h, t, numbers[kind]) for h, kind, t in zip(heads, kinds, tails, strict=True))
+        return Graph(Vocabulary(self.names, tuple(RELATIONS)), edges)
+
+
+def save_graph(where: str | Place, manifest: GraphManifest, tables: dict[str, pa.Table]) -> KnowledgeGraph:
+    """Write the tables, then graph.json, which seals them; returns what was written."""
+    where = place(where)
+    make_directory(where)
+    hashes = {}
+    for name, schema in TABLES.items():
+        table, sink = tables[name].select(schema.names).cast(schema), io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomic(where / f"{name}.parquet", sink.getvalue())
+        hashes[name] = sha256_of(where / f"{name}.parquet")
+    counts = {name: table.num_rows for name, table in tables.items()}
+    sealed = write_sealed(where / FILE, manifest.model_copy(update={"tables": hashes, "counts": counts}))
+    return load_graph(where, sealed)
+
+
+def read_graph_manifest(where: str | Place) -> GraphManifest:
+    """graph.json; DataError when it is missing, malformed, old or was edited by hand."""
+    return read_sealed(place(where) / FILE, GraphManifest, f"no graph at {where}", HOW)
+
+
+def load_graph(where: str | Place, manifest: GraphManifest | None = None) -> KnowledgeGraph:
+    """The graph at `where`, each table compared with its hash, its schema and the other tables.
+
+    Raises:
+        DataError: something is missing, changed or contradicts itself; an empty graph.
+    """
+    where, tables = place(where), dict[str, pa.Table]()
+    manifest = manifest or read_graph_manifest(where)
+    for name, schema in TABLES.items():
+        path = where / f"{name}.parquet"
+        try:
+            if sha256_of(path) != manifest.tables.get(name):
+                raise DataError(f"{path} is not what {FILE} says: {HOW}")
+            tables[name] = pq.read_table(io.BytesIO(read_whole(path, MAX_BYTES))).cast(schema)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} cannot be read ({type(error).__name__}): {HOW}") from None
+    if fault := fault_of(tables):
+        raise DataError(f"the graph at {where} contradicts itself: {fault}. {HOW}")
+    return KnowledgeGraph(manifest, **tables)
+
+
+def fault_of(tables: dict[str, pa.Table]) -> str:
+    """What in the tables contradicts itself; "" for nothing."""
+    names, ids = (tables["nodes"][column].to_pylist() for column in ("name", "id"))
+    if not names or not tables["triples"].num_rows:
+        return f"it is empty ({len(names)} nodes, {tables['triples'].num_rows} triples)"
+    if len(set(names)) != len(names) or len(set(ids)) != len(ids) or None in (*names, *ids):
+        return "a node stands twice"
+    if strange := set(tables["nodes"]["kind"].to_pylist()) - set(KINDS):
+        return f"unknown kinds of nodes {sorted(map(str, strange))[:3]}"
+    if strange := set(tables["triples"]["relation"].to_pylist()) - set(RELATIONS):
+        return f"unknown relations {sorted(map(str, strange))[:3]}"
+    for table, column, most in (
+        *(("triples", "head", len(names)), ("triples", "tail", len(names))),
+        ("provenance", "triple", tables["triples"].num_rows),
+    ):
+        numbers = tables[table][column].to_pylist()
+        if any(number is None or not 0 <= number < most for number in numbers):
+            return f"{table} name a {column} that is not there"
+    return ""

@@ -1,0 +1,301 @@
+"""Annotations of the training reports → the graph: names made alike, mentions counted, nodes and triples sifted.
+
+As M3KG was made (the pipeline of ReXKG): the majority decides a node's kind, and which way and by which relation two
+nodes are joined; all statements on the two count for it. Statements on denied findings count too, as there; the tables
+tell them apart.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from r2kg.graph.artefact import NODES, PROVENANCE, TRIPLES, GraphManifest, KnowledgeGraph, save_graph
+from r2kg.graph.extract.lexicon import spellings
+from r2kg.graph.schema import CERTAINTIES, Certainty, Kind, unpack
+from shards.errors import ConfigError, DataError
+from shards.session import in_our_words, quiet
+from shards.stream.index import Index
+from shards.stream.side import Side
+from shards.study import SPLITS
+from shards.tars.format import read_manifest
+from shards.tars.kinds import read_side
+from shards.tars.place import Place, place
+
+SHORTEST = 3
+"""Letters of the shorter part of a glued word."""
+
+
+@dataclass(frozen=True)
+class Sifting:
+    """How names become nodes, and which stay."""
+
+    min_count: int = 1
+    """Mentions a node needs."""
+    min_triple_count: int = 1
+    """Statements a triple needs."""
+    certainty: tuple[Certainty, ...] = CERTAINTIES
+    """Statements and mentions that count; all, as M3KG counts."""
+    self_loops: bool = False
+    """Whether a node may be joined to itself."""
+    without: tuple[Kind, ...] = ("size",)
+    """Kinds that become no nodes: every length would be one."""
+    merge: Mapping[str, str] = field(default_factory=dict)
+    """Name → the name it is merged into, such as `r2kg.graph.embed.near_synonyms` finds."""
+
+
+class Statement(NamedTuple):
+    """One relation as it was said in one report."""
+
+    head: str
+    relation: str
+    tail: str
+    certainty: Certainty
+    study: str
+    sentence: int
+    start: int
+    end: int
+    rule: str
+
+
+Joined = tuple[int, str, int, list[Statement]]
+"""(head, relation, tail, statements)"""
+
+
+class Said(NamedTuple):
+    """What the annotations of some studies say."""
+
+    mentions: Counter[tuple[str, str, str]]
+    """(name, kind, certainty) → how often."""
+    statements: list[Statement]
+
+
+def build_graph(
+    root: str | Place,
+    annotations: str | Place,
+    out: str | Place,
+    sifting: Sifting | None = None,
+    force: bool = False,
+) -> KnowledgeGraph:
+    """Make the graph of the training reports of the shards at `root` and write it into `out`.
+
+    Args:
+        annotations: the side that `r2kg.graph.annotate` wrote.
+        force: take the annotations of other splits too. The graph says so, and `refuse_leak` refuses it.
+
+    Raises:
+        ConfigError: `out` holds something else.
+        DataError: annotations of other shards, without the training split, or of others without `force`; nothing is
+            left to make a graph of.
+    """
+    root, out, sifting = place(root), place(out), sifting or Sifting()
+    if out in (root, place(annotations)):
+        raise ConfigError(f"{out} holds something else: a graph needs a place of its own, such as {root / 'graph'}")
+    manifest, side = read_manifest(root), read_side(annotations)
+    annotated = [split for split in SPLITS if split in side.description.get("splits", ())]
+    if "train" not in annotated:
+        raise DataError(f"{annotations} annotates {', '.join(annotated) or 'nothing'}: a graph is made of train")
+    splits, said = annotated if force else ["train"], Said(Counter(), [])
+    for split in splits:
+        index = Index.open(root, split, manifest=manifest)
+        for part in said_in(Side.open(annotations, index, manifest, "annotations")):
+            said.mentions.update(part.mentions)
+            said.statements.extend(part.statements)
+    tables, notes = integrated(said, sifting)
+    description = {name: side.description[name] for name in ("extractor", "settings")} | {"splits": splits}
+    description["sifting"] = asdict(sifting) | {"merge": len(sifting.merge)}
+    made = GraphManifest(
+        licence=manifest.licence, origin="reports", parent=manifest.fingerprint, annotations=side.fingerprint,
+        description=json.loads(json.dumps(description)), counts={}, tables={}, warnings=notes,
+    )  # fmt: skip
+    return save_graph(out, made, tables)
+
+
+def said_in(side: Side) -> Iterable[Said]:
+    """What the annotations of a split say, tar by tar on the cluster."""
+    ref, tars = ray.put(side), len(side.tars)
+
+    def read(row: dict) -> dict:
+        mine: Side = ray.get(ref)
+        rows, said = mine.rows_of(int(row["id"])), Said(Counter(), [])
+        fetched = mine.fetch(rows)
+        for at in rows:
+            if (data := mine.read(at, fetched.get(at))) is not None:
+                add(said, mine.keys[at].decode(), data)
+        return {"mentions": json.dumps(list(said.mentions.items())), "statements": json.dumps(said.statements)}
+
+    with in_our_words():
+        for row in quiet(ray.data.range(tars, override_num_blocks=tars).map(read)).iter_rows():
+            mentions = Counter({tuple(name): count for name, count in json.loads(row["mentions"])})
+            yield Said(mentions, [Statement(*statement) for statement in json.loads(row["statements"])])
+
+
+def add(said: Said, study: str, data: bytes | memoryview) -> None:
+    """Add what one packed annotation says, its names made alike."""
+    annotation = unpack(data)
+    entities = [entity._replace(name=alike(entity.name)) for entity in annotation.entities]
+    said.mentions.update((entity.name, entity.kind, entity.certainty) for entity in entities)
+    for relation in annotation.relations:
+        head, tail = entities[relation.head], entities[relation.tail]
+        said.statements.append(
+            Statement(
+                head.name,
+                relation.kind,
+                tail.name,
+                annotation.certainty(relation),
+                study,
+                head.sentence,
+                min(head.start, tail.start),
+                max(head.end, tail.end),
+                relation.rule,
+            )
+        )
+
+
+@cache
+def alike(name: str) -> str:
+    """The name that all spellings of an entity have in the graph: the lexicon's, words that were glued taken apart."""
+    known = spellings()
+    name = " ".join(name.lower().split())
+    if name not in known:
+        name = " ".join(unglued(word) for word in name.split())
+    return known[name][0] if name in known else name
+
+
+@cache
+def words() -> frozenset[str]:
+    """The words of the lexicon."""
+    return frozenset(word for spelling in spellings() for word in spelling.split())
+
+
+def unglued(word: str) -> str:
+    """Two words of the lexicon that stand without a blank ("pleuraleffusion"), with it; any other word as it is."""
+    if word in words():
+        return word
+    cuts = range(SHORTEST, len(word) - SHORTEST + 1)
+    return next((f"{word[:at]} {word[at:]}" for at in cuts if {word[:at], word[at:]} <= words()), word)
+
+
+def integrated(said: Said, sifting: Sifting) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """Tables of the graph, and what was dropped or turned on the way there.
+
+    Raises:
+        DataError: no triple is left.
+    """
+    notes = Counter[str]()
+    kinds, counts = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
+    aliases = defaultdict[str, set[str]](set)
+    for (name, kind, certainty), count in said.mentions.items():
+        if kind in sifting.without:
+            continue
+        node = sifting.merge.get(name, name)
+        aliases[node] |= {name} - {node}
+        if certainty in sifting.certainty:
+            kinds[node][kind] += count
+            counts[node][certainty] += count
+    kept = [name for name, of in counts.items() if of.total() >= sifting.min_count]
+    notes["nodes below min_count"] = len(counts) - len(kept)
+    names = sorted(kept, key=lambda name: (-counts[name].total(), name))
+    number = {name: at for at, name in enumerate(names)}
+    pairs = defaultdict[tuple[int, int], list[Statement]](list)
+    for statement in said.statements:
+        ends = [number.get(sifting.merge.get(name, name), -1) for name in (statement.head, statement.tail)]
+        if -1 in ends or statement.certainty not in sifting.certainty:
+            notes["statements on nodes that were dropped" if -1 in ends else "statements of another certainty"] += 1
+        elif ends[0] == ends[1] and not sifting.self_loops:
+            notes["self-loops"] += 1
+        else:
+            pairs[min(ends), max(ends)].append(statement)
+    triples = [joined(pair, statements, number, sifting, notes) for pair, statements in pairs.items()]
+    triples = [triple for triple in triples if len(triple[3]) >= sifting.min_triple_count]
+    notes["triples below min_triple_count"] = len(pairs) - len(triples)
+    if not triples:
+        raise DataError(f"nothing to make a graph of: {len(names)} nodes and no triple are left ({dict(notes)})")
+    triples.sort(key=lambda triple: (-len(triple[3]), triple[:3]))
+    nodes = [
+        {
+            "id": name,
+            "name": name,
+            "kind": min(kinds[name], key=lambda kind: (-kinds[name][kind], kind)),
+            "aliases": sorted(aliases[name]),
+            **tally(counts[name]),
+        }
+        for name in names
+    ]
+    return tables_of(nodes, triples), {note: count for note, count in notes.items() if count}
+
+
+def tables_of(nodes: list[dict[str, Any]], triples: list[Joined]) -> dict[str, pa.Table]:
+    """Nodes, triples and where each was said, as they are stored."""
+    edges = [
+        {"head": head, "relation": relation, "tail": tail, **tally(Counter(s.certainty for s in statements))}
+        for head, relation, tail, statements in triples
+    ]
+    columns = ("study", "sentence", "start", "end", "certainty", "rule")
+    origins = [
+        {"triple": at, **{column: getattr(statement, column) for column in columns}}
+        for at, (*_, statements) in enumerate(triples)
+        for statement in sorted(statements, key=lambda s: (s.study, s.sentence, s.start))
+    ]
+    tables = {"nodes": (nodes, NODES), "triples": (edges, TRIPLES), "provenance": (origins, PROVENANCE)}
+    return {name: pa.Table.from_pylist(rows, schema=schema) for name, (rows, schema) in tables.items()}
+
+
+def tally(of: Counter[str]) -> dict[str, int]:
+    """The columns of counts."""
+    return {"count": of.total(), **{certainty: of[certainty] for certainty in CERTAINTIES}}
+
+
+def joined(
+    pair: tuple[int, int],
+    statements: list[Statement],
+    number: Mapping[str, int],
+    sifting: Sifting,
+    notes: Counter[str],
+) -> Joined:
+    """How two nodes are joined: as most statements say, the others counted in `notes`."""
+
+    def said(statement: Statement) -> tuple[int, str, int]:
+        head, tail = (number[sifting.merge.get(name, name)] for name in (statement.head, statement.tail))
+        return head, statement.relation, tail
+
+    ways = Counter(map(said, statements))
+    head, relation, tail = min(ways, key=lambda way: (-ways[way], way))
+    notes["statements the other way round"] += sum(n for (h, _, _), n in ways.items() if h != head)
+    notes["statements of a rarer relation"] += sum(n for (h, r, _), n in ways.items() if h == head and r != relation)
+    return head, relation, tail, statements
+
+
+def refuse_leak(graph: KnowledgeGraph, training: Sequence[str] | frozenset[str]) -> None:
+    """Refuse a graph that reports outside the training split speak in.
+
+    Args:
+        training: keys of the training studies.
+
+    Raises:
+        DataError: naming a triple that no training study supports, or a study of another split.
+    """
+    keys, known = graph.provenance["study"].to_pylist(), frozenset(training)
+    of = graph.provenance["triple"].to_pylist()
+    strange = sum(key not in known for key in keys)
+    if graph.manifest.origin != "reports" or not strange:
+        return
+    supported = {triple for triple, key in zip(of, keys, strict=True) if key in known}
+    alone = next((t for t in range(graph.triples.num_rows) if t not in supported), None)
+    named = " ".join(graph.named_triples()[alone]) if alone is not None else ""
+    what = f"no training report says {named!r}" if named else "training reports say all of its triples too"
+    raise DataError(
+        f"{strange} of {len(keys)} statements in the graph are of studies outside the training split ({what}): a model "
+        "given it would know what it is tested on. Build it of annotations of train alone"
+    )
+
+
+def described(graph: KnowledgeGraph) -> dict[str, Any]:
+    """What names the graph in a checkpoint's state."""
+    return {"fingerprint": graph.manifest.fingerprint, "counts": graph.manifest.counts, "origin": graph.manifest.origin}
