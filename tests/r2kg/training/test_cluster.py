@@ -104,7 +104,10 @@ def test_nodes_that_can_come_are_waited_for_and_others_refused(head, tmp_path):
     )
     lines = asked.stdout.splitlines()
     assert "can be" in lines, asked.stdout + asked.stderr[-2000:]
-    assert lines[0] == "Waiting for nodes with 1 CPU more (train.wait_minutes=5)."
+    assert lines[:2] == [
+        f"The Ray cluster at 127.0.0.1:{PORT}: 1 CPUs, 0 GPUs.",
+        "Waiting for nodes with 1 CPU more (train.wait_minutes=5).",
+    ]
     refused = "ConfigError 9 workers need 9 CPU, the Ray cluster has 5, and no more when all its nodes are started"
     assert any(refused in line for line in lines), lines
     assert "GPUs to write on: 2" in lines, lines
@@ -121,7 +124,8 @@ def test_a_node_that_is_gone_is_waited_for_where_no_autoscaler_is_known_of(ray_s
         text=True,
         timeout=120,
     )
-    first, waiting, second = asked.stdout.splitlines()
+    which, first, waiting, second = asked.stdout.splitlines()
+    assert which.startswith(f"The Ray cluster at {address}: ")
     assert first.startswith("ConfigError 1 workers need 1 GPU, the Ray cluster has 0: lower train.workers")
     assert waiting == "Waiting for nodes with 1 GPU more (train.wait_minutes=0.01)."
     assert second.startswith("WaitedError no node with 1 GPU came in train.wait_minutes=0.01")
