@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-long test-fuzz lint bench clean
+.PHONY: demo test test-slow test-long test-fuzz test-oracle lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/r2kg demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not fuzz"
+	$(BIN)/python -m pytest -m "not slow and not fuzz and not oracle"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not long"
@@ -21,6 +21,11 @@ test-long: $(STAMP)
 
 test-fuzz: $(STAMP)
 	$(BIN)/python -m pytest -m fuzz
+
+test-oracle: $(STAMP)
+	test -x .venv-medspacy/bin/python || $(PYTHON) -m venv .venv-medspacy
+	.venv-medspacy/bin/python -m pip install --quiet --disable-pip-version-check medspacy
+	R2KG_MEDSPACY=.venv-medspacy/bin/python $(BIN)/python -m pytest -s -m oracle
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,4 +44,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-medspacy build *.egg-info

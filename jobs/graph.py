@@ -1,8 +1,9 @@
 """Make a graph of the training reports, and look at it."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,9 +21,9 @@ NAME = "annotations-{}"
 """Place of the annotations below SHARDS/side, with the extractor's name."""
 Shards = Annotated[str, typer.Argument(help="directory or URL of the shards")]
 Graph = Annotated[str, typer.Argument(help="directory or URL of the graph")]
-How = Annotated[str, typer.Option(help="rules, or llm: a language model behind an OpenAI-compatible endpoint")]
+How = Annotated[str, typer.Option(help="rules; llm: an OpenAI-compatible endpoint; ner-re: what `graph learn` wrote")]
 Endpoint = Annotated[str, typer.Option(help="llm: base URL, e.g. http://127.0.0.1:8000/v1; its key is R2KG_LLM_KEY")]
-Model = Annotated[str, typer.Option(help="llm: the model, as the server names it")]
+Model = Annotated[str, typer.Option(help="llm: the model, as the server names it; ner-re: the directory")]
 Hosts = Annotated[
     list[str] | None, typer.Option(help="llm: host that reports may be sent to; this machine alone by default")
 ]
@@ -49,12 +50,33 @@ def annotate(
     where = place(out) if out else root / "side" / NAME.format(extractor)
     asked = {"endpoint": endpoint, "model": model, "allow": tuple(allow_host or ()), "cache": f"{where}-answers"}
     chosen = named(extractor, manifest.licence, **asked, **parse_overrides(options or []))
-    from r2kg.graph.annotate import write_annotations  # a second of Ray, after what is refused without it
+    from r2kg.graph.extract.annotate import write_annotations  # a second of Ray, after what is refused without it
     from shards.session import connect_ray
 
     connect_ray(where if isinstance(where, Path) else None)
     print("\n".join(side_lines(write_annotations(root, where, chosen, splits, on_bad))))
     print(where)
+
+
+def learn(
+    shards: Shards,
+    out: Annotated[Path, typer.Option(help="directory of the models")],
+    annotations: Annotated[str, typer.Option(help="to learn from; default: SHARDS/side/annotations-rules")] = "",
+    radgraph: Annotated[Path | None, typer.Option(help="learn from this file of RadGraph in place of shards'")] = None,
+    encoder: Annotated[str, typer.Option(help="hub id or directory; tiny: a small one from random weights")] = "",
+) -> None:
+    """Train the extractor ner-re on what another says of training reports: an entity model and a relation model."""
+    root = place(shards)
+    read_manifest(root)
+    from r2kg.graph.extract.annotate import labelled  # seconds of torch, after what is refused without it
+    from r2kg.graph.extract.ner_re import read_radgraph, train_ner_re
+    from r2kg.graph.extract.spans import NerReConfig, tiny
+
+    said = annotations or root / "side" / NAME.format("rules")
+    examples = read_radgraph(radgraph) if radgraph else labelled(root, said)
+    config = tiny() if encoder == "tiny" else NerReConfig(**({"encoder": encoder} if encoder else {}))
+    train_ner_re(examples, out, config)
+    print(out.resolve())
 
 
 def build(
@@ -63,6 +85,11 @@ def build(
     out: Annotated[str, typer.Option(help="directory or URL of the graph; default: SHARDS/graph")] = "",
     min_count: Annotated[int, typer.Option(min=1, help="mentions that a node needs")] = 1,
     min_triple_count: Annotated[int, typer.Option(min=1, help="statements that a triple needs")] = 1,
+    merge: Annotated[str, typer.Option(help="CSV with columns name, node: names that mean the same, as of UMLS")] = "",
+    synonyms: Annotated[
+        str, typer.Option(help="text encoder (hub id or directory): merge names whose vectors have a cosine of .95")
+    ] = "",
+    pooling: Annotated[Literal["cls", "mean"], typer.Option(help="of the text encoder")] = "cls",
     force: Annotated[
         bool, typer.Option("--force", help="take other splits too: no system accepts such a graph")
     ] = False,
@@ -70,14 +97,22 @@ def build(
     """Make the graph of what was said of the training reports, and print its card."""
     root = place(shards)
     read_manifest(root)
-    from r2kg.graph.build import Sifting, build_graph
+    from r2kg.graph.artefact import KnowledgeGraph
+    from r2kg.graph.build import Sifting, build_graph, read_merge
     from r2kg.graph.card import card_lines
     from shards.session import connect_ray
 
     side, where = annotations or root / "side" / NAME.format("rules"), place(out) if out else root / "graph"
     connect_ray(where if isinstance(where, Path) else None)
-    sifting = Sifting(min_count=min_count, min_triple_count=min_triple_count)
-    print("\n".join(card_lines(build_graph(root, side, where, sifting, force))))
+    sifting = Sifting(min_count, min_triple_count, merge=read_merge(merge) if merge else {})
+
+    def near(graph: KnowledgeGraph) -> Mapping[str, str]:
+        from r2kg.graph.embed import near_synonyms  # seconds of torch
+        from r2kg.modules.config import TextEncoder
+
+        return near_synonyms(graph, TextEncoder(source=synonyms, pooling=pooling))
+
+    print("\n".join(card_lines(build_graph(root, side, where, sifting, force, near if synonyms else None))))
     print(where)
 
 
@@ -129,6 +164,32 @@ def card(
         print(draw(loaded, picture))
 
 
+def films(
+    shards: Shards,
+    features: Annotated[str, typer.Option(help="the side of a frozen encoder's features (`r2kg features`)")],
+    graph: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/graph")] = "",
+    annotations: Annotated[str, typer.Option(help="what it was built of; default: SHARDS/side/annotations-rules")] = "",
+    out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/side/film_subgraphs")] = "",
+    neighbours: Annotated[int, typer.Option(min=1, help="training studies that vote")] = 16,
+    nodes: Annotated[int, typer.Option(min=1, help="most nodes of a film's part")] = 48,
+    triples: Annotated[int, typer.Option(min=1, help="most triples of a film's part")] = 96,
+) -> None:
+    """Write a part of the graph for every film, from the film alone: what reports of training films near it say."""
+    root = place(shards)
+    read_manifest(root)
+    from r2kg.graph.film import NAME as FILMS  # a second of Ray and scipy, after what is refused without them
+    from r2kg.graph.film import FilmSettings, write_film_subgraphs
+    from shards.session import connect_ray
+
+    where = place(out) if out else root / "side" / FILMS
+    said = annotations or root / "side" / NAME.format("rules")
+    connect_ray(where if isinstance(where, Path) else None)
+    settings = FilmSettings(neighbours=neighbours, nodes=nodes, triples=triples)
+    side = write_film_subgraphs(root, graph or root / "graph", features, said, where, settings)
+    print("\n".join(side_lines(side)))
+    print(where)
+
+
 def evaluate(
     shards: Shards,
     extractor: How = "rules",
@@ -139,7 +200,7 @@ def evaluate(
     cache: Annotated[str, typer.Option(help="llm: directory of its answers")] = "answers",
 ) -> None:
     """Compare an extractor with what is known of drawn reports."""
-    from r2kg.graph.evaluate import evaluate_extractor
+    from r2kg.graph.extract.evaluate import evaluate_extractor
 
     asked = {"endpoint": endpoint, "model": model, "allow": tuple(allow_host or ()), "cache": cache}
     found = evaluate_extractor(shards, named(extractor, read_manifest(shards).licence, **asked), split)
@@ -154,8 +215,14 @@ def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
         from r2kg.graph.extract.rules import Rules
 
         return Rules()
+    if extractor == "ner-re":
+        if not llm.get("model"):
+            raise ConfigError("--extractor ner-re needs --model DIR, which `r2kg graph learn` wrote")
+        from r2kg.graph.extract.ner_re import NerRe  # seconds of torch
+
+        return NerRe.load(llm["model"])
     if extractor != "llm":
-        raise ConfigError(f"--extractor {extractor}: known are rules, llm")
+        raise ConfigError(f"--extractor {extractor}: known are rules, llm, ner-re")
     if not (llm.get("endpoint") and llm.get("model")):
         raise ConfigError("--extractor llm asks a server: give --endpoint, e.g. http://127.0.0.1:8000/v1, and --model")
     from r2kg.graph.extract.llm import LlmExtractor
@@ -166,7 +233,7 @@ def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
     return LlmExtractor(licence=licence, **llm)
 
 
-JOBS = (annotate, build, read, card, levels, evaluate)
+JOBS = (annotate, learn, build, read, card, levels, films, evaluate)
 
 if __name__ == "__main__":
     run(*JOBS)

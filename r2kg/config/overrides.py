@@ -127,7 +127,7 @@ def unknown(whole: type[BaseModel], tree: dict, path: str) -> str:
     inside = [key for key in keys if key.startswith(prefix) and "." not in key.removeprefix(prefix)]
     near = [key for key in keys if key.endswith(f".{path}")]
     near += difflib.get_close_matches(path[:200], keys, n=3, cutoff=0.85)
-    if not near and path == prefix + names[-1]:
+    if not near and prefix and path == prefix + names[-1]:
         leaves = [key.removeprefix(prefix) for key in inside]
         near = [prefix + leaf for leaf in difflib.get_close_matches(names[-1], leaves, n=3, cutoff=0.75)]
     if not near and (path != prefix + names[-1] or not prefix):

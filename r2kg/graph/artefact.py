@@ -15,7 +15,6 @@ from pydantic import Field
 
 from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS
 from shards.errors import DataError
-from shards.graphs.subgraph import Graph, Vocabulary
 from shards.tars.format import SealedManifest, Sha256, read_sealed, write_sealed
 from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
 
@@ -77,13 +76,6 @@ class KnowledgeGraph:
         """(head, relation, tail) by name, the most frequent first."""
         heads, kinds, tails = (self.triples[name].to_pylist() for name in ("head", "relation", "tail"))
         return [(self.names[h], kind, self.names[t]) for h, kind, t in zip(heads, kinds, tails, strict=True)]
-
-    def as_subgraphs(self) -> Graph:
-        """As the job that writes studies' parts of a graph takes it; relations by the order of the schema."""
-        heads, kinds, tails = (self.triples[name].to_pylist() for name in ("head", "relation", "tail"))
-        numbers = {name: number for number, name in enumerate(RELATIONS)}
-        edges = tuple((h, t, numbers[kind]) for h, kind, t in zip(heads, kinds, tails, strict=True))
-        return Graph(Vocabulary(self.names, tuple(RELATIONS)), edges)
 
 
 def save_graph(where: str | Place, manifest: GraphManifest, tables: dict[str, pa.Table]) -> KnowledgeGraph:

@@ -5,10 +5,11 @@ nodes are joined; all statements on the two count for it. Statements on denied f
 tell them apart.
 """
 
+import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from r2kg.graph.artefact import NODES, PROVENANCE, TRIPLES, GraphManifest, Knowl
 from r2kg.graph.extract.lexicon import spellings
 from r2kg.graph.schema import CERTAINTIES, Certainty, Kind, unpack
 from shards.errors import ConfigError, DataError
+from shards.graphs.triples import MAX_EDGES, malformed, name_in
 from shards.session import in_our_words, quiet
+from shards.sources.tables import Table
 from shards.stream.index import Index
 from shards.stream.side import Side
 from shards.study import SPLITS
@@ -28,6 +31,7 @@ from shards.tars.format import read_manifest
 from shards.tars.kinds import read_side
 from shards.tars.place import Place, place
 
+EMPTY = GraphManifest(licence="", origin="reports", description={}, counts={}, tables={})
 SHORTEST = 3
 """Letters of the shorter part of a glued word."""
 
@@ -82,12 +86,14 @@ def build_graph(
     out: str | Place,
     sifting: Sifting | None = None,
     force: bool = False,
+    synonyms: Callable[[KnowledgeGraph], Mapping[str, str]] | None = None,
 ) -> KnowledgeGraph:
     """Make the graph of the training reports of the shards at `root` and write it into `out`.
 
     Args:
-        annotations: the side that `r2kg.graph.annotate` wrote.
+        annotations: the side that `r2kg.graph.extract.annotate` wrote.
         force: take the annotations of other splits too. The graph says so, and `refuse_leak` refuses it.
+        synonyms: what else is merged, told by the graph that there is without (`r2kg.graph.embed.near_synonyms`).
 
     Raises:
         ConfigError: `out` holds something else.
@@ -108,13 +114,42 @@ def build_graph(
             said.mentions.update(part.mentions)
             said.statements.extend(part.statements)
     tables, notes = integrated(said, sifting)
+    if synonyms:
+        alike_too = synonyms(KnowledgeGraph(EMPTY, **tables))
+        merge = {name: alike_too.get(node, node) for name, node in sifting.merge.items()} | dict(alike_too)
+        sifting = replace(sifting, merge=merge)
+        tables, notes = integrated(said, sifting)
     description = {name: side.description[name] for name in ("extractor", "settings")} | {"splits": splits}
-    description["sifting"] = asdict(sifting) | {"merge": len(sifting.merge)}
+    merged = hashlib.sha256(json.dumps(sorted(sifting.merge.items())).encode()).hexdigest() if sifting.merge else ""
+    description["sifting"] = asdict(sifting) | {"merge": merged}
+    notes["names merged into others"] = len(sifting.merge)
     made = GraphManifest(
         licence=manifest.licence, origin="reports", parent=manifest.fingerprint, annotations=side.fingerprint,
-        description=json.loads(json.dumps(description)), counts={}, tables={}, warnings=notes,
+        description=json.loads(json.dumps(description)), counts={}, tables={},
+        warnings={note: count for note, count in notes.items() if count},
     )  # fmt: skip
     return save_graph(out, made, tables)
+
+
+def read_merge(path: str | Place) -> dict[str, str]:
+    """A table of names that mean the same: CSV with the columns name and node, such as a linker of UMLS makes it.
+
+    Raises:
+        DataError: missing columns, a row that is none, a name merged into two or into one that is merged itself.
+    """
+    merge, table = dict[str, str](), Table(place(path), ("name", "node"), max_rows=MAX_EDGES)
+    for row in table.rows():
+        try:
+            if row.fault:
+                raise ValueError(row.fault)
+            name, node = alike(name_in(row.cells["name"], "name")), alike(name_in(row.cells["node"], "node"))
+            if name != node and merge.setdefault(name, node) != node:
+                raise ValueError("its name is merged into another node by a line above")
+        except ValueError as error:
+            raise malformed(table.path, row.line, error) from None
+    if chained := sorted(merge.keys() & {*merge.values()}):
+        raise DataError(f"{path}: {len(chained)} nodes are merged into others themselves: name the last node for all")
+    return merge
 
 
 def said_in(side: Side) -> Iterable[Said]:
@@ -294,8 +329,3 @@ def refuse_leak(graph: KnowledgeGraph, training: Sequence[str] | frozenset[str])
         f"{strange} of {len(keys)} statements in the graph are of studies outside the training split ({what}): a model "
         "given it would know what it is tested on. Build it of annotations of train alone"
     )
-
-
-def described(graph: KnowledgeGraph) -> dict[str, Any]:
-    """What names the graph in a checkpoint's state."""
-    return {"fingerprint": graph.manifest.fingerprint, "counts": graph.manifest.counts, "origin": graph.manifest.origin}

@@ -5,16 +5,21 @@ count of at least 2000, 645, 300, 181 and 100, composites left out. Counts grow 
 level is asked for by its size, and the threshold follows.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from r2kg.graph.artefact import KnowledgeGraph
 from r2kg.graph.published import COMPOSITE
 from r2kg.graph.schema import RELATIONS
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DataError
+from shards.tars.place import write_atomic
 
 Edges = Literal["kept", "induced"]
 
@@ -30,6 +35,75 @@ class Level(NamedTuple):
     """[E] positions in `r2kg.graph.schema.RELATIONS`."""
     threshold: int
     """Least count of the triples whose end points the nodes are."""
+
+
+FILE, ARRAYS = "levels.json", "levels.safetensors"
+
+
+class Levels(NamedTuple):
+    """Nested graphs with the features of the whole graph's nodes, as a model takes them."""
+
+    names: tuple[str, ...]
+    """Of the graph's nodes by id."""
+    features: NDArray[np.float32]
+    """[nodes, D] vectors of the names."""
+    graphs: tuple[Level, ...]
+    """The smallest first."""
+    graph: str
+    """Fingerprint of the graph they are of."""
+
+
+def write_levels(graph: KnowledgeGraph, levels: Sequence[Level], features: NDArray[np.float32], folder: Path) -> Levels:
+    """Write levels of a graph and the features of its nodes into a directory.
+
+    Args:
+        features: [nodes, D], one vector for every name (`r2kg.graph.embed.embed`).
+
+    Raises:
+        ConfigError: no levels, features of another number of nodes.
+        DataError: a feature that is not finite, naming its node.
+    """
+    if not levels or len(features) != graph.nodes.num_rows:
+        raise ConfigError(f"{len(levels)} levels, features of {len(features)} nodes for {graph.nodes.num_rows}")
+    held = np.ascontiguousarray(features, np.float32)
+    if len(odd := np.flatnonzero(~np.isfinite(held).all(1))):
+        raise DataError(f"the feature of node {graph.names[odd[0]]!r} is not finite: take another text encoder")
+    arrays = {"features": held} | {
+        f"{name}.{number}": np.ascontiguousarray(getattr(level, name))
+        for number, level in enumerate(levels)
+        for name in ("node", "edge_index", "edge_type")
+    }
+    thresholds = [level.threshold for level in levels]
+    told = {"names": graph.names, "thresholds": thresholds, "graph": graph.manifest.fingerprint}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / ARRAYS, save(arrays))
+    write_atomic(folder / FILE, json.dumps(told, indent=1).encode())
+    return read_levels(folder)
+
+
+def read_levels(folder: Path) -> Levels:
+    """What `write_levels` wrote; DataError for what is missing, damaged, or contradicts itself."""
+    try:
+        told, arrays = json.loads((folder / FILE).read_bytes()), load_file(folder / ARRAYS)
+        names, features = tuple(map(str, told["names"])), arrays["features"]
+        graphs = tuple(
+            Level(
+                arrays[f"node.{number}"], arrays[f"edge_index.{number}"], arrays[f"edge_type.{number}"], int(threshold)
+            )
+            for number, threshold in enumerate(told["thresholds"])
+        )
+        if features.ndim != 2 or len(features) != len(names) or not np.isfinite(features).all():
+            raise ValueError("a node without a feature")
+        for level in graphs:
+            inside = [(level.node, len(names)), (level.edge_index, len(level.node)), (level.edge_type, len(RELATIONS))]
+            if any(len(array) and not 0 <= int(array.min()) <= int(array.max()) < most for array, most in inside):
+                raise ValueError("a level that names what is not there")
+        if not graphs or any(level.edge_index.shape != (2, len(level.edge_type)) for level in graphs):
+            raise ValueError("no levels, or edges without a type")
+        return Levels(names, features, graphs, str(told["graph"]))
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
+        raise DataError(f"no levels of a graph at {folder} ({what}): write them again") from None
 
 
 def sample_levels(

@@ -60,6 +60,19 @@ class Vision(Part):
         return self
 
 
+class TextEncoder(Part):
+    """What turns names of a graph's nodes into vectors (`r2kg.graph.embed`)."""
+
+    source: Local = "emilyalsentzer/Bio_ClinicalBERT"
+    """Hub id or local directory of an encoder, or of a causal language model without its head."""
+    revision: str | None = None
+    """Of a hub id; None: main."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """The first token's vector, as a BERT is asked; or the mean over the name's tokens, for models without one."""
+    max_tokens: int = Field(default=128, ge=2)
+    """Longer names are cut."""
+
+
 class TinyLm(Part):
     """The small causal LM that stands in for a hub model when there is none: trained on the training reports."""
 

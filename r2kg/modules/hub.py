@@ -1,15 +1,17 @@
-"""Whether the Hugging Face hub can be reached, asked before its clients retry for half a minute a file."""
+"""Files of the Hugging Face hub: whether it can be reached at all, and what weights a model there has."""
 
 import os
 import socket
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from shards.session import joining
+from shards.tars.place import sha256_of
 
 SECONDS = 3.0
 """For a connection; without a network the answer comes at once."""
@@ -43,3 +45,19 @@ def may_come(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def weight_hashes(source: str | Path, revision: str | None = None) -> dict[str, str]:
+    """sha256 of every safetensors file of a model that was loaded, from its directory or from the hub's cache.
+
+    The cache names its files by their hashes.
+    """
+    folder, hashes = Path(source).expanduser(), {}
+    if not folder.is_dir():
+        patterns = ["*.safetensors"]
+        folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns, local_files_only=True))
+    for path in sorted(folder.glob("*.safetensors")):
+        blob = path.resolve()
+        named = blob.parent.name == "blobs" and len(blob.name) == 64
+        hashes[path.name] = blob.name if named else sha256_of(path)
+    return hashes

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -28,9 +27,8 @@ from r2kg.config.parts import Decoding
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.beams import CausalLmDecoder, Generated, Prompt, decode
 from r2kg.modules.config import Llm
-from r2kg.modules.hub import may_come
+from r2kg.modules.hub import may_come, weight_hashes
 from shards.errors import ConfigError, RetryableError
-from shards.tars.place import sha256_of
 
 IGNORED = -100
 """Label of a position that is no target."""
@@ -167,16 +165,7 @@ class ReportWriter(nn.Module):
     def fingerprint(self) -> dict[str, str | dict[str, str] | None]:
         """Name the pretrained weights: {source, revision, sha256 of each weight file}. They are never checkpointed."""
         if self._sha256 is None:
-            folder = Path(self.config.source).expanduser()
-            if not folder.is_dir():
-                cached = snapshot_download(
-                    self.config.source,
-                    revision=self.config.revision,
-                    allow_patterns=["*.safetensors"],
-                    local_files_only=True,
-                )
-                folder = Path(cached)
-            self._sha256 = weight_hashes(folder)
+            self._sha256 = weight_hashes(self.config.source, self.config.revision)
         return {"source": self.config.source, "revision": self.config.revision, "sha256": self._sha256}
 
     def _report_logits(
@@ -198,16 +187,6 @@ class ReportWriter(nn.Module):
             logits_to_keep=input_ids.shape[1] + 1,
         )
         return out.logits[:, :-1]
-
-
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every safetensors file of a model directory; the hub's cache already names its files so."""
-    hashes = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        blob = path.resolve()
-        named = blob.parent.name == "blobs" and len(blob.name) == 64
-        hashes[path.name] = blob.name if named else sha256_of(path)
-    return hashes
 
 
 PACKAGES = {

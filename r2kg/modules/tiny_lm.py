@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
 from r2kg.modules.config import PROMPT, TinyLm
-from r2kg.modules.llm import IGNORED, frame, weight_hashes
+from r2kg.modules.hub import weight_hashes
+from r2kg.modules.llm import IGNORED, frame
 from shards.errors import DataError
 from shards.stream.index import read_targets
 from shards.tars.format import Manifest

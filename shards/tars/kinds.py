@@ -54,6 +54,13 @@ KINDS: dict[str, Kind] = {
         tells_report=True,
         unpack="shards.graphs.subgraph:unpack",
     ),
+    "film_subgraphs": Kind(
+        suffix="film.safetensors",
+        extent=("nodes", "relations"),
+        column="film_subgraph",
+        how="`r2kg graph films SHARDS`",
+        unpack="shards.graphs.subgraph:unpack",
+    ),
     "annotations": Kind(
         suffix="annotation.json",
         extent=(),
@@ -87,7 +94,8 @@ class SideManifest(SealedManifest):
     """Fingerprint of the shards' manifest."""
     description: dict[str, Any]
     """What decides the content. features: encoder (fingerprint), name, transform, dtype, precision, views, patches,
-    width. subgraphs: origin, nodes and relations (names by id), and the file they were made from with its sha256."""
+    width. subgraphs: origin, nodes and relations (names by id), and the file they were made from with its sha256.
+    film_subgraphs: nodes and relations, graph, annotations and features by fingerprint, settings."""
     shards: tuple[SideTar, ...]
     warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """What is suspicious → where it was found."""

@@ -53,7 +53,7 @@ REFUSED = {
     "nonsense": (2, "no verb 'nonsense': `r2kg --help` lists them"),
     "show r2gengpt.tiny optim.lr_of.nonsense=1": (
         2,
-        "ConfigError: run: optim.lr_of names nonsense; vision, projection, llm",
+        "ConfigError: run: optim.lr_of names nonsense; vision, projection, graph, queries, llm",
     ),
     "show r2gengpt.tiny optim.lr=inf": (2, "ConfigError: optim.lr: Input should be a finite number"),
     'show r2gengpt.tiny protocols=["nosuch"]': (2, "ConfigError: unknown protocols ['nosuch']; known: "),

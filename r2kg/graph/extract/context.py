@@ -54,7 +54,7 @@ no significant interval change in; no change from; without change; without chang
 without significant change; without significant interval change; no increase; no decrease; no increase in;
 no decrease in; not increased; not decreased; not significantly changed; not changed;
 not changed significantly; no further; no substantial change; no substantial change in; no definite change;
-no definite change in; not certain whether; no other; not necessarily; not only; or older; gram negative;
+no definite change in; not certain whether; not necessarily; not only; or older; gram negative;
 no appreciable change; no appreciable change in; likely unchanged; no previous; no prior; no comparison;
 no comparisons; cannot be seen in detail
 """,

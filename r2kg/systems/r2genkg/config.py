@@ -9,19 +9,24 @@ from r2kg.config.needs import Artefact, Inputs
 from r2kg.config.parts import Data
 from r2kg.config.run import Run, System
 from r2kg.modules.config import PROMPT, Llm, Vision
+from r2kg.systems.r2genkg.parts import FILMS, Graph, Queries
 from shards.tars.format import Manifest
 
 
 class R2GenKGConfig(System):
-    """R2GenKG (arXiv 2508.03426), for now without graph and bank: that is R2GenGPT (Wang et al. 2023)."""
+    """R2GenKG (arXiv 2508.03426). Without graph and queries it is R2GenGPT (Wang et al. 2023)."""
 
     build: ClassVar[str] = "r2kg.systems.r2genkg.model:R2GenKG"
-    trains: ClassVar[tuple[str, ...]] = ("vision", "projection", "llm")
+    trains: ClassVar[tuple[str, ...]] = ("vision", "projection", "graph", "queries", "llm")
 
     system: Literal["r2genkg"] = "r2genkg"
     """Names this part."""
     vision: Vision = Vision()
     """Image encoder."""
+    graph: Graph | None = None
+    """What is shown of the knowledge graph; null: nothing."""
+    queries: Queries | None = None
+    """Disease queries; null: none."""
     llm: Llm = Llm()
     """Report writer."""
     prompt: str = PROMPT
@@ -39,15 +44,25 @@ class R2GenKGConfig(System):
         return self
 
     def inputs(self, data: Data) -> Inputs:
-        """Films, or the features of a frozen encoder."""
+        """Films, or the features of a frozen encoder; the part of the graph that belongs to them."""
         vision = self.vision
         return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision
-        )
+            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision,
+            sides=(FILMS,) if self.graph and self.graph.source != "levels" else (),
+        )  # fmt: skip
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
-        """The tiny LM, where it stands in for a hub model."""
+        """The tiny LM, where it stands in for a hub model; the graph's levels and the features of its nodes.
+
+        Raises:
+            DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another.
+        """
         if self.llm.source == "tiny":
             from r2kg.modules.tiny_lm import artefact  # seconds of torch, for a run that needs it
 
             yield artefact(self.llm.tiny, run, manifest, self.prompt, into="model.llm.source")
+        if self.graph and not self.graph.levels_at:
+            from r2kg.systems.r2genkg.graph import artefact as levels
+
+            source = self.llm.source if self.graph.text.source == "llm" else self.graph.text.source
+            yield levels(self.graph, source, run, manifest, into="model.graph.levels_at")

@@ -238,7 +238,7 @@ def test_what_show_prints_is_the_run(name, tmp_path, capsys):
     words = [f"{key}={json.dumps(value)}" for key, value in flat(json.loads(printed)).items()]
     for word in words:
         assert change(run, word) == run, word
-    parts = ["model.graph={}"] if "all on" in name else []
+    parts = [f"model.{part}={{}}" for part in ("graph", "queries") if getattr(run.model, part, None) is not None]
     assert change(Run(name="y"), *words, *parts) == run
 
 

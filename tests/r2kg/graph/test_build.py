@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from r2kg.graph.annotate import NOT_ASKED, write_annotations
 from r2kg.graph.artefact import FILE, load_graph, read_graph_manifest
-from r2kg.graph.build import Said, Sifting, Statement, alike, build_graph, integrated, refuse_leak
+from r2kg.graph.build import Said, Sifting, Statement, alike, build_graph, integrated, read_merge, refuse_leak
 from r2kg.graph.card import card_lines, coverage, draw
-from r2kg.graph.evaluate import evaluate_extractor
+from r2kg.graph.extract.annotate import NOT_ASKED, write_annotations
+from r2kg.graph.extract.evaluate import evaluate_extractor
 from r2kg.graph.extract.rules import Rules
 from r2kg.graph.schema import Annotation
 from shards.errors import ConfigError, DataError
@@ -71,6 +71,18 @@ def test_merged_names_are_one_node_that_remembers_them():
     }
 
 
+def test_a_table_of_names_that_mean_the_same_is_read(tmp_path):
+    path = tmp_path / "merge.csv"
+    path.write_text("name,node,cui\nBig,large,C1\neffusions,effusion,C2\n")
+    assert read_merge(path) == {"big": "large"}, "the lexicon knows the other already"
+    path.write_text("name,node\nbig,large\nbig,small\n")
+    with pytest.raises(DataError, match="line 3 is malformed: its name is merged into another node by a line above"):
+        read_merge(path)
+    path.write_text("name,node\nbig,large\nlarge,huge\n")
+    with pytest.raises(DataError, match="1 nodes are merged into others themselves"):
+        read_merge(path)
+
+
 @pytest.mark.parametrize(
     ("name", "node"),
     [
@@ -117,6 +129,17 @@ def test_a_graph_knows_where_each_of_its_triples_was_said(phantom_shards, graph_
         checked += triples[row["triple"]] in again.triples()
     assert checked > 0.9 * len(graph.provenance.to_pylist()[::7]), "what is cut out of a report says the same"
     assert graph.manifest.parent == read_manifest(phantom_shards).fingerprint and graph.manifest.licence == "synthetic"
+
+
+def test_what_means_the_same_is_told_by_the_graph_without(phantom_shards, graph_place, tmp_path):
+    whole = load_graph(graph_place / "graph")
+    merged = build_graph(
+        phantom_shards, graph_place / "said", tmp_path / "merged", Sifting(merge={"moderate": "severe"}),
+        synonyms=lambda graph: {"severe": "large"} if "severe" in graph.names else {},
+    )  # fmt: skip
+    assert {"moderate", "severe"} <= {*whole.names} and not {"moderate", "severe"} & {*merged.names}
+    (large,) = [node for node in merged.nodes.to_pylist() if node["name"] == "large"]
+    assert large["aliases"] == ["moderate", "severe"] and merged.manifest.warnings["names merged into others"] == 2
 
 
 def test_the_same_reports_make_the_same_graph(phantom_shards, graph_place, tmp_path):

@@ -1,6 +1,7 @@
 """Published tables with all that is odd in them, and the levels of a graph."""
 
 import csv
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from r2kg.graph.artefact import KnowledgeGraph, load_graph
 from r2kg.graph.build import refuse_leak
-from r2kg.graph.levels import sample_levels
+from r2kg.graph.levels import ARRAYS, FILE, read_levels, sample_levels, write_levels
 from r2kg.graph.published import COLUMNS, read_published
 from shards.errors import ConfigError, DataError
 
@@ -108,6 +109,36 @@ def test_levels_are_nested_and_as_near_to_their_size_as_counts_allow(tmp_path):
         assert abs(len(level.node) - size) <= 2 and level.edge_index.max() < len(level.node)
     whole = sample_levels(graph, sizes=(20,), edges="induced")[0]
     assert whole.edge_index.shape[1] >= levels[0].edge_index.shape[1] and (whole.node == levels[0].node).all()
+
+
+def test_levels_are_read_as_they_were_written(graph, tmp_path):
+    levels = sample_levels(graph, thresholds=(90, 700))
+    features = np.random.default_rng(0).normal(size=(graph.nodes.num_rows, 5)).astype(np.float32)
+    written = write_levels(graph, levels, features, tmp_path / "levels")
+    read = read_levels(tmp_path / "levels")
+    assert read.names == written.names == graph.names and read.graph == graph.manifest.fingerprint
+    assert np.array_equal(read.features, features)
+    for before, after in zip(levels, read.graphs, strict=True):
+        assert np.array_equal(before.node, after.node) and np.array_equal(before.edge_type, after.edge_type)
+        assert np.array_equal(before.edge_index, after.edge_index) and before.threshold == after.threshold
+
+
+def test_levels_that_are_damaged_or_have_no_features_are_refused(graph, tmp_path):
+    levels, features = sample_levels(graph, thresholds=(90,)), np.ones((graph.nodes.num_rows, 2), np.float32)
+    with pytest.raises(ConfigError, match="features of 2 nodes for"):
+        write_levels(graph, levels, features[:2], tmp_path / "levels")
+    features[levels[0].node[1]] = np.nan
+    with pytest.raises(DataError, match="the feature of node '.*' is not finite"):
+        write_levels(graph, levels, features, tmp_path / "levels")
+    write_levels(graph, levels, np.ones_like(features), tmp_path / "levels")
+    told = json.loads((tmp_path / "levels" / FILE).read_text())
+    for change in ({"names": told["names"][:-1]}, {"thresholds": [1, 2]}, {"thresholds": []}, {"names": 3}):
+        (tmp_path / "levels" / FILE).write_text(json.dumps(told | change))
+        with pytest.raises(DataError, match="no levels of a graph at .*: write them again"):
+            read_levels(tmp_path / "levels")
+    (tmp_path / "levels" / ARRAYS).write_bytes(b"torn")
+    with pytest.raises(DataError, match="no levels of a graph"):
+        read_levels(tmp_path / "levels")
 
 
 @pytest.mark.parametrize(

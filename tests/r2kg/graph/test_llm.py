@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2kg.graph.annotate import write_annotations
+from r2kg.graph.extract.annotate import write_annotations
 from r2kg.graph.extract.llm import LlmExtractor
 from r2kg.graph.extract.prompt import PROMPT, SCHEMA, Answer, Usage, align, sentences_of
 from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS, Annotation, Extractor

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r2kg.graph.evaluate import Score
+from r2kg.graph.extract.evaluate import Score
 from r2kg.graph.extract.lexicon import TEXTS, spellings
 from r2kg.graph.extract.rules import Rules
 from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS, pack, unpack

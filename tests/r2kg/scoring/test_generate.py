@@ -114,7 +114,9 @@ def test_what_tells_the_report_is_refused_before_anything_starts() -> None:
         Run(name="x").change({"model.system": f"{__name__}:Telling"})
     with pytest.raises(ConfigError, match=r"reads report: that is the answer itself"):
         Inputs(text=("report",)).refuse_answers("report")
-    with pytest.raises(ConfigError, match=r"no kind of side marcs: there are subgraphs, annotations, features"):
+    with pytest.raises(
+        ConfigError, match=r"no kind of side marcs: there are subgraphs, film_subgraphs, annotations, features"
+    ):
         Inputs(training_sides=("marcs",)).refuse_answers("triples")
     for sides, message in (({"features": "f"}, "set that instead"), ({"subgraphs": "s"}, "reads none: leave it out")):
         with pytest.raises(ConfigError, match=message):

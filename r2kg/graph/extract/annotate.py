@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r2kg.graph.schema import Annotation, Extractor, pack
+from r2kg.graph.schema import Annotation, Extractor, pack, unpack
 from shards.errors import DataError, OnBad
 from shards.privacy import fence
-from shards.stream.index import Index, open_splits
+from shards.stream.index import Index, numbered_studies, open_splits
+from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import read_manifest
 from shards.tars.kinds import KINDS, UNREAD, SideManifest
@@ -55,6 +56,16 @@ def write_annotations(
     return write_side(
         root, out, "annotations", manifest, indices, description, lambda: maker, given=asked, actors=actors
     )
+
+
+def labelled(root: str | Place, annotations: str | Place, split: str = "train") -> Iterator[tuple[str, Annotation]]:
+    """(report, what a side says of it) of the studies of a split that it says something of, one at a time."""
+    manifest = read_manifest(root)
+    index = Index.open(root, split, manifest=manifest)
+    side = Side.open(annotations, index, manifest, "annotations")
+    for row, study in numbered_studies(index, {}):
+        if (data := side.read(row)) is not None:
+            yield study.report, unpack(data)
 
 
 @dataclass

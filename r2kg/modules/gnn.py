@@ -1,0 +1,77 @@
+"""A knowledge graph as tokens: R-GCN over levels and films' own parts, their fusion, and attention to and from films.
+
+Shapes: B batch, N nodes of a level, E edges, D_k width of the graph, P film tokens, D_v width of the encoder.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import RGCNConv
+
+RELATIONS = 3
+"""No types for the inverse: an edge is read from head to tail (R2GenKG §1.3)."""
+
+
+class RelationalEncoder(nn.Module):
+    """Two layers of R-GCN (Schlichtkrull et al. 2018) with D_k / 2 channels between them; R2GenKG §1.3.
+
+    h_i' = W_0 h_i + Σ_r 1/|N_i^r| Σ_{j ∈ N_i^r} W_r h_j + b, ReLU and dropout between the two.
+    """
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.first, self.second = RGCNConv(width, hidden, RELATIONS), RGCNConv(hidden, width, RELATIONS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
+        """Node states [N, D_k] from features [N, D_k], int64 [2, E] and int64 [E]; of no nodes, none."""
+        x = self.dropout(self.first(x, edge_index, edge_type).relu())
+        return self.second(x, edge_index, edge_type)
+
+
+class ScaleFusion(nn.Module):
+    """Self-attention over the nodes of all levels, told apart by scale and by place in their level (R2GenKG §1.3)."""
+
+    def __init__(self, width: int, levels: int, most: int, layers: int, heads: int, dropout: float) -> None:
+        """`most` is the largest level's number of nodes, for the embedding of places."""
+        super().__init__()
+        self.scale, self.place = nn.Parameter(torch.empty(levels, width)), nn.Parameter(torch.empty(most, width))
+        nn.init.normal_(self.scale, std=0.02)
+        nn.init.normal_(self.place, std=0.02)
+        layer = nn.TransformerEncoderLayer(width, heads, 2048 * width // 768, dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Fused states [N_g, D_k] of every level, from its states [N_g, D_k]."""
+        told = [x + self.scale[g] + self.place[: len(x)] for g, x in enumerate(levels)]
+        fused = self.encoder(torch.cat(told)[None])[0]  # [ΣN, D_k]: no film is in it, so it is done once a batch
+        return list(fused.split([len(x) for x in levels]))
+
+
+class CrossBlock(nn.Module):
+    """Queries attend to keys, then an MLP, both residual (R2GenKG §1.4); one LayerNorm without bias for q, k and v."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.norm_mlp = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, q: Tensor, kv: Tensor, present: Tensor | None = None) -> Tensor:
+        """[B, Q, D] from queries [B, Q, D] and keys [B, K, D].
+
+        Args:
+            present: bool [B, K], False at keys that are not there. Where none is, nothing is attended to: the query
+                goes through the MLP alone.
+        """
+        keys = self.norm(kv)
+        ignored, some = None, None
+        if present is not None:
+            some = present.any(1)
+            ignored = ~present & some[:, None]  # a row of nothing but ignored keys would be NaN
+        attended = self.attention(self.norm(q), keys, keys, key_padding_mask=ignored, need_weights=False)[0]
+        if some is not None:
+            attended = attended * some[:, None, None].to(attended.dtype)
+        q = q + attended
+        return q + self.mlp(self.norm_mlp(q))

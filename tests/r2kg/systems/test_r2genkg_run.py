@@ -1,0 +1,85 @@
+"""R2GenKG from films to reports: graph and films' parts made, two workers, ZeRO-2 and 3, and what is refused before."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from r2kg.graph.build import build_graph
+from r2kg.graph.extract.annotate import write_annotations
+from r2kg.graph.extract.rules import Rules
+from r2kg.graph.film import write_film_subgraphs
+from r2kg.recipes import find_recipe
+from r2kg.rundir import saved_run
+from r2kg.scoring.evaluate import read_predictions
+from r2kg.scoring.generate import generate
+from r2kg.training.artefacts import prepared
+from r2kg.training.launch import train
+from shards.errors import DataError
+from shards.stream.index import open_splits
+from shards.tars.format import read_manifest
+from shards.tars.sides import write_side
+from tests.r2kg.graph.test_film import WIDTH, encode
+
+SMALL = {
+    "model.llm.tiny": {"width": 32, "layers": 1, "heads": 2, "vocabulary": 400, "epochs": 1},
+    "model.vision.image_px": 32,
+    "model.graph.width": 32,
+    "model.graph.sizes": [10, 20, 30],
+    "model.graph.places": 64,
+    "model.decoding.max_new_tokens": 8,
+    "model.decoding.beams": 1,
+    "train.steps": 3,
+    "train.global_batch": 8,
+    "train.micro_batch": 2,
+    "train.cpus_per_worker": 0.4,
+    "train.checkpoint_every": 3,
+    "train.validation_studies": 6,
+}
+
+
+@pytest.fixture(scope="module")
+def beside(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph of the shards, and parts of it for their films."""
+    place, manifest = tmp_path_factory.mktemp("beside"), read_manifest(phantom_shards)
+    write_annotations(phantom_shards, place / "said", Rules())
+    build_graph(phantom_shards, place / "said", place / "graph")
+    shape = {"views": 1, "patches": 1, "width": WIDTH}
+    indices = open_splits(phantom_shards, manifest)
+    write_side(phantom_shards, place / "features", "features", manifest, indices, shape, lambda: encode)
+    write_film_subgraphs(phantom_shards, place / "graph", place / "features", place / "said", place / "films")
+    return place
+
+
+def recipe(shards: Path, beside: Path, root: Path, **changes):
+    base = {"data.shards": str(shards), "root": str(root), "model.graph.place": str(beside / "graph")}
+    return find_recipe("r2genkg.tiny").change(base | SMALL | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "source"), [(2, "levels"), (3, "both")])
+def test_reports_are_written_with_the_graph(phantom_shards, beside, tmp_path, zero, source):
+    sides = {"film_subgraphs": str(beside / "films")} if source == "both" else {}
+    changes = {"engine.zero": zero, "model.graph.source": source, "data.sides": sides}
+    run = recipe(phantom_shards, beside, tmp_path, **changes)
+    assert train(run)["step"] == 3
+    saved = saved_run(run.directory)
+    assert Path(saved.model.graph.levels_at).is_dir() and not saved.model.graph.levels_at.startswith(str(beside))
+    state = json.loads((next((run.directory / "checkpoints").glob("step-*")) / "state.json").read_text())
+    assert set(state["artefacts"]) == {"tiny-lm", "graph"} and set(state["sides"]) == set(sides)
+    predictions = read_predictions(generate(saved, phantom_shards, "test"))
+    assert len(list(predictions)) == read_manifest(phantom_shards).splits["test"].studies
+
+
+def test_a_graph_that_is_not_the_runs_is_refused_before_any_worker(phantom_shards, beside, tmp_path):
+    manifest = read_manifest(phantom_shards)
+    with pytest.raises(DataError, match="no graph at .*make it with `r2kg graph build SHARDS`"):
+        prepared(recipe(phantom_shards, tmp_path, tmp_path), manifest)
+    write_annotations(phantom_shards, tmp_path / "all", Rules(), splits=("train", "val", "test"))
+    build_graph(phantom_shards, tmp_path / "all", tmp_path / "graph", force=True)
+    with pytest.raises(DataError, match="statements in the graph are of studies outside the training split"):
+        prepared(recipe(phantom_shards, tmp_path, tmp_path), manifest)
+    other = recipe(phantom_shards, beside, tmp_path).change({"model.graph.source": "film"})
+    build_graph(phantom_shards, beside / "said", tmp_path / "other", force=False)
+    with pytest.raises(DataError, match="no side at"):
+        prepared(other, manifest)
