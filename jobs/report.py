@@ -10,6 +10,7 @@ import typer
 from jobs.cli import run, without_gpu_warning
 from r2kg.config.overrides import parse_overrides
 from r2kg.rundir import saved_run
+from shards.films.raw import refuse_missing
 
 
 def main(
@@ -22,6 +23,7 @@ def main(
     """Print what a trained run writes about the films of one study, and what it gives as evidence, if it gives any."""
     words = [word for word in films if word.startswith("model.decoding.")]
     paths = [film for film in films if film not in words]
+    refuse_missing(paths)
     trained = saved_run(run_directory).change(parse_overrides(words))
     without_gpu_warning(trained.train.gpus)
     from r2kg.scoring.report import report  # seconds of torch, after what is refused without it

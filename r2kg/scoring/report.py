@@ -13,7 +13,7 @@ from r2kg.training.artefacts import trained_model
 from r2kg.training.checkpoint import find_checkpoint, read_state
 from shards.errors import ConfigError
 from shards.films.limits import Film
-from shards.films.raw import enough, open_film
+from shards.films.raw import enough, open_film, refuse_missing
 from shards.films.stored import decode, encode, shrink
 from shards.study import Study, View
 
@@ -40,8 +40,7 @@ def report(run: Run, films: Sequence[str | Path | Film] | str | Path | Film, che
         reads = ", ".join((*inputs.text, *inputs.sides)) or "no film"
         raise ConfigError(f"{run.name} reads {reads}: put the study into shards, and say `r2kg generate`")
     films = [films] if isinstance(films, str | Path | np.ndarray) else films
-    if gone := [film for film in films if not isinstance(film, np.ndarray) and not Path(film).is_file()]:
-        raise ConfigError(f"{gone[0]} is no file: give the films of one study")
+    refuse_missing([film for film in films if not isinstance(film, np.ndarray)])
     if not 1 <= len(films) <= inputs.views:
         raise ConfigError(f"{len(films)} films: {run.name} reads 1 to {inputs.views} of a study (data.views)")
     where = find_checkpoint(run.directory, checkpoint)

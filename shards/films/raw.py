@@ -1,15 +1,15 @@
-"""A raw film of any format that is read, by its suffix. All failures are DataError."""
+"""A raw film of any format that is read, by its suffix. What is wrong with a film is a DataError."""
 
 import io
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
-from shards.errors import DataError, RetryableError, patiently
+from shards.errors import ConfigError, DataError, RetryableError, patiently
 from shards.films.limits import MAX_FILE_BYTES, Film, undecodable
 from shards.films.raster import FORMATS, read_raster
 
@@ -39,6 +39,12 @@ def enough(short_side: int) -> Iterator[None]:
         yield
     finally:
         _enough.reset(token)
+
+
+def refuse_missing(films: Iterable[str | Path]) -> None:
+    """ConfigError naming the first path at which there is no file."""
+    if gone := [film for film in films if not Path(film).is_file()]:
+        raise ConfigError(f"{gone[0]} is no file: give the films of one study")
 
 
 def open_film(path: Path, data: bytes | None = None) -> Film:
