@@ -17,7 +17,15 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from r2kg.graph.artefact import NODES, PROVENANCE, TRIPLES, GraphManifest, KnowledgeGraph, save_graph
+from r2kg.graph.artefact import (
+    NODES,
+    PROVENANCE,
+    TRIPLES,
+    GraphManifest,
+    KnowledgeGraph,
+    load_graph,
+    save_graph,
+)
 from r2kg.graph.extract.lexicon import spellings
 from r2kg.graph.schema import CERTAINTIES, Certainty, Kind, unpack
 from shards.errors import ConfigError, DataError
@@ -27,7 +35,7 @@ from shards.sources.tables import Table
 from shards.stream.index import Index
 from shards.stream.side import Side
 from shards.study import SPLITS
-from shards.tars.format import read_manifest
+from shards.tars.format import Manifest, read_manifest
 from shards.tars.kinds import read_side
 from shards.tars.place import Place, place
 
@@ -305,6 +313,24 @@ def joined(
     notes["statements the other way round"] += sum(n for (h, _, _), n in ways.items() if h != head)
     notes["statements of a rarer relation"] += sum(n for (h, r, _), n in ways.items() if h == head and r != relation)
     return head, relation, tail, statements
+
+
+def load_training_graph(where: str | Place, root: str | Place, manifest: Manifest) -> KnowledgeGraph:
+    """The graph at `where`, which training reports of the shards at `root` alone may have made.
+
+    Raises:
+        DataError: no graph, one of other shards, one that other splits' reports speak in.
+    """
+    graph = load_graph(where)
+    if graph.manifest.parent not in ("", manifest.fingerprint):
+        raise DataError(
+            f"the graph at {where} is of shards {graph.manifest.parent[:12]}, these have "
+            f"{manifest.fingerprint[:12]}: their studies are not its training studies. Build it of these with "
+            "`r2kg graph build SHARDS`, or name another"
+        )
+    training = Index.open(root, "train", manifest=manifest)
+    refuse_leak(graph, [key.decode() for key in training.keys.tolist()])
+    return graph
 
 
 def refuse_leak(graph: KnowledgeGraph, training: Sequence[str] | frozenset[str]) -> None:

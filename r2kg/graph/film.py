@@ -17,8 +17,8 @@ import ray
 from numpy.typing import NDArray
 from scipy import sparse
 
-from r2kg.graph.artefact import KnowledgeGraph, load_graph
-from r2kg.graph.build import alike, refuse_leak, said_in
+from r2kg.graph.artefact import KnowledgeGraph
+from r2kg.graph.build import load_training_graph, said_in
 from r2kg.graph.schema import RELATIONS, Certainty
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Subgraph, pack
@@ -115,13 +115,7 @@ def write_film_subgraphs(
             split in which nothing of the graph is said.
     """
     settings, manifest = settings or FilmSettings(), read_manifest(root)
-    indices, graph = open_splits(root, manifest), load_graph(graph_place)
-    if graph.manifest.parent not in ("", manifest.fingerprint):
-        raise DataError(
-            f"the graph at {graph_place} is of shards {graph.manifest.parent[:12]}, these have "
-            f"{manifest.fingerprint[:12]}: their studies are not its training studies. Build it of these"
-        )
-    refuse_leak(graph, [key.decode() for key in indices["train"].keys.tolist()])
+    indices, graph = open_splits(root, manifest), load_training_graph(graph_place, root, manifest)
     films = {split: Side.open(features, index, manifest, "features") for split, index in indices.items()}
     patients = patients_of(root, manifest)
     memory = remember(graph, indices["train"], films["train"], annotations, manifest, patients, settings)
@@ -167,13 +161,12 @@ def remember(
     head, tail, count = (graph.triples[name].to_numpy().astype(np.int64) for name in ("head", "tail", "count"))
     relation = np.array([RELATIONS.index(name) for name in graph.triples["relation"].to_pylist()], np.int64)
     known = {triple: at for at, triple in enumerate(graph.named_triples())}
-    of = {name: node for node, names in enumerate(graph.nodes["aliases"].to_pylist()) for name in names}
-    name = {alias: graph.names[node] for alias, node in of.items()}
+    aliases = zip(graph.names, graph.nodes["aliases"].to_pylist(), strict=True)
+    node_of = {alias: name for name, others in aliases for alias in others}
     said = dict[str, set[int]]()
     for part in said_in(Side.open(annotations, index, manifest, "annotations")):
         for one in part.statements:
-            ends = (name.get(alike(end), alike(end)) for end in (one.head, one.tail))
-            first, last = ends
+            first, last = (node_of.get(end, end) for end in (one.head, one.tail))
             if one.certainty in settings.certainty:
                 at = known.get((first, one.relation, last), known.get((last, one.relation, first), -1))
                 if at >= 0:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from r2kg.graph.artefact import NODES, PROVENANCE, TRIPLES, GraphManifest, KnowledgeGraph, save_graph
-from r2kg.graph.build import alike
+from r2kg.graph.build import alike, tally
 from r2kg.graph.extract.lexicon import spellings
 from r2kg.graph.schema import RELATIONS, Kind
 from shards.errors import ConfigError
@@ -83,7 +83,7 @@ def read_published(table: str | Place, out: str | Place, licence: str) -> Knowle
 
 def said(count: int) -> dict[str, int]:
     """The columns of counts: a table that does not tell certainties says that all is there."""
-    return {"count": count, "present": count, "absent": 0, "uncertain": 0}
+    return tally(Counter(present=count))
 
 
 def named(

@@ -25,8 +25,7 @@ from shards.graphs.triples import TripleFile, read_graph
 from shards.privacy import Names, terms_of
 from shards.session import in_our_words, quiet
 from shards.sources.tables import Span
-from shards.stream.index import Index, open_splits
-from shards.study import Study
+from shards.stream.index import Index, open_splits, studies_of
 from shards.tars.format import Manifest, read_manifest
 from shards.tars.kinds import KINDS, UNREAD, SideManifest
 from shards.tars.place import Place, place, sha256_of
@@ -38,7 +37,6 @@ NAME = "subgraphs"
 """Place below SHARDS/side."""
 UNKNOWN = "study not in the shards"
 USE = "target or label only: it tells what the study's own report says"
-FETCH = 256
 
 
 def write_subgraphs(
@@ -178,17 +176,8 @@ def training_names(index: Index, on_bad: OnBad) -> TripleNames:
 
 def own_triples(index: Index, rows: range, on_bad: OnBad) -> Iterator[tuple[int, tuple[Triple, ...] | None]]:
     """(row, triples of the study's record), None for a record that cannot be read, which under "fail" is an error."""
-    for start in range(rows.start, rows.stop, FETCH):
-        part = range(start, min(start + FETCH, rows.stop))
-        fetched = index.fetch_records(part)
-        for row in part:
-            try:
-                record = index.read_record(row, fetched.get(row))
-                yield row, Study.model_validate_json(index.record_of(row, record)).triples
-            except DataError:
-                if on_bad == "fail":
-                    raise
-                yield row, None
+    for row, study in studies_of(index, rows, {} if on_bad == "skip" else None):
+        yield row, study.triples if study else None
 
 
 @dataclass

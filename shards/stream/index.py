@@ -158,17 +158,14 @@ def open_splits(root: str | Place, manifest: Manifest) -> dict[str, Index]:
     return {split: Index.open(root, split, manifest=manifest) for split in splits}
 
 
-def numbered_studies(
-    index: Index, unread: dict[str, str] | None = None, first: int | None = None
-) -> Iterator[tuple[int, Study]]:
-    """(row of the index, study) of those that can be read, of the `first` ones or of all, one at a time; no film is.
+def studies_of(index: Index, rows: range, unread: dict[str, str] | None = None) -> Iterator[tuple[int, Study | None]]:
+    """(row of the index, study) of these rows, one at a time; no film is.
 
-    A record that cannot be read is left out and noted in `unread` (key → cause) if that is given.
+    A record that cannot be read is None and noted in `unread` (key → cause) if that is given.
 
     Raises:
         DataError: a record cannot be read and `unread` is None; the message names tar and study.
     """
-    rows = range(len(index))[:first]
     for at in range(0, len(rows), RECORDS):
         some = rows[at : at + RECORDS]
         fetched = index.fetch_records(some)
@@ -180,6 +177,15 @@ def numbered_studies(
                 if unread is None:
                     raise
                 unread[index.keys[row].decode()] = str(error)
+                yield row, None
+
+
+def numbered_studies(
+    index: Index, unread: dict[str, str] | None = None, first: int | None = None
+) -> Iterator[tuple[int, Study]]:
+    """`studies_of` the `first` rows, or of all, that can be read."""
+    rows = range(len(index))[:first]
+    return ((row, study) for row, study in studies_of(index, rows, unread) if study is not None)
 
 
 def read_studies(root: str | Place, split: str, unread: dict[str, str] | None = None) -> Iterator[Study]:

@@ -11,9 +11,8 @@ from typing import Any
 from r2kg.graph.schema import Annotation, Extractor, pack, unpack
 from shards.errors import DataError, OnBad
 from shards.privacy import fence
-from shards.stream.index import Index, numbered_studies, open_splits
+from shards.stream.index import Index, numbered_studies, open_splits, studies_of
 from shards.stream.side import Side
-from shards.study import Study
 from shards.tars.format import read_manifest
 from shards.tars.kinds import KINDS, UNREAD, SideManifest
 from shards.tars.place import Place
@@ -83,7 +82,8 @@ class StudyAnnotations:
             if not given:
                 yield from (Made(cause=NOT_ASKED) for _ in part)
                 continue
-            reports = self._reports(index, part)
+            studies = studies_of(index, part, {} if self.on_bad == "skip" else None)
+            reports = [study.report if study else None for _, study in studies]
             before = self._spent()
             with fence(self.licence):
                 annotations = iter(self._annotate([text for text in reports if text is not None]))
@@ -100,19 +100,6 @@ class StudyAnnotations:
     def _spent(self) -> dict[str, int]:
         """What the extractor has taken so far, where it counts that."""
         return dict(vars(usage)) if (usage := getattr(self.extractor, "usage", None)) else {}
-
-    def _reports(self, index: Index, rows: range) -> list[str | None]:
-        """The reports as they were written; None for a record that cannot be read."""
-        fetched, reports = index.fetch_records(rows), list[str | None]()
-        for row in rows:
-            try:
-                record = index.record_of(row, index.read_record(row, fetched.get(row)))
-                reports.append(Study.model_validate_json(record).report)
-            except DataError:
-                if self.on_bad == "fail":
-                    raise
-                reports.append(None)
-        return reports
 
     def _annotate(self, reports: list[str]) -> Sequence[Annotation | None]:
         """One annotation, or None, for every report; under "fail" a report without one is an error."""

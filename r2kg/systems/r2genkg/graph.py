@@ -13,18 +13,15 @@ from torch_geometric.utils import to_dense_batch
 
 from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
-from r2kg.graph.artefact import load_graph
-from r2kg.graph.build import refuse_leak
+from r2kg.graph.build import load_training_graph
 from r2kg.graph.embed import embed
 from r2kg.graph.levels import read_levels, sample_levels, write_levels
 from r2kg.modules.gnn import RelationalEncoder, ScaleFusion
 from r2kg.systems.r2genkg.parts import FILMS, Graph
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import collate_disjoint, unpack
-from shards.stream.index import Index
 from shards.tars.format import Manifest
 from shards.tars.kinds import read_side
-from shards.tars.place import place
 
 
 def artefact(config: Graph, source: str, run: Run, manifest: Manifest, into: str) -> Artefact:
@@ -36,14 +33,7 @@ def artefact(config: Graph, source: str, run: Run, manifest: Manifest, into: str
     Raises:
         DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another.
     """
-    where = config.place or f"{run.data.shards}/graph"
-    graph = load_graph(where)
-    if graph.manifest.parent not in ("", manifest.fingerprint):
-        raise DataError(
-            f"the graph at {where} is of shards {graph.manifest.parent[:12]}, the run's have "
-            f"{manifest.fingerprint[:12]}: name another in model.graph.place, or build one: `r2kg graph build SHARDS`"
-        )
-    refuse_leak(graph, [key.decode() for key in Index.open(place(run.data.shards), "train").keys.tolist()])
+    graph = load_training_graph(config.place or f"{run.data.shards}/graph", run.data.shards, manifest)
     if config.source != "levels":
         films = run.sides[FILMS]
         if (theirs := read_side(films).description.get("graph")) != graph.manifest.fingerprint:
