@@ -16,7 +16,7 @@ ALWAYS_SHOWN = ("key", "id", "split", "views", "provenance")
 CARD = "artefact.json"
 """In an artefact's directory, written last: name, settings, size and sha256 of every file, fingerprint of them all."""
 ANSWER = ("report", "findings", "impression")
-"""Texts that hold what a system of the task "report" has to write."""
+"""Texts that hold what a system of the task "report" has to write, and from which the labels of findings are made."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,23 @@ class Inputs:
     """Texts of the record that are read: names of sections, or "report". In generation a record holds no others."""
 
     def refuse_answers(self, task: str) -> None:
-        """ConfigError when a system that writes reports asks for the report's own text, or for a side made from it."""
+        """ConfigError when a system that writes reports or names findings reads the report, or a side that tells it."""
         if strange := [kind for kind in (*self.sides, *self.training_sides) if kind not in KINDS]:
             raise ConfigError(f"no kind of side {', '.join(strange)}: there are {', '.join(KINDS)}")
-        if task == "report" and (told := [name for name in self.text if name in ANSWER]):
+        if task == "triples":
+            return
+        does, why = "writes reports", "that is the answer itself"
+        if task == "labels":
+            does, why = "names findings", "their labels are made from it"
+        if told := [name for name in self.text if name in ANSWER]:
             raise ConfigError(
-                f"a system that writes reports reads {', '.join(told)}: that is the answer itself. Give it other "
-                'sections (indication, comparison), or set task = "triples"'
+                f"a system that {does} reads {', '.join(told)}: {why}. Give it other sections (indication, "
+                'comparison), or set task = "triples"'
             )
-        telling = [kind for kind in self.sides if KINDS[kind].tells_report]
-        if task == "report" and telling:
+        if telling := [kind for kind in self.sides if KINDS[kind].tells_report]:
             raise ConfigError(
-                f"a system that writes reports is shown {', '.join(telling)}, which are made from the report that it "
-                "has to write: name them in training_sides, as targets, or leave them out"
+                f"a system that {does} is shown {', '.join(telling)}, which are made from the report and so tell the "
+                "answer: name them in training_sides, as targets, or leave them out"
             )
 
     def shown(self, record: str) -> str:

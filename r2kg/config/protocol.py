@@ -19,7 +19,9 @@ from shards.graphs.text import VERSION as TRIPLES_VERSION
 from shards.graphs.text import triples_in, triples_text
 
 AS_MANIFEST = "as-manifest"
-Task = Literal["report", "triples"]
+Task = Literal["report", "triples", "labels"]
+LABELS_VERSION = 1
+"""Of the rules of `r2kg.scoring.metrics.labels`: part of the hash of every protocol that compares labels."""
 METRICS: dict[str, tuple[str, ...]] = {
     "report": ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"),
     "triples": (
@@ -28,6 +30,10 @@ METRICS: dict[str, tuple[str, ...]] = {
         *("relation_precision", "relation_recall", "relation_f1", "relation_f1_pooled"),
         *("triple_precision_pooled", "triple_recall_pooled", "entity_precision_pooled", "entity_recall_pooled"),
         *("relation_precision_pooled", "relation_recall_pooled", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"),
+    ),
+    "labels": (
+        *("auroc", "average_precision", "f1", "precision", "recall"),
+        *("f1_pooled", "precision_pooled", "recall_pooled"),
     ),
 }
 """Task → what it is scored by: `r2kg.scoring.metrics`."""
@@ -55,9 +61,13 @@ class Protocol(BaseModel):
     """Words are what blanks divide: lone periods count, and no PTB tokenizer runs."""
     task: Task = "report"
     """What systems write. triples: reference and hypothesis are read as triples and written in one form
-    (`shards.graphs.text`); what is no triple is left out, and a triple counts once."""
+    (`shards.graphs.text`); what is no triple is left out, and a triple counts once. labels: names of findings, joined
+    by ", ", are compared with the study's labels."""
     order: Literal["written", "sorted"] = "written"
     """Of triples: sorted, BLEU and ROUGE no longer measure the order in which they are listed."""
+    uncertain: Literal["absent", "left_out"] = "absent"
+    """Of labels that are uncertain (-1) or not mentioned. absent: they count as 0, as clinical efficacy counts them in
+    papers. left_out: the study is not among those that this label is scored on."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Protocol":
@@ -71,24 +81,27 @@ class Protocol(BaseModel):
         if given != [self.reference_cut == "r2gen"] * 2:
             raise ValueError("reference_cut=r2gen goes with threshold and max_length, reference_cut=none with neither")
         of_reports = self.reference_cut, self.cleaning, self.hypothesis_cleaning
-        if self.task == "triples" and of_reports != ("none", AS_MANIFEST, "raw"):
-            raise ValueError("task=triples goes with no cut and no cleaning: these are rules for reports")
-        if self.task == "report" and self.order != "written":
+        if self.task != "report" and of_reports != ("none", AS_MANIFEST, "raw"):
+            raise ValueError(f"task={self.task} goes with no cut and no cleaning: these are rules for reports")
+        if self.task != "triples" and self.order != "written":
             raise ValueError("order=sorted goes with task=triples")
+        if self.task != "labels" and self.uncertain != "absent":
+            raise ValueError("uncertain=left_out goes with task=labels")
         return self
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits of the content and its cleanings' versions: equal hashes, comparable scores."""
+        rules: dict[str, Any] = {"name": self.name}
         if self.task == "triples":
-            rules = {"name": self.name, "order": self.order, "triples": TRIPLES_VERSION, "words": self.tokenisation}
-            return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
-        named = {self.cleaning, self.hypothesis_cleaning}
-        used = VERSIONS if AS_MANIFEST in named else {name: VERSIONS[name] for name in named}
-        content = json.dumps(
-            {"protocol": self.model_dump(exclude={"task", "order"}), "cleanings": used}, sort_keys=True
-        )
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+            rules |= {"order": self.order, "triples": TRIPLES_VERSION, "words": self.tokenisation}
+        elif self.task == "labels":
+            rules |= {"uncertain": self.uncertain, "labels": LABELS_VERSION}
+        else:
+            named = {self.cleaning, self.hypothesis_cleaning}
+            used = VERSIONS if AS_MANIFEST in named else {name: VERSIONS[name] for name in named}
+            rules = {"protocol": self.model_dump(exclude={"task", "order", "uncertain"}), "cleanings": used}
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
     def fits(self, cleaning: str) -> bool:
         """Whether it can score shards of this cleaning: rare words are those that are rare in reports cleaned alike."""
@@ -169,11 +182,14 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="full-text", hypothesis_cleaning=AS_MANIFEST),
         Protocol(name="triples", task="triples"),
         Protocol(name="triples-sorted", task="triples", order="sorted"),
+        Protocol(name="labels", task="labels"),
+        Protocol(name="labels-certain", task="labels", uncertain="left_out"),
     )
 }
 DEFAULT_PROTOCOLS: dict[str, tuple[str, ...]] = {
     "report": ("r2gen-2020", "full-text"),
     "triples": ("triples", "triples-sorted"),
+    "labels": ("labels", "labels-certain"),
 }
 """Task → the protocols of a run that names none, the first of which chooses checkpoints."""
 

@@ -34,7 +34,7 @@ class System(Part):
     """"module:Class" of the nn.Module, called with this part; its contract is `r2kg.systems.contract.Model`."""
     known: ClassVar[dict[str, str]] = SYSTEMS
     """The systems that have a short name."""
-    task: ClassVar[Literal["report", "triples"]] = "report"
+    task: ClassVar[Literal["report", "triples", "labels"]] = "report"
     """What is written: decides the reference, the metrics and the controls."""
 
     trains: ClassVar[tuple[str, ...]] = ()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from r2kg.config.protocol import Protocol, protocol_named, refuse_unfit
 from r2kg.scoring.evaluate import choose_floor
+from r2kg.scoring.metrics.labels import names_text
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError, OnBad
 from shards.graphs.text import NOTHING, triples_text
@@ -30,7 +31,7 @@ def scoring_context(
     Raises:
         ConfigError: a protocol that cannot score these shards (`refuse_unfit`), or two that ask for vocabularies of
             different thresholds; the shards have one cleaning.
-        DataError: no training report, or not one triple to score the task "triples" by.
+        DataError: no training report, or not one triple or present label to score the task "triples" or "labels" by.
     """
     used = [protocol_named(name) for name in protocols]
     refuse_unfit(used, manifest.cleaning)
@@ -41,7 +42,7 @@ def scoring_context(
     answers = Answers(shards, manifest, used[0].task if used else "report", on_bad)
     words = answers.vocabulary(thresholds.pop()) if thresholds else None
     floors = {protocol.name: answers.floor(protocol, words) for protocol in used if manifest.splits["val"].studies}
-    if not floors and answers.task == "triples":
+    if not floors and answers.task != "report":
         _ = answers.training  # raises where there are none
     context = {"task": answers.task, "cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
     return context | ({"context_unread": answers.unread} if answers.unread else {})
@@ -67,11 +68,16 @@ class Answers:
         """Right answers of the training split.
 
         Raises:
-            DataError: the task is "triples", and there is none.
+            DataError: the task is "triples" or "labels", and there is none that is present.
         """
         training = [line["reference"] for line in self._answers("train")]
         if self.task == "triples" and set(training) <= {NOTHING}:
             raise DataError(f"no training study of {self.shards} has triples: write shards of a dataset with triples")
+        if self.task == "labels" and not any(training):
+            raise DataError(
+                f"no training study of {self.shards} has a label that is 1: write shards of a dataset with labels of "
+                "findings (phantom, mimic_cxr and chexpert_plus have them)"
+            )
         return training
 
     @cached_property
@@ -109,7 +115,13 @@ class Answers:
 
 
 def answer_of(study: Study, task: str) -> dict[str, str]:
-    """What a system of `task` has to write about a study, as fields of its prediction line."""
+    """What a system of `task` has to write about a study, as fields of its prediction line.
+
+    Raises:
+        DataError: the task is "labels", and a label has a name that no answer can hold (`names_text`).
+    """
     if task == "triples":
         return {"reference": triples_text(study.triples)}
+    if task == "labels":
+        return {"reference": names_text(study.labels)}
     return {"reference": study.target, "reference_raw": study.report}

@@ -30,6 +30,7 @@ from r2kg.config.protocol import (
 )
 from r2kg.rundir import read_json
 from r2kg.scoring.metrics.health import score_health
+from r2kg.scoring.metrics.labels import RANKED, names_in, score_labels, score_naming, unlabelled
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.scoring.metrics.nlg import ConstantBleu, score_nlg
 from r2kg.scoring.metrics.triples import agreement, score_reading, score_triples, sets_of
@@ -125,7 +126,8 @@ def choose_floor(
 ) -> str:
     """The training report that scores best when it is given to every validation study (BLEU-4, then 3, 2, 1).
 
-    Of triples: the training answer whose whole triples have the best mean F1, then its entities, then by BLEU.
+    Of triples: the training answer whose whole triples have the best mean F1, then its entities, then by BLEU. Of
+    labels: the one whose names have the best mean F1 with those of the studies, then by BLEU.
 
     All texts are cleaned ones. Tried are `candidates` distinct reports: half the commonest, half a sample drawn by
     `seed` from the rest, so the choice depends on no test study and no order. Raises `DataError` without training or
@@ -138,15 +140,18 @@ def choose_floor(
         )
     words = None if vocabulary is None else frozenset(vocabulary)
     constant = ConstantBleu([protocol.cut(reference, words) for reference in validation_references])
-    of_triples = protocol.task == "triples"
-    given = [sets_of(triples_in(reference).triples) for reference in validation_references] if of_triples else []
+    parts = {"report": (), "triples": ("triple", "entity"), "labels": ("name",)}[protocol.task]
+
+    def sets(answer: str) -> Mapping[str, set[Any]]:
+        return {"name": names_in(answer)} if protocol.task == "labels" else sets_of(triples_in(answer).triples)
+
+    given = [sets(reference) for reference in validation_references] if parts else []
 
     def quality(report: str) -> tuple[float, ...]:
-        said = sets_of(triples_in(report).triples) if of_triples else {}
+        said = sets(report) if parts else {}
         f1 = [
             sum(agreement(len(said[kind] & study[kind]), len(said[kind]), len(study[kind]))[2] for study in given)
-            for kind in said
-            if kind != "relation"
+            for kind in parts
         ]
         return *f1, *reversed(constant.score(protocol.hypothesis({"prediction": report})).values())
 
@@ -185,6 +190,8 @@ def evaluate(
         by_protocol = {each.name: score_protocol(each, lines, shuffled, merged, program) for each in named}
     used = json.dumps({key: merged.get(key) for key in ("vocabulary", "cleaning", "floor")}, sort_keys=True)
     other = None if shuffled is None else json.dumps([line["prediction"] for line in shuffled])
+    if shuffled is not None and task == "labels":
+        other = json.dumps([(line["prediction"], line["extra"]) for line in shuffled])
     scored = {  # by content: nothing of where or when
         "sha256": sha256,
         "n": len(lines),
@@ -196,7 +203,11 @@ def evaluate(
         "context_sha256": hashlib.sha256(used.encode()).hexdigest(),
         "shuffled_sha256": None if other is None else hashlib.sha256(other.encode()).hexdigest(),
     }
-    health = score_health(lines) | (score_reading(lines) if task == "triples" else {})
+    health = score_health(lines)
+    if task == "triples":
+        health |= score_reading(lines)
+    elif task == "labels":
+        health |= score_naming(lines)
     beside = path.with_name("scores.json")
     with suppress(ValueError, LookupError, TypeError):  # one that is damaged, or of other predictions, goes
         if (before := read_json(beside))["predictions"] == json.loads(json.dumps(scored)):
@@ -238,14 +249,15 @@ def _read_shuffled(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[dict[
     shuffled_path = path.with_name("shuffled.jsonl")
     if not shuffled_path.exists():
         return None
-    other = {line["id"]: line["prediction"] for line in read_predictions(shuffled_path)}
+    other = {line["id"]: line for line in read_predictions(shuffled_path)}
     unequal = sorted(other.keys() ^ {line["id"] for line in lines})
     if unequal:
         raise DataError(
             f"{shuffled_path} and {path.name} differ in {len(unequal)} studies ({_few(unequal)}): "
             "generate both from one split"
         )
-    return [{**line, "prediction": other[line["id"]]} for line in lines]
+    told = [(line, other[line["id"]]) for line in lines]
+    return [{**line, "prediction": its["prediction"], "extra": its.get("extra")} for line, its in told]
 
 
 def score_protocol(
@@ -265,7 +277,7 @@ def score_protocol(
     references = [protocol.cut(text, vocabulary) for text in whole]
     systems = {
         "score": lines,
-        "floor": None if floor is None else [{**line, "prediction": floor} for line in lines],
+        "floor": None if floor is None else [{**line, "prediction": floor, "extra": None} for line in lines],
         "shuffled": shuffled,
     }
     unavailable = {}
@@ -280,14 +292,24 @@ def score_protocol(
     result: dict[str, Any] = {"hash": protocol.hash, "unavailable": unavailable}
     if protocol.max_length:
         result["cut_references"] = sum(len(text.split()) >= protocol.max_length for text in whole)
+    if protocol.task == "labels" and (without := unlabelled(lines)):
+        result["unlabelled"] = without
     for name, system in systems.items():
         if system is None:
             result[name] = None
             continue
         hypotheses = [protocol.hypothesis(line, cleaning or "raw") for line in system]
-        values, reasons = score_triples(references, hypotheses), dict[str, str]()
         if protocol.task == "report":
             values, reasons = score_nlg(references, hypotheses, meteor)
+        elif protocol.task == "triples":
+            values, reasons = score_triples(references, hypotheses), {}
+        else:
+            values, by_label, reasons = score_labels(system, protocol.uncertain, tuple(result.get("labels", ())))
+            result.setdefault("labels", {label: _rounded(scores) for label, scores in by_label.items()})
+            if name == "floor":
+                reasons |= dict.fromkeys(RANKED, "one answer for all ranks no study")
+            if name != "score":  # what is to be said of a label was said of the system
+                reasons = {f"{name}.{metric}": reason for metric, reason in reasons.items() if metric in values}
         result[name] = _rounded(values)
         unavailable.update(reasons)
     return result
@@ -296,7 +318,12 @@ def score_protocol(
 def scores_table(scores: Mapping[str, Any]) -> Table:
     """Ours beside both floors, one row per protocol and metric; the caption says why a cell is empty."""
     predictions, health, by_protocol = scores["predictions"], scores["health"], scores["protocols"]
-    reasons = {f"{name}: {reason}" for result in by_protocol.values() for name, reason in result["unavailable"].items()}
+    reasons = {
+        f"{what}: {reason}"
+        for result in by_protocol.values()
+        for what, reason in result["unavailable"].items()
+        if not what.startswith("label ")
+    }
     facts = (
         f"{health['unique_share']:.0%} of predictions are unique, {health['commonest_share']:.0%} are the commonest one"
     )
@@ -305,6 +332,12 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
         for name, result in by_protocol.items()
         if result.get("cut_references")
     ]
+    for name, result in by_protocol.items():
+        if result.get("unlabelled"):
+            cut.append(f"{name}: of {result['unlabelled']} of {predictions['n']} studies no label is known")
+        if unmeant := [what[6:] for what in result["unavailable"] if what.startswith("label ")]:
+            cut.append(f"{name} leaves {len(unmeant)} labels out of means, as all studies agree: {', '.join(unmeant)}")
+    known = dict.fromkeys(METRICS["triples"] + METRICS["report"] + METRICS["labels"])
     table = Table(
         title=f"{predictions['n']} studies, predictions {predictions['sha256'][:12]}",
         caption="\n".join([facts, *cut, *sorted(reasons)]),
@@ -312,7 +345,7 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
     for column in ("protocol", "metric", "ours", "floor: one answer for all", "shuffled: other films"):
         table.add_column(column, justify="left" if column in ("protocol", "metric") else "right")
     for name, result in by_protocol.items():
-        for metric in filter(result["score"].__contains__, dict.fromkeys(METRICS["triples"] + METRICS["report"])):
+        for metric in filter(result["score"].__contains__, known):
             values = [(result[system] or {}).get(metric) for system in ("score", "floor", "shuffled")]
             cells = ["–" if value is None else f"{value:.3f}" for value in values]
             table.add_row(f"{name} {result['hash'][:8]}", metric, *cells)

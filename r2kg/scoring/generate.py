@@ -45,6 +45,8 @@ PART = "part-{:09d}.jsonl"
 BLOCKS, BLOCK_ROWS = 256, 256
 """A split is cut into about so many blocks of at least a micro-batch and at most so many rows, however many write:
 enough for every writer to have work to the end, and few enough to cost nothing."""
+WRITTEN = ("prediction", "tokens", "truncated", "extra")
+"""Fields of a prediction line that a system gives; the others are the study's own."""
 PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 """How far a writer's loss may lie from the one in training, of the loss or of 1: other kernels, or autocast, round."""
 
@@ -113,7 +115,19 @@ class Writer:
 
 
 def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
-    """What predictions.jsonl says of a study."""
+    """What predictions.jsonl says of a study; `written.extra` is its field "extra", unless it is empty.
+
+    Raises:
+        ConfigError: the system's `extra` is no JSON, so that it could not be read back.
+    """
+    extra = {"extra": dict(written.extra)} if written.extra else {}
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the `extra` that the system gives for study {study.id} is no JSON ({error}): let `generate` give texts, "
+            "finite numbers, and lists and dicts of them"
+        ) from None
     return {
         "id": study.id,
         "key": study.key,
@@ -124,6 +138,7 @@ def prediction_line(study: Study, written: Generated, task: str) -> dict[str, An
         "triples": study.triples,
         "tokens": written.tokens,
         "truncated": written.truncated,
+        **extra,
     }
 
 
@@ -379,5 +394,6 @@ def shuffled(predictions: Path, offsets: Indices, donors: Indices) -> Iterator[d
     with predictions.open("rb") as own, predictions.open("rb") as others:
         for line, donor in zip(own, donors, strict=True):
             others.seek(offsets[donor])
-            other = json.loads(others.readline())
-            yield json.loads(line) | {field: other[field] for field in ("prediction", "tokens", "truncated")}
+            other, kept = json.loads(others.readline()), json.loads(line)
+            kept.pop("extra", None)
+            yield kept | {field: other[field] for field in WRITTEN if field in other}

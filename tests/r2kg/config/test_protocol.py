@@ -71,6 +71,17 @@ def test_hash_follows_content_and_cleaning_versions(monkeypatch: pytest.MonkeyPa
     assert [name for name in before if before[name] != after[name]] == ["r2gen-2020", "full-text"]
 
 
+def test_hash_of_labels_follows_what_becomes_of_uncertain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashes of triples are as they were before there were labels; of reports, another test holds them."""
+    assert [PROTOCOLS[name].hash for name in ("triples", "triples-sorted")] == ["d9f253c3d99f46cc", "0bc94197c0942da9"]
+    before = {name: each.hash for name, each in PROTOCOLS.items()}
+    changed = PROTOCOLS["labels"].model_copy(update={"uncertain": "left_out"})
+    assert changed.hash not in before.values()
+    monkeypatch.setattr("r2kg.config.protocol.LABELS_VERSION", 2)
+    after = {name: each.hash for name, each in PROTOCOLS.items()}
+    assert [name for name in before if before[name] != after[name]] == ["labels", "labels-certain"]
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -79,6 +90,10 @@ def test_hash_follows_content_and_cleaning_versions(monkeypatch: pytest.MonkeyPa
         ({"reference_cut": "r2gen", "threshold": 3}, "goes with threshold and max_length"),
         ({"max_length": 60}, "goes with threshold and max_length"),
         ({"length": 60}, "Extra inputs"),
+        ({"uncertain": "left_out"}, "uncertain=left_out goes with task=labels"),
+        ({"uncertain": "left_out", "task": "triples"}, "uncertain=left_out goes with task=labels"),
+        ({"task": "labels", "order": "sorted"}, "order=sorted goes with task=triples"),
+        ({"task": "labels", "cleaning": "r2gen-2020-iu"}, "task=labels goes with no cut and no cleaning"),
     ],
 )
 def test_impossible_protocols_are_refused(fields: dict, said: str) -> None:
