@@ -1,7 +1,9 @@
 """Make a graph of the training reports, and look at it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,12 +12,13 @@ import typer
 from jobs.cli import run
 from r2kg.config.overrides import parse_overrides
 from r2kg.graph.schema import Extractor
-from shards.errors import ConfigError, OnBad
+from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import TERMS
 from shards.study import SPLITS
 from shards.tars.format import read_manifest
-from shards.tars.place import place
-from shards.tars.report import side_lines
+from shards.tars.kinds import KINDS, read_side, without_member
+from shards.tars.place import Place, place
+from shards.tars.report import SHOWN, side_lines
 
 NAME = "annotations-{}"
 """Place of the annotations below SHARDS/side, with the extractor's name."""
@@ -166,28 +169,61 @@ def card(
 
 def films(
     shards: Shards,
-    features: Annotated[str, typer.Option(help="the side of a frozen encoder's features (`r2kg features`)")],
+    features: Annotated[
+        str, typer.Option(help="the side of a frozen encoder's features; default: the only one below SHARDS/side")
+    ] = "",
     graph: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/graph")] = "",
-    annotations: Annotated[str, typer.Option(help="what it was built of; default: SHARDS/side/annotations-rules")] = "",
+    annotations: Annotated[
+        str, typer.Option(help="the side that the graph was built of; default: the one below SHARDS/side")
+    ] = "",
     out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/side/film_subgraphs")] = "",
     neighbours: Annotated[int, typer.Option(min=1, help="training studies that vote")] = 16,
     nodes: Annotated[int, typer.Option(min=1, help="most nodes of a film's part")] = 48,
     triples: Annotated[int, typer.Option(min=1, help="most triples of a film's part")] = 96,
 ) -> None:
     """Write a part of the graph for every film, from the film alone: what reports of training films near it say."""
-    root = place(shards)
+    root, of = place(shards), place(graph or place(shards) / "graph")
     read_manifest(root)
+    from r2kg.graph.artefact import read_graph_manifest
+
+    seen = place(features) if features else only_side(root, "features", "--features")
+    built_of = read_graph_manifest(of).annotations
+    said = place(annotations) if annotations else only_side(root, "annotations", "--annotations", built_of)
     from r2kg.graph.film import NAME as FILMS  # a second of Ray and scipy, after what is refused without them
     from r2kg.graph.film import FilmSettings, write_film_subgraphs
     from shards.session import connect_ray
 
     where = place(out) if out else root / "side" / FILMS
-    said = annotations or root / "side" / NAME.format("rules")
     connect_ray(where if isinstance(where, Path) else None)
     settings = FilmSettings(neighbours=neighbours, nodes=nodes, triples=triples)
-    side = write_film_subgraphs(root, graph or root / "graph", features, said, where, settings)
+    print(f"Of graph {of}, features {seen} and annotations {said}.", flush=True)
+    side = write_film_subgraphs(root, of, seen, said, where, settings)
     print("\n".join(side_lines(side)))
+    for key, cause in islice(without_member(where, side), SHOWN):
+        print(f"Without a part of the graph: {key}: {cause}")
     print(where)
+
+
+def only_side(root: Place, kind: str, option: str, fingerprint: str = "") -> Place:
+    """The side of a kind below SHARDS/side, where there is exactly one; `fingerprint`: the one that has it.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    folder, found = root / "side", list[Place]()
+    entries: Iterable[Any] = folder.iterdir() if folder.is_dir() else ()
+    for where in sorted(entries, key=str):
+        with suppress(DataError):  # what else lies there is no side, or broken, and is not meant
+            side = read_side(where)
+            if side.kind == kind and fingerprint in ("", side.fingerprint):
+                found.append(where)
+    if len(found) == 1:
+        return found[0]
+    those = f"{kind} of fingerprint {fingerprint[:12]}, which the graph was built of," if fingerprint else kind
+    if not found:
+        raise ConfigError(f"no {those} below {folder}: write them with {KINDS[kind].how}, or give {option} PLACE")
+    names = ", ".join(where.name for where in found)
+    raise ConfigError(f"{len(found)} sides of {those} below {folder} ({names}): say which with {option} PLACE")
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from typing import Any
 from r2kg.graph.schema import Annotation, Extractor, pack, unpack
 from shards.errors import DataError, OnBad
 from shards.privacy import fence
-from shards.stream.index import Index, numbered_studies, open_splits, studies_of
+from shards.stream.index import Index, open_splits, studies_of
 from shards.stream.side import Side
 from shards.tars.format import read_manifest
 from shards.tars.kinds import KINDS, UNREAD, SideManifest
@@ -20,7 +20,7 @@ from shards.tars.sides import write_side
 from shards.tars.write import Made
 
 BATCH = 64
-"""Reports that an extractor is given at once."""
+"""Reports that an extractor is given, or annotations that are asked for, at once."""
 NOT_ASKED = "split not annotated"
 SUFFIX = KINDS["annotations"].suffix
 
@@ -58,13 +58,16 @@ def write_annotations(
 
 
 def labelled(root: str | Place, annotations: str | Place, split: str = "train") -> Iterator[tuple[str, Annotation]]:
-    """(report, what a side says of it) of the studies of a split that it says something of, one at a time."""
+    """(report, what a side says of it) of the studies of a split that it says something of, in the index's order."""
     manifest = read_manifest(root)
     index = Index.open(root, split, manifest=manifest)
     side = Side.open(annotations, index, manifest, "annotations")
-    for row, study in numbered_studies(index, {}):
-        if (data := side.read(row)) is not None:
-            yield study.report, unpack(data)
+    for start in range(0, len(index), BATCH):
+        rows = range(start, min(start + BATCH, len(index)))
+        fetched = side.fetch(rows)
+        for row, study in studies_of(index, rows, {}):
+            if study and (data := side.read(row, fetched.get(row))) is not None:
+                yield study.report, unpack(data)
 
 
 @dataclass
