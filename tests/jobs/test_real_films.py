@@ -2,21 +2,26 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from r2kg.modules.config import TinyLm
+from r2kg.modules.packaged import VISION
 from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.generate import generate
+from r2kg.training.features import write_features
 from r2kg.training.launch import train
 from shards.sources.iu_xray.source import IuXray
 from shards.tars.shards import write_shards
 
+WEIGHTS = VISION["tf_efficientnet_lite0"]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(not find_spec(WEIGHTS.module), reason=f"{WEIGHTS.package} is not installed: no encoder"),
     pytest.mark.skipif("R2KG_REAL_DATA" not in os.environ, reason="R2KG_REAL_DATA is not set: no real films"),
 ]
 PART = {"train": 48, "val": 12, "test": 15}
@@ -48,9 +53,13 @@ def test_every_real_test_study_is_scored_exactly_once(part, tmp_path):
             "train.global_batch": 8,
             "train.micro_batch": 4,
             "train.cpus_per_worker": 0.4,
+            "train.choose": "loss",
             "model.decoding.max_new_tokens": 24,
+            "data.features": str(tmp_path / "features"),
         }
     )
+    side = write_features(run, manifest, tmp_path / "features")
+    assert side.description["width"] == 1280 and side.extent == (2, 49, 1280), "EfficientNet-Lite0's last grid"
     assert train(run)["step"] == 6
     predictions = generate(saved_run(run.directory), tmp_path / "shards")
     ids = [line["id"] for line in read_predictions(predictions)]
