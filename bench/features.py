@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import typer
 
-from bench.ingest import IMAGE_PX, MICRO_BATCH, VIEWS, machine, make_films, start_ray, timed
+from bench.ingest import IMAGE_PX, MICRO_BATCH, SIZE, VIEWS, machine, make_films, start_ray, timed
 from jobs.cli import run
 from shards.stream.blocks import read_batches, rows_per_block, stream_blocks
 from shards.stream.index import Index, open_splits
@@ -70,7 +70,7 @@ def main(
     """Measure; the last line is features / films, the median of the rounds' steady ratios."""
     facts, ratios = machine(), []
     start_ray(cores)
-    root = make_films(shards.resolve(), studies, distinct)
+    root = make_films(shards.resolve(), studies, distinct, SIZE)
     index, features = Index.open(root, "train"), make_features(root)
     for number in range(rounds):
         films = timed(lambda: streamed(root, index, epochs, None), studies * epochs)

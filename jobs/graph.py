@@ -11,6 +11,7 @@ import typer
 
 from jobs.cli import run
 from r2kg.config.overrides import parse_overrides
+from r2kg.graph.film import FILMS, OTHERS
 from r2kg.graph.schema import Extractor
 from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import TERMS
@@ -180,6 +181,7 @@ def films(
     neighbours: Annotated[int, typer.Option(min=1, help="training studies that vote")] = 16,
     nodes: Annotated[int, typer.Option(min=1, help="most nodes of a film's part")] = 48,
     triples: Annotated[int, typer.Option(min=1, help="most triples of a film's part")] = 96,
+    of_another: Annotated[bool, typer.Option("--of-another", help="for a control: each film another's part")] = False,
 ) -> None:
     """Write a part of the graph for every film, from the film alone: what reports of training films near it say."""
     root, of = place(shards), place(graph or place(shards) / "graph")
@@ -189,18 +191,57 @@ def films(
     seen = place(features) if features else only_side(root, "features", "--features")
     built_of = read_graph_manifest(of).annotations
     said = place(annotations) if annotations else only_side(root, "annotations", "--annotations", built_of)
-    from r2kg.graph.film import NAME as FILMS  # a second of Ray and scipy, after what is refused without them
-    from r2kg.graph.film import FilmSettings, write_film_subgraphs
+    from r2kg.graph.film.write import FilmSettings, write_film_subgraphs  # a second of Ray and scipy
     from shards.session import connect_ray
 
-    where = place(out) if out else root / "side" / FILMS
+    where = place(out) if out else root / "side" / (OTHERS if of_another else FILMS)
     connect_ray(where if isinstance(where, Path) else None)
     settings = FilmSettings(neighbours=neighbours, nodes=nodes, triples=triples)
     print(f"Of graph {of}, features {seen} and annotations {said}.", flush=True)
-    side = write_film_subgraphs(root, of, seen, said, where, settings)
+    side = write_film_subgraphs(root, of, seen, said, where, settings, of_another)
     print("\n".join(side_lines(side)))
     for key, cause in islice(without_member(where, side), SHOWN):
         print(f"Without a part of the graph: {key}: {cause}")
+    print(where)
+
+
+def bank(
+    shards: Shards,
+    classifier: Annotated[Path | None, typer.Option(help="directory of a run of the system classifier")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
+    out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/bank")] = "",
+    per_label: Annotated[int, typer.Option(min=1, help="most tokens of a finding")] = 500,
+    least: Annotated[float, typer.Option(help="mean heat that a cell needs, below 1")] = 0.75,
+    cell: Annotated[int, typer.Option(min=1, help="side of a cell, pixels of what the classifier sees")] = 16,
+    width: Annotated[int, typer.Option(min=1, help="of a token: that of the queries")] = 768,
+    projection: Annotated[Literal["random", "pca"], typer.Option(help="from the classifier's width")] = "random",
+    seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
+    actors: Annotated[int, typer.Option(min=1, help="processes that hold the classifier, one GPU each")] = 1,
+    on_bad: Annotated[OnBad, typer.Option(help="a film that cannot be read: skip (count) or fail")] = "skip",
+    show: Annotated[Path | None, typer.Option(help="directory to draw every finding's cells into")] = None,
+) -> None:
+    """Cut out of training films where a trained classifier sees its findings: the vision-token bank. Or draw one."""
+    root = place(shards)
+    manifest, where = read_manifest(root), place(out) if out else root / "bank"
+    if not classifier and not show:
+        raise ConfigError("a bank is made by a classifier: give --classifier RUN (`r2kg train classifier.tiny ...`)")
+    from r2kg.graph.bank.artefact import contact_sheets, load_bank
+    from r2kg.graph.bank.make import BankSettings, write_bank  # seconds of torch and Ray
+
+    if classifier:
+        from r2kg.scoring.explain import explainer_of
+        from shards.session import connect_ray
+
+        settings = BankSettings(per_label, least=least, cell_px=cell, width=width, projection=projection, seed=seed)
+        build, model, named = explainer_of(classifier, checkpoint, manifest)
+        connect_ray(where if isinstance(where, Path) else None)
+        write_bank(root, where, model.labels, model.vision.image_px, build, named, settings, on_bad, actors)
+    made = load_bank(where)
+    print(", ".join(f"{name} {count}" for name, count in made.manifest.counts.items()))
+    for what, count in made.manifest.warnings.items():
+        print(f"{what}: {count}")
+    for sheet in contact_sheets(made, show) if show else ():
+        print(sheet)
     print(where)
 
 
@@ -269,7 +310,7 @@ def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
     return LlmExtractor(licence=licence, **llm)
 
 
-JOBS = (annotate, learn, build, read, card, levels, films, evaluate)
+JOBS = (annotate, learn, build, read, card, levels, films, bank, evaluate)
 
 if __name__ == "__main__":
     run(*JOBS)

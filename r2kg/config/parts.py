@@ -274,7 +274,7 @@ class Train(Part):
     root; or a .safetensors, .pth, .pt or .bin file. They are copied once. Empty: the model's own."""
     init_map: dict[str, str | None] = Field(default_factory=dict)
     """Beginning of a tensor's name in `init_from` → its beginning here; null leaves those tensors out. The longest
-    wins."""
+    wins. A star stands for one part between dots, the same on both sides; alone, it begins every name."""
     max_skipped: int = Field(default=20, ge=0)
     """So many steps in a row may go without an update, because a gradient was not finite; one more, and the run stops.
     The order of studies and the learning rate go on over such a step; train.skipped counts them."""

@@ -21,7 +21,10 @@ from shards.errors import ConfigError, patiently
 from shards.tars.format import Manifest, read_manifest
 from shards.tars.place import place, size_of, write_atomic
 
-SYSTEMS = {"r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig"}
+SYSTEMS = {
+    "r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig",
+    "classifier": "r2kg.systems.classifier.config:ClassifierConfig",
+}
 """model.system → "module:Class" of its part, imported on use."""
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """The character in JSON."""

@@ -51,6 +51,11 @@ class Levels(NamedTuple):
     """The smallest first."""
     graph: str
     """Fingerprint of the graph they are of."""
+    studies: tuple[tuple[str, ...], ...] = ()
+    """Training studies in which the nodes' most frequent triples stand, by id, at most `WITNESSES`."""
+
+
+WITNESSES = 3
 
 
 def write_levels(graph: KnowledgeGraph, levels: Sequence[Level], features: NDArray[np.float32], folder: Path) -> Levels:
@@ -74,11 +79,30 @@ def write_levels(graph: KnowledgeGraph, levels: Sequence[Level], features: NDArr
         for name in ("node", "edge_index", "edge_type")
     }
     thresholds = [level.threshold for level in levels]
-    told = {"names": graph.names, "thresholds": thresholds, "graph": graph.manifest.fingerprint}
+    told = {
+        "names": graph.names,
+        "thresholds": thresholds,
+        "graph": graph.manifest.fingerprint,
+        "studies": witnesses(graph),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / ARRAYS, save(arrays))
     write_atomic(folder / FILE, json.dumps(told, indent=1).encode())
     return read_levels(folder)
+
+
+def witnesses(graph: KnowledgeGraph) -> list[list[str]]:
+    """Keys of training studies by node: those in which its most frequent triples are said, each once."""
+    said = dict[int, list[str]]()
+    for triple, study in zip(*(graph.provenance[name].to_pylist() for name in ("triple", "study")), strict=True):
+        if len(keys := said.setdefault(triple, [])) < WITNESSES and study not in keys:
+            keys.append(study)
+    found: list[list[str]] = [[] for _ in graph.names]
+    for triple, ends in enumerate(zip(*(graph.triples[name].to_pylist() for name in ("head", "tail")), strict=True)):
+        for node in set(ends):
+            fresh = [key for key in said.get(triple, ()) if key not in found[node]]
+            found[node] += fresh[: WITNESSES - len(found[node])]
+    return found
 
 
 def read_levels(folder: Path) -> Levels:
@@ -100,7 +124,10 @@ def read_levels(folder: Path) -> Levels:
                 raise ValueError("a level that names what is not there")
         if not graphs or any(level.edge_index.shape != (2, len(level.edge_type)) for level in graphs):
             raise ValueError("no levels, or edges without a type")
-        return Levels(names, features, graphs, str(told["graph"]))
+        studies = tuple(tuple(map(str, those)) for those in told["studies"])
+        if len(studies) != len(names):
+            raise ValueError("nodes and their studies differ in number")
+        return Levels(names, features, graphs, str(told["graph"]), studies)
     except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
         raise DataError(f"no levels of a graph at {folder} ({what}): write them again") from None

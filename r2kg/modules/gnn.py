@@ -42,11 +42,22 @@ class ScaleFusion(nn.Module):
         layer = nn.TransformerEncoderLayer(width, heads, 2048 * width // 768, dropout, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
-    def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Fused states [N_g, D_k] of every level, from its states [N_g, D_k]."""
-        told = [x + self.scale[g] + self.place[: len(x)] for g, x in enumerate(levels)]
-        fused = self.encoder(torch.cat(told)[None])[0]  # [ΣN, D_k]: no film is in it, so it is done once a batch
-        return list(fused.split([len(x) for x in levels]))
+    def forward(self, levels: Sequence[Tensor], shown: int | None = None) -> Tensor:
+        """Fused states of the level `shown`, [N_shown, D_k], or of all, [ΣN, D_k], from their states [N_g, D_k].
+
+        Of one level the last layer asks for that level's nodes alone: what it would make of the others goes nowhere.
+        """
+        x = torch.cat([x + self.scale[g] + self.place[: len(x)] for g, x in enumerate(levels)])[None]  # [1, ΣN, D_k]
+        *first, last = self.encoder.layers
+        for layer in first:
+            x = layer(x)
+        if shown is None:
+            return last(x)[0]
+        begin = sum(len(level) for level in levels[:shown])
+        asked = x[:, begin : begin + len(levels[shown])]
+        asked = last.norm1(asked + last.dropout1(last.self_attn(asked, x, x, need_weights=False)[0]))
+        inner = last.linear2(last.dropout(last.activation(last.linear1(asked))))
+        return last.norm2(asked + last.dropout2(inner))[0]
 
 
 class CrossBlock(nn.Module):
@@ -58,20 +69,25 @@ class CrossBlock(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, q: Tensor, kv: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(
+        self, q: Tensor, kv: Tensor, present: Tensor | None = None, weigh: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """[B, Q, D] from queries [B, Q, D] and keys [B, K, D].
 
         Args:
             present: bool [B, K], False at keys that are not there. Where none is, nothing is attended to: the query
                 goes through the MLP alone.
+            weigh: give the heads' mean attention [B, Q, K] too, 0 where nothing is; fused kernels are not used then.
         """
         keys = self.norm(kv)
         ignored, some = None, None
         if present is not None:
             some = present.any(1)
             ignored = ~present & some[:, None]  # a row of nothing but ignored keys would be NaN
-        attended = self.attention(self.norm(q), keys, keys, key_padding_mask=ignored, need_weights=False)[0]
+        asked = self.norm(q)
+        attended, weights = self.attention(asked, keys, keys, key_padding_mask=ignored, need_weights=weigh)
         if some is not None:
             attended = attended * some[:, None, None].to(attended.dtype)
+            weights = None if weights is None else weights * some[:, None, None]
         q = q + attended
-        return q + self.mlp(self.norm_mlp(q))
+        return q + self.mlp(self.norm_mlp(q)), weights

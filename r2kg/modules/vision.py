@@ -114,6 +114,33 @@ class VisionEncoder(nn.Module):
         grid = tokens.new_zeros(batch * views, self.patches, self.width).index_copy(0, present, tokens)
         return self.merge(grid.view(batch, views, self.patches, self.width), view_mask)
 
+    def collate(self, rows: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What `see` wants of the stream's rows: view_mask, and images or features.
+
+        Args:
+            rows: images uint8 [n, V, S, S] or features uint16 [n, V, P, D] (bits of bf16), view_mask bool [n, V].
+
+        Raises:
+            ConfigError: films or features are of another size than the encoder's.
+        """
+        batch = {"view_mask": torch.tensor(rows["view_mask"])}  # copies: the stream's arrays are read-only
+        if "features" in rows:
+            shape, own_shape = rows["features"].shape[2:], (self.patches, self.width)
+            if shape != own_shape:
+                raise ConfigError(f"features are {shape} a film, this encoder makes {own_shape}: write them again")
+            return batch | {"features": torch.tensor(rows["features"]).view(torch.bfloat16)}
+        side, own = rows["images"].shape[-1], self.config.image_px
+        if side != own:
+            raise ConfigError(f"films are {side} px, model.vision.image_px={own}: make them equal")
+        return batch | {"images": torch.tensor(rows["images"])}
+
+    def see(self, batch: Mapping[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The tokens of studies in `dtype` and which of them are there, as `merge` gives them, from either input."""
+        if "images" in batch:
+            tokens, present = self(batch["images"], batch["view_mask"])
+            return tokens.to(dtype), present
+        return self.merge(batch["features"].to(dtype), batch["view_mask"])
+
     def encode(self, films: Tensor) -> Tensor:
         """Every film alone: uint8 [N, S, S] → [N, P, D] in the encoder's dtype.
 

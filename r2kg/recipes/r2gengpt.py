@@ -59,6 +59,15 @@ def shallow_chexpert_plus() -> Run:
     return deep_chexpert_plus().change({"name": "r2gengpt-shallow-chexpert-plus", "model.vision.tuning": "frozen"})
 
 
+def deep_mimic_cxr() -> Run:
+    """MIMIC-CXR findings, deep, at the released batch and epochs; lengths are those of CheXpert Plus.
+
+    Four 40 GB GPUs, five epochs. `r2kg train r2gengpt.deep_mimic_cxr data.shards=DIR`
+    """
+    changes = {"train.epochs": 5, "train.global_batch": 24, "train.workers": 4, "train.checkpoint_every": 5000}
+    return deep_chexpert_plus().change({"name": "r2gengpt-deep-mimic-cxr", **changes})
+
+
 def tiny() -> Run:
     """Drawn films on a laptop: a small encoder from scratch, a small LM made from the training reports, LoRA on it.
 

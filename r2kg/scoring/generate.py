@@ -35,7 +35,7 @@ from shards.stream.order import Indices, sequential_blocks
 from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import Manifest
-from shards.tars.kinds import description_hash, read_side
+from shards.tars.kinds import KINDS, description_hash, read_side
 from shards.tars.place import Place, create, sha256_of, write_atomic
 
 Probe = tuple[Rows, float]
@@ -232,7 +232,7 @@ def write_control(
         return {"no_control": f"{run.model.system} reads no films, so none can be another study's"}
     if not len(donors):
         return {"no_control": f"{len(offsets)} study was written about: there are no films of another one"}
-    if inputs.text or inputs.sides:
+    if inputs.text or not all(KINDS[kind].of_films for kind in inputs.sides):
         print(f"{run.name}: writing them again with the films of other studies, for the control.")
         row_of = {key.decode(): row for row, key in enumerate(index.keys)}
         with (out / "written.jsonl").open("rb") as file:

@@ -91,6 +91,17 @@ def build_model(part: System) -> Model:
     return getattr(import_module(module), name)(part)
 
 
+def modules_of(model: nn.Module, prefix: str = "") -> dict[str, list[nn.Parameter]]:
+    """Parameters by what a system's own modules are composed of; parameters of such a module itself are apart."""
+    found = {prefix + name: [parameter] for name, parameter in model.named_parameters(recurse=False)}
+    for name, child in model.named_children():
+        if type(child).__module__.startswith("r2kg.systems."):
+            found |= modules_of(child, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = list(child.parameters())
+    return found
+
+
 def stored(model: Model) -> dict[str, Tensor]:
     """What a checkpoint holds of a model: trained parameters and mutable buffers, by name."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

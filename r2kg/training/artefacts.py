@@ -297,6 +297,24 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     return read_weights(file, "train.init_from")
 
 
+def _begins(name: str, prefix: str) -> list[str] | None:
+    """What the stars of `prefix` stand for where a tensor's name begins with it, part by part; None where it does not.
+
+    A star stands for one part between dots; alone, it begins every name.
+    """
+    parts, wanted = name.split("."), prefix.split(".")
+    pairs = list(zip(parts, wanted, strict=False))
+    if len(parts) < len(wanted) or any(want not in ("*", part) for part, want in pairs):
+        return None
+    return [part for part, want in pairs if want == "*"]
+
+
+def _filled(target: str, starred: list[str]) -> list[str]:
+    """The parts of a new name, its stars replaced in their order; those that are too many stay."""
+    given = iter(starred)
+    return [next(given, "*") if part == "*" else part for part in target.split(".")]
+
+
 def _renamed(
     tensors: dict[str, Tensor], names: dict[str, str | None], words: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -304,11 +322,12 @@ def _renamed(
     new = {prefix.rstrip("."): (target or "").rstrip(".") for prefix, target in names.items()}
     unused, kept, old = set(new), dict[str, Tensor](), dict[str, str]()
     for name, tensor in tensors.items():
-        prefixes = [prefix for prefix in new if f"{name}.".startswith(f"{prefix}.")]
+        prefixes = {prefix: starred for prefix in new if (starred := _begins(name, prefix)) is not None}
         prefix = max(prefixes, key=len, default="")
-        unused -= set(prefixes)
+        unused -= prefixes.keys()
         if not prefix or new[prefix]:
-            renamed = new[prefix] + name[len(prefix) :] if prefix else name
+            rest = name.split(".")[len(prefix.split(".")) :] if prefix else [name]
+            renamed = ".".join([*_filled(new[prefix], prefixes[prefix]), *rest]) if prefix else name
             if renamed in old:
                 raise ConfigError(f"train.init_map gives {old[renamed]} and {name} of {words} one name, {renamed}")
             kept[renamed], old[renamed] = tensor.clone().contiguous(), name

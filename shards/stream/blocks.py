@@ -125,7 +125,7 @@ def read_block(
     place of the images, which are not read: features uint16 [n, V, P, D], the bit patterns of bf16.
 
     `augment` changes images by what `seed`, the row's position in the run and the view decide. Where `block.films`
-    names other studies, images (or features) and `view_mask` are theirs.
+    names other studies, images (or features), `view_mask` and sides that are made of films are theirs.
     """
     sides, at, position = sides or {}, block.index.ravel(), block.position.ravel().tolist()
     films = next((side for side in sides.values() if side.entry.per_film), None)
@@ -146,7 +146,7 @@ def read_block(
     studies = rows["index"][wanted].tolist()
     givers = studies if block.films is None else block.films.ravel()[wanted].tolist()
     stored = index.fetch(givers) if films is None and shows else index.fetch_records(studies)
-    beside = {kind: side.fetch(givers if side is films else studies) for kind, side in sides.items()}
+    beside = {kind: side.fetch(givers if side.entry.of_films else studies) for kind, side in sides.items()}
     shown: Any
     for row, study, giver in zip(wanted, studies, givers, strict=True):
         try:
@@ -168,7 +168,8 @@ def read_block(
                 rows[pixels][row, view], rows["view_mask"][row, view] = film, True
             for kind, side in sides.items():
                 if side is not films:
-                    rows[side.entry.column][row] = bytes(side.read(study, beside[kind].get(study)) or b"")
+                    whose = giver if side.entry.of_films else study
+                    rows[side.entry.column][row] = bytes(side.read(whose, beside[kind].get(whose)) or b"")
         except DataError as error:
             if on_bad == "fail":
                 raise

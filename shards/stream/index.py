@@ -158,7 +158,9 @@ def open_splits(root: str | Place, manifest: Manifest) -> dict[str, Index]:
     return {split: Index.open(root, split, manifest=manifest) for split in splits}
 
 
-def studies_of(index: Index, rows: range, unread: dict[str, str] | None = None) -> Iterator[tuple[int, Study | None]]:
+def studies_of(
+    index: Index, rows: range | list[int], unread: dict[str, str] | None = None
+) -> Iterator[tuple[int, Study | None]]:
     """(row of the index, study) of these rows, one at a time; no film is.
 
     A record that cannot be read is None and noted in `unread` (key → cause) if that is given.

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -39,12 +39,22 @@ class Kind:
     per_film: bool = False
     """True: the bit patterns of bf16 [V, *extent[1:]], of as many of a study's films as extent[0] says, streamed in
     place of the films. False: bytes, b"" for a study without."""
+    of_films: bool = False
+    """True: made from the study's films alone, so that where another study's films are shown it is the other's too."""
     tells_report: bool = False
     """True: made from the study's report, so that a system that writes reports must not be shown it."""
     unpack: str = ""
     """"module:function" of (data, *extent) that raises DataError for bytes that are not of this kind."""
 
 
+OF_FILMS = Kind(
+    suffix="film.safetensors",
+    extent=("nodes", "relations"),
+    column="film_subgraph",
+    how="`r2kg graph films SHARDS`",
+    of_films=True,
+    unpack="shards.graphs.subgraph:unpack",
+)
 KINDS: dict[str, Kind] = {
     "subgraphs": Kind(
         suffix="kg.safetensors",
@@ -54,13 +64,8 @@ KINDS: dict[str, Kind] = {
         tells_report=True,
         unpack="shards.graphs.subgraph:unpack",
     ),
-    "film_subgraphs": Kind(
-        suffix="film.safetensors",
-        extent=("nodes", "relations"),
-        column="film_subgraph",
-        how="`r2kg graph films SHARDS`",
-        unpack="shards.graphs.subgraph:unpack",
-    ),
+    "film_subgraphs": OF_FILMS,
+    "film_subgraphs_of_another": replace(OF_FILMS, how="`r2kg graph films SHARDS --of-another`"),
     "annotations": Kind(
         suffix="annotation.json",
         extent=(),
@@ -74,6 +79,7 @@ KINDS: dict[str, Kind] = {
         column="features",
         how="`r2kg features RECIPE data.shards=SHARDS`",
         per_film=True,
+        of_films=True,
     ),
 }
 

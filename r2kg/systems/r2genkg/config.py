@@ -9,7 +9,7 @@ from r2kg.config.needs import Artefact, Inputs
 from r2kg.config.parts import Data
 from r2kg.config.run import Run, System
 from r2kg.modules.config import PROMPT, Llm, Vision
-from r2kg.systems.r2genkg.parts import FILMS, Graph, Queries
+from r2kg.systems.r2genkg.parts import Graph, Queries
 from shards.tars.format import Manifest
 
 
@@ -34,6 +34,10 @@ class R2GenKGConfig(System):
     report_tokens: int = Field(default=100, ge=4)
     """Report tokens the model is trained on; longer reports are cut."""
 
+    evidence: int = Field(default=5, ge=0)
+    """Nodes of the graph and tokens of the bank that predictions.jsonl names for a report, those that were asked most,
+    with training studies behind them; 0: none."""
+
     @model_validator(mode="after")
     def _films_are_one_sequence(self) -> Self:
         if self.vision.merge == "separate":
@@ -48,14 +52,15 @@ class R2GenKGConfig(System):
         vision = self.vision
         return Inputs(
             image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision,
-            sides=(FILMS,) if self.graph and self.graph.source != "levels" else (),
+            sides=self.graph.sides if self.graph else (),
         )  # fmt: skip
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
-        """The tiny LM, where it stands in for a hub model; the graph's levels and the features of its nodes.
+        """The tiny LM, where it stands in for a hub model; the graph's levels and nodes' features; tokens of the bank.
 
         Raises:
-            DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another.
+            DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another;
+                no bank, or one of other shards.
         """
         if self.llm.source == "tiny":
             from r2kg.modules.tiny_lm import artefact  # seconds of torch, for a run that needs it
@@ -66,3 +71,7 @@ class R2GenKGConfig(System):
 
             source = self.llm.source if self.graph.text.source == "llm" else self.graph.text.source
             yield levels(self.graph, source, run, manifest, into="model.graph.levels_at")
+        if self.queries and self.queries.bank and not self.queries.bank.tokens_at:
+            from r2kg.systems.r2genkg.queries import artefact as tokens
+
+            yield tokens(self.queries.bank, run, manifest, into="model.queries.bank.tokens_at")

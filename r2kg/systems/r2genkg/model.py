@@ -10,18 +10,16 @@ from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from r2kg.config.parts import Decoding
+from r2kg.graph.film import FILMS
 from r2kg.modules.beams import Generated
-from r2kg.modules.gnn import CrossBlock
 from r2kg.modules.llm import IGNORED, ReportWriter
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.contract import Term
 from r2kg.systems.r2genkg.config import R2GenKGConfig
-from r2kg.systems.r2genkg.graph import GraphTokens, collate
-from r2kg.systems.r2genkg.parts import FILMS, Graph, Queries
-from shards.errors import ConfigError
+from r2kg.systems.r2genkg.graph import GraphBranch, collate, triples_told
+from r2kg.systems.r2genkg.queries import QueryBranch
 from shards.tars.kinds import KINDS
 
 FILM_COLUMN = KINDS[FILMS].column
@@ -44,11 +42,25 @@ class Batch(TypedDict):
     """int64 [B], the study's place in its split, -1 on an invalid row that only fills the batch."""
     films: NotRequired[dict[str, Any]]
     """The films' parts of the graph as one graph (`r2kg.systems.r2genkg.graph.collate`)."""
+    words: NotRequired[Tensor]
+    """int64 [B, W], triples of the films' parts as words of the language model."""
+    said: NotRequired[Tensor]
+    """bool [B, W], False at padding of `words`."""
+
+
+class Asked(TypedDict, total=False):
+    """What was attended to while a batch was read."""
+
+    nodes: tuple[Tensor, Tensor]
+    """Ids of nodes and their weights, [B, K] both."""
+    bank: Tensor
+    """Weights of the bank's tokens, [B, M]."""
 
 
 class R2GenKG(nn.Module):
     """Vision encoder, graph and disease queries → linear projection → LayerNorm → soft tokens in the prompt of a causal
-    LM (R2GenKG §1): film V, graph that asked the film G', film that asked the graph V', queries Q, in this order.
+    LM (R2GenKG §1): film V, graph that asked the film G', film that asked the graph V', queries Q, and C, what the bank
+    answered them, in this order.
 
     R2GenGPT's modes are choices of model.vision.tuning: shallow = frozen, delta = lora, deep = full.
 
@@ -93,32 +105,70 @@ class R2GenKG(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            soft, present = self.soft_tokens(batch)
-            return self.writer.write(soft, decoding, present, batch.get("index"))
+            asked: Asked = {}
+            soft, present = self.soft_tokens(batch, asked if self.config.evidence else None)
+            written = self.writer.write(soft, decoding, present, batch.get("index"))
+            return [one._replace(extra=self._evidence(asked, row)) for row, one in enumerate(written)]
         finally:
             self.train(was_training)
 
-    def soft_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def soft_tokens(self, batch: Batch, asked: Asked | None = None) -> tuple[Tensor, Tensor | None]:
         """What the language model sees of the films, given as images or as their features, and of the graph.
 
+        Args:
+            asked: is filled with what the film and the queries attended to.
+
         Returns:
-            [B, P + K + P + Q, D_l], without graph and queries [B, P, D_l]; with model.vision.merge=concatenate V·P for
-            P. And bool of the first two sizes, False at what is not there; None: all is.
+            [B, P + K + P + Q + Q, D_l], without graph and queries [B, P, D_l]; with model.vision.merge=concatenate V·P
+            for P; behind them words of triples where model.graph.text_triples asks for them. And bool of the first two
+            sizes, False at what is not there; None: all is.
         """
-        dtype = self.projection.weight.dtype
-        if "images" in batch:
-            tokens, present = self.vision(batch["images"], batch["view_mask"])  # [B, P, D_v]
-        else:
-            tokens, present = self.vision.merge(batch["features"].to(dtype), batch["view_mask"])
-        film = tokens.to(dtype)
+        film, present = self.vision.see(batch, self.projection.weight.dtype)  # [B, P, D_v]
         parts: list[tuple[Tensor, Tensor | None]] = [(film, present)]
         if self.graph:
-            parts += self.graph(film, present, batch.get("films"))
+            films = batch.get("films")
+            shown, weights = self.graph(film, present, films, asked is not None)
+            parts += shown
+            if asked is not None and weights is not None:
+                asked["nodes"] = self.graph.tokens.node_ids(len(film), films), weights
         if self.queries:
-            parts.append((self.queries(film, present), None))
+            states, weights = self.queries(film, present)
+            parts.append((states, None))
+            if asked is not None and weights is not None:
+                asked["bank"] = weights
         masks = [torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if m is None else m for x, m in parts]
         mask = None if all(m is None for _, m in parts) else torch.cat(masks, 1)
-        return self.norm(self.projection(torch.cat([x for x, _ in parts], 1))), mask
+        soft = self.norm(self.projection(torch.cat([x for x, _ in parts], 1)))
+        if "words" in batch:
+            words, said = self.writer.llm.get_input_embeddings()(batch["words"]).to(soft.dtype), batch["said"]
+            mask = torch.ones_like(soft[..., 0], dtype=torch.bool) if mask is None else mask
+            soft, mask = torch.cat((soft, words), 1), torch.cat((mask, said), 1)
+        return soft, mask
+
+    def _evidence(self, asked: Asked, row: int) -> dict[str, Any]:
+        """What the report of a row of the batch stands on, for predictions.jsonl; {} where nothing was asked."""
+        found, most = dict[str, list[Any]](), self.config.evidence
+        if self.graph and "nodes" in asked:
+            ids, weights = (tensor[row] for tensor in asked["nodes"])
+            total = torch.zeros(self.graph.tokens.nodes, device=weights.device).index_add(0, ids, weights.float())
+            names, studies = self.graph.tokens.names, self.graph.tokens.studies
+            found["nodes"] = [[names[at], value, list(studies[at])] for at, value in _most(total, most)]
+        if self.queries and self.queries.bank and "bank" in asked:
+            cells = self.queries.bank.cells
+            found["bank"] = [[*cells[at], value] for at, value in _most(asked["bank"][row], most)]
+        return {"evidence": found} if found else {}
+
+    def token_counts(self) -> dict[str, int]:
+        """How many soft tokens are of what; those of films' own parts of the graph, which differ, are left out."""
+        patches, counts = self.vision.patches, {"of the film": self.vision.patches}
+        if self.graph:
+            counts |= {"of the graph": self.graph.tokens.of_levels} if self.graph.g2i else {}
+            counts |= {"of the film that asked the graph": patches} if self.graph.i2g else {}
+        if self.queries:
+            number = self.queries.tokens.shape[1]
+            counts |= {"queries": number} if self.queries.shown else {}
+            counts |= {"of the bank": number} if self.queries.bank else {}
+        return counts
 
     def collate(self, rows: dict[str, Any]) -> Batch:
         """Turn rows of the stream into a batch; an invalid row keeps its place and has no target.
@@ -135,21 +185,18 @@ class R2GenKG(nn.Module):
             for record, valid in zip(rows["record"], rows["valid"], strict=True)
         ]
         input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
-        batch = Batch(view_mask=torch.tensor(rows["view_mask"]), input_ids=input_ids, labels=labels)
+        batch = Batch(**self.vision.collate(rows), input_ids=input_ids, labels=labels)  # type: ignore[typeddict-item]
         if "index" in rows:
             batch["index"] = torch.tensor(rows["index"])
         if self.graph and FILM_COLUMN in rows:
-            batch["films"] = collate(rows[FILM_COLUMN], self.graph.tokens.nodes)
-        if "features" in rows:
-            shape, own_shape = rows["features"].shape[2:], (self.vision.patches, self.vision.width)
-            if shape != own_shape:
-                raise ConfigError(f"features are {shape} a film, this encoder makes {own_shape}: write them again")
-            batch["features"] = torch.tensor(rows["features"]).view(torch.bfloat16)
-        else:
-            side, own = rows["images"].shape[-1], self.config.vision.image_px
-            if side != own:
-                raise ConfigError(f"films are {side} px, model.vision.image_px={own}: make them equal")
-            batch["images"] = torch.tensor(rows["images"])  # a copy: the stream's arrays are read-only
+            config = self.graph.tokens.config
+            batch["films"] = collate(rows[FILM_COLUMN], self.graph.tokens.nodes, config.control)
+            if config.text_triples:
+                told = triples_told(rows[FILM_COLUMN], self.graph.tokens.names, config.text_triples)
+                words = self.writer.tokenizer(told, add_special_tokens=False).input_ids
+                longest = max(1, *map(len, words))
+                batch["words"] = torch.tensor([ids + [0] * (longest - len(ids)) for ids in words])
+                batch["said"] = torch.tensor([[at < len(ids) for at in range(longest)] for ids in words])
         return batch
 
     def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -176,44 +223,7 @@ class R2GenKG(nn.Module):
         return {"llm": self.writer.fingerprint(), "vision": vision}
 
 
-class GraphBranch(nn.Module):
-    """The graph, and the attention between it and the film both ways (R2GenKG §1.3, §1.4)."""
-
-    def __init__(self, config: Graph, width: int) -> None:
-        super().__init__()
-        self.tokens = GraphTokens(config, width)
-        self.i2g = CrossBlock(width, config.heads, config.dropout) if config.i2g else None
-        self.g2i = CrossBlock(width, config.heads, config.dropout) if config.g2i else None
-
-    def forward(
-        self, film: Tensor, present: Tensor | None, films: dict[str, Any] | None
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """[G' [B, K, D_v], V' [B, P, D_v]], those that are on, each with what is there of it, from V [B, P, D_v]."""
-        graph, there = self.tokens(len(film), films)
-        asked = [(self.g2i(graph, film, present), there)] if self.g2i else []
-        return asked + ([(self.i2g(film, graph, there), present)] if self.i2g else [])
-
-
-class QueryBranch(nn.Module):
-    """Learned disease queries that read the film through BLIP-2's Q-Former (Li et al. 2023; R2GenKG §1.2)."""
-
-    def __init__(self, config: Queries, width: int) -> None:
-        super().__init__()
-        sizes = Blip2QFormerConfig(
-            vocab_size=1, hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=config.heads,
-            intermediate_size=4 * config.width, encoder_hidden_size=config.film_width,
-        )  # fmt: skip
-        self.film = nn.Linear(width, config.film_width)
-        self.tokens = nn.Parameter(torch.empty(1, config.count, config.width))
-        nn.init.normal_(self.tokens, std=0.02)
-        self.qformer = Blip2QFormerModel(sizes)
-        self.out = nn.Linear(config.width, width)
-        nn.init.normal_(self.out.weight, std=0.02)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, film: Tensor, present: Tensor | None) -> Tensor:
-        """[B, Q, D_v] from film tokens [B, P, D_v] and bool [B, P], False at what is not there."""
-        tokens = self.tokens.expand(len(film), -1, -1)
-        mask = None if present is None else present.long()
-        states = self.qformer(tokens, encoder_hidden_states=self.film(film), encoder_attention_mask=mask)
-        return self.out(states.last_hidden_state.to(film.dtype))
+def _most(weights: Tensor, count: int) -> list[tuple[int, float]]:
+    """The places with the highest weights and these, to four digits; those without a weight are left out."""
+    values, places = weights.float().topk(min(count, len(weights)))
+    return [(at, round(value, 4)) for at, value in zip(places.tolist(), values.tolist(), strict=True) if value > 0]

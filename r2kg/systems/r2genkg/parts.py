@@ -1,14 +1,12 @@
-"""Parts of R2GenKG's configuration: graph and disease queries."""
+"""Parts of R2GenKG's configuration: graph, disease queries and the bank that they ask."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from r2kg.config.parts import Local, Part
+from r2kg.graph.film import FILMS, OTHERS
 from r2kg.modules.config import TextEncoder
-
-FILMS = "film_subgraphs"
-"""Kind of the side that holds a part of the graph for every film."""
 
 
 class Graph(Part):
@@ -44,12 +42,24 @@ class Graph(Part):
     """Heads of the attention between film and graph; they divide the image encoder's width."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """In R-GCN, fusion and attention."""
+    control: Literal["none", "empty", "edges", "features", "film"] = "none"
+    """For the question whether the graph matters, a graph of as many nodes that says nothing. empty: no features, no
+    edges; edges: the tails of all edges are dealt out anew; features: nodes have one another's features; film: in place
+    of a film's own part stands another study's (`r2kg graph films --of-another`)."""
+    text_triples: int = Field(default=0, ge=0)
+    """Triples of a film's own part of the graph, the best first, that are written into the prompt as words behind the
+    soft tokens; 0: none. Needs source film or both."""
     i2g: bool = True
     """Whether film tokens that have asked the graph are shown."""
     g2i: bool = True
     """Whether graph tokens that have asked the film are shown."""
     levels_at: Local = ""
     """Directory of the levels and features that are made before the run; empty until then."""
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The kind of side that is read, if any."""
+        return () if self.source == "levels" else (OTHERS if self.control == "film" else FILMS,)
 
     @model_validator(mode="after")
     def _something_is_shown(self) -> Self:
@@ -58,9 +68,24 @@ class Graph(Part):
         count = len(self.thresholds or self.sizes)
         if self.source != "film" and (not count or (self.fusion == "released" and self.shown >= count)):
             raise ValueError(f"shown={self.shown} is none of {count} levels, which are counted from 0")
+        if self.text_triples and self.source == "levels":
+            raise ValueError(f"text_triples={self.text_triples} are of films' own parts: set source to film or both")
+        if self.control == "film" and self.source != "film":
+            raise ValueError(f"control=film is of films' own parts alone, and source={self.source}: set source=film")
         if self.width % self.fusion_heads:
             raise ValueError(f"fusion_heads={self.fusion_heads} do not divide width={self.width}")
         return self
+
+
+class Bank(Part):
+    """The vision-token bank that the disease queries ask (R2GenKG §1.2, §2.7)."""
+
+    place: Local = ""
+    """Directory of the bank (`r2kg graph bank`); empty: SHARDS/bank."""
+    per_label: int = Field(default=500, ge=1)
+    """Most tokens of a finding; a bank made with more gives its first ones."""
+    tokens_at: Local = ""
+    """Directory of the tokens that are taken before the run; empty until then."""
 
 
 class Queries(Part):
@@ -76,9 +101,15 @@ class Queries(Part):
     """Its heads; they divide width."""
     film_width: int = Field(default=1408, ge=4)
     """Width that film tokens are brought to before, BLIP-2's."""
+    bank: Bank | None = None
+    """What the queries ask after the film; null: nothing."""
+    shown: bool = True
+    """Whether the queries themselves are shown beside what the bank answered them."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"heads={self.heads} do not divide width={self.width}")
+        if not (self.shown or self.bank):
+            raise ValueError("shown=false without a bank shows nothing: model.queries=null leaves the queries out")
         return self

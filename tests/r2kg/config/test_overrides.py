@@ -238,7 +238,9 @@ def test_what_show_prints_is_the_run(name, tmp_path, capsys):
     words = [f"{key}={json.dumps(value)}" for key, value in flat(json.loads(printed)).items()]
     for word in words:
         assert change(run, word) == run, word
-    parts = [f"model.{part}={{}}" for part in ("graph", "queries") if getattr(run.model, part, None) is not None]
+    told = json.loads(printed)["model"]
+    parts = [f"model.{part}={{}}" for part in ("graph", "queries") if told.get(part)]
+    parts += ["model.queries.bank={}"] if (told.get("queries") or {}).get("bank") else []
     assert change(Run(name="y"), *words, *parts) == run
 
 

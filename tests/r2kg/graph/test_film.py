@@ -18,20 +18,15 @@ from r2kg.graph.artefact import load_graph, save_graph
 from r2kg.graph.build import build_graph
 from r2kg.graph.extract.annotate import labelled, write_annotations
 from r2kg.graph.extract.rules import Rules
-from r2kg.graph.film import (
-    EVIDENCE,
-    FilmGraphs,
-    FilmSettings,
-    Memory,
-    Neighbours,
-    largest,
-    remember,
-    write_film_subgraphs,
-)
+from r2kg.graph.film import FILMS, OTHERS
+from r2kg.graph.film.memory import Memory, Neighbours, largest, remember
+from r2kg.graph.film.write import EVIDENCE, FilmGraphs, FilmSettings, write_film_subgraphs
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import unpack
 from shards.sources.phantom.source import Phantom
+from shards.stream.blocks import read_block
 from shards.stream.index import Index, open_splits
+from shards.stream.order import Block
 from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import read_index, read_manifest
@@ -163,6 +158,36 @@ def maker_of(root: Path, out: Path, features: str = "features", portion: int = 6
     reports = Side.open(out / "said", indices["train"], manifest, "annotations")
     memory = remember(root, manifest, indices, films, reports, load_graph(out / "graph"))
     return FilmGraphs(memory, FilmSettings(), portion)
+
+
+def test_for_a_control_each_film_gets_anothers_part(drawn, tmp_path):
+    """The part that the other study itself gets, but for what this one's patient would have said."""
+    root, out = drawn
+    write_film_subgraphs(root, out / "graph", out / "features", out / "said", tmp_path / "others", of_another=True)
+    own_maker = maker_of(root, out)
+    maker, manifest, read = FilmGraphs(own_maker.memory, FilmSettings(), of_another=True), read_manifest(root), {}
+    for where, kind in ((out / "films", FILMS), (tmp_path / "others", OTHERS)):
+        for split, index in open_splits(root, manifest).items():
+            side = Side.open(where, index, manifest, kind)
+            read[kind, split] = [bytes(side.read(row) or b"") for row in range(len(index))]
+    for split, whose in maker.whose.items():
+        assert sorted(whose.tolist()) == [*range(len(whose))] and (whose != np.arange(len(whose))).all()
+        same = [read[OTHERS, split][row] == read[FILMS, split][other] for row, other in enumerate(whose.tolist())]
+        assert all(same) if split != "train" else np.mean(same) > 0.5
+    alone, beside = maker.nearest("train", [5])[0], maker.nearest("train", [5])[0].row[0]
+    assert beside in alone.row and beside not in maker.nearest("train", [5], [int(beside)])[0].row
+
+
+def test_where_anothers_films_are_shown_their_part_is_too(drawn):
+    """Else what is written without looking would know what is on the film: the part was made of it."""
+    root, out = drawn
+    index, manifest, own = Index.open(root, "test"), read_manifest(root), np.array([[0, 1]])
+    side = Side.open(out / "films", index, manifest, FILMS)
+    rows = read_block(index, Block(0, 0, own, own, films=own[:, ::-1]), 64, 1, "fail", {FILMS: side})
+    plain = read_block(index, Block(0, 0, own, own), 64, 1, "fail", {FILMS: side})
+    column = side.entry.column
+    assert [*rows[column]] == [*plain[column][::-1]] and rows[column][0] != plain[column][0]
+    assert [*rows["record"]] == [*plain["record"]] and (rows["images"] == plain["images"][::-1]).all()
 
 
 def test_evidence_names_neighbours_and_what_they_said(drawn):

@@ -53,19 +53,27 @@ def test_levels_speak_to_one_another_and_keep_their_places():
     torch.manual_seed(0)
     fusion = ScaleFusion(16, 2, 6, 1, 2, 0.0).eval()
     small, large = torch.randn(3, 16), torch.randn(6, 16)
-    fused = fusion([small, large])
-    assert [x.shape for x in fused] == [(3, 16), (6, 16)]
-    changed = fusion([small, large + 1])
-    assert not torch.allclose(fused[0], changed[0]), "the other scale is attended to"
-    assert not torch.allclose(fusion([small.flip(0), large])[0].flip(0), fused[0]), "places tell nodes apart"
+    fused, first = fusion([small, large]), fusion([small, large], 0)
+    assert fused.shape == (9, 16) and first.shape == (3, 16)
+    told = torch.cat([x + fusion.scale[g] + fusion.place[: len(x)] for g, x in enumerate((small, large))])
+    assert torch.allclose(fused, fusion.encoder(told[None])[0], atol=1e-6)
+    assert torch.allclose(fused[:3], first, atol=1e-6)
+    assert torch.allclose(fused[3:], fusion([small, large], 1), atol=1e-6)
+    changed = fusion([small, large + 1], 0)
+    assert not torch.allclose(first, changed), "the other scale is attended to"
+    assert not torch.allclose(fusion([small.flip(0), large], 0).flip(0), first), "places tell nodes apart"
 
 
 def test_keys_that_are_not_there_change_nothing():
     torch.manual_seed(0)
     block, q, kv = CrossBlock(16, 4, 0.0).eval(), torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     present = torch.tensor([[True, True, False, False, False], [False] * 5])
-    out = block(q, kv, present)
-    assert torch.allclose(out[0], block(q[:1], kv[:1, :2])[0], atol=1e-6)
+    out, _ = block(q, kv, present)
+    assert torch.allclose(out[:1], block(q[:1], kv[:1, :2])[0], atol=1e-6)
     alone = q[1] + block.mlp(block.norm_mlp(q[1]))
     assert torch.allclose(out[1], alone, atol=1e-6) and out.isfinite().all()
-    assert torch.allclose(block(q, kv), block(q, kv, torch.ones(2, 5, dtype=torch.bool)), atol=1e-6)
+    plain = block(q, kv, torch.ones(2, 5, dtype=torch.bool))[0]
+    assert torch.allclose(block(q, kv)[0], plain, atol=1e-6)
+    weighed, weights = block(q, kv, present, weigh=True)
+    assert torch.allclose(weighed, out, atol=1e-6) and block(q, kv)[1] is None
+    assert torch.allclose(weights.sum(-1), torch.tensor([[1.0] * 3, [0.0] * 3])) and not weights[0, :, 2:].any()

@@ -1,22 +1,30 @@
 """R2GenKG from films to reports: graph and films' parts made, two workers, ZeRO-2 and 3, and what is refused before."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from r2kg.graph.bank.make import BankSettings, write_bank
 from r2kg.graph.build import build_graph
 from r2kg.graph.extract.annotate import write_annotations
 from r2kg.graph.extract.rules import Rules
-from r2kg.graph.film import write_film_subgraphs
+from r2kg.graph.film.write import write_film_subgraphs
+from r2kg.graph.levels import read_levels
+from r2kg.modules.config import Vision
 from r2kg.recipes import find_recipe
+from r2kg.recipes.classifier import DRAWN
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import generate
+from r2kg.systems.classifier.config import ClassifierConfig
+from r2kg.systems.classifier.model import Classifier
 from r2kg.training.artefacts import prepared
 from r2kg.training.launch import train
 from shards.errors import DataError
-from shards.stream.index import open_splits
+from shards.stream.index import open_splits, read_studies
 from shards.tars.format import read_manifest
 from shards.tars.sides import write_side
 from tests.r2kg.graph.test_film import WIDTH, encode
@@ -48,11 +56,21 @@ def beside(phantom_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     indices = open_splits(phantom_shards, manifest)
     write_side(phantom_shards, place / "features", "features", manifest, indices, shape, lambda: encode)
     write_film_subgraphs(phantom_shards, place / "graph", place / "features", place / "said", place / "films")
+    config = ClassifierConfig(vision=Vision(name="test_vit", weights="random", image_px=64), labels=DRAWN, hidden=())
+    settings = BankSettings(per_label=6, least=0.5, width=64)
+    write_bank(phantom_shards, place / "bank", DRAWN, 64, partial(untrained, config), {"seed": 0}, settings)
     return place
+
+
+def untrained(config: ClassifierConfig) -> Classifier:
+    """A classifier as it is drawn; where it looks is nobody's concern here."""
+    torch.manual_seed(0)
+    return Classifier(config).eval()
 
 
 def recipe(shards: Path, beside: Path, root: Path, **changes):
     base = {"data.shards": str(shards), "root": str(root), "model.graph.place": str(beside / "graph")}
+    base |= {"model.queries.bank.place": str(beside / "bank")}
     return find_recipe("r2genkg.tiny").change(base | SMALL | changes)
 
 
@@ -66,9 +84,16 @@ def test_reports_are_written_with_the_graph(phantom_shards, beside, tmp_path, ze
     saved = saved_run(run.directory)
     assert Path(saved.model.graph.levels_at).is_dir() and not saved.model.graph.levels_at.startswith(str(beside))
     state = json.loads((next((run.directory / "checkpoints").glob("step-*")) / "state.json").read_text())
-    assert set(state["artefacts"]) == {"tiny-lm", "graph"} and set(state["sides"]) == set(sides)
+    assert set(state["artefacts"]) == {"tiny-lm", "graph", "bank"} and set(state["sides"]) == set(sides)
     predictions = read_predictions(generate(saved, phantom_shards, "test"))
-    assert len(list(predictions)) == read_manifest(phantom_shards).splits["test"].studies
+    assert len(predictions) == read_manifest(phantom_shards).splits["test"].studies
+    names = set(read_levels(Path(saved.model.graph.levels_at)).names)
+    training = {study.key for study in read_studies(phantom_shards, "train")}
+    for line in predictions:
+        evidence = line["extra"]["evidence"]
+        assert len(evidence["nodes"]) == len(evidence["bank"]) == 5
+        assert all(name in names and set(studies) <= training for name, _, studies in evidence["nodes"])
+        assert all(finding in DRAWN and study in training for finding, study, _ in evidence["bank"])
 
 
 def test_a_graph_that_is_not_the_runs_is_refused_before_any_worker(phantom_shards, beside, tmp_path):

@@ -68,8 +68,8 @@ def entry_editor(number: int, **fields: object) -> Callable[[dict], None]:
 
 
 def files_of(root: Path) -> dict[str, str]:
-    """Name → sha256 of everything in a directory of shards."""
-    return {path.name: sha256_of(path) for path in sorted(root.iterdir())}
+    """Name → sha256 of the files in a directory of shards; facts and sides beside them are none of its own."""
+    return {path.name: sha256_of(path) for path in sorted(root.iterdir()) if path.is_file()}
 
 
 def test_phantom_shards_hold_every_study_once(phantom_shards: Path) -> None:
