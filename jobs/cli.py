@@ -27,6 +27,7 @@ VERBS = {
     "show": "print the resolved run of a recipe",
     "train": "train a recipe; a run whose name exists is continued",
     "generate": "write a trained run's reports on a split",
+    "nearest": "the baseline that copies the nearest training film's report",
     "report": "print the report of the films of one study",
     "evaluate": "score a predictions file",
     "track": "send a run's records to MLflow, which was away",

@@ -1,13 +1,19 @@
-"""Drawn films → shards → two workers → reports → scores, on this machine, in some minutes."""
+"""Drawn films → shards → two workers → reports → scores, on this machine, in some minutes.
+
+With --system r2genkg also what that needs, in the order in which a user makes it: graph, classifier, bank, each film's
+own part of the graph; and its scores stand beside R2GenGPT's after as many steps.
+"""
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from jobs.cli import run, without_gpu_warning
+from r2kg.config.run import Run
 from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.tracking import track_scores
@@ -17,33 +23,98 @@ from shards.sources import open_source
 def main(
     root: Annotated[Path, typer.Option(help="directory of shards and runs")] = Path("runs"),
     studies: Annotated[int, typer.Option(help="studies to draw")] = 1600,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps; default: the recipe's epochs")] = None,
+    steps: Annotated[int | None, typer.Option(help="optimiser steps; default: the recipe's epochs, or 400")] = None,
+    system: Annotated[Literal["r2gengpt", "r2genkg"], typer.Option(help="r2genkg: with what it needs")] = "r2gengpt",
 ) -> None:
     """Print ours beside the constant-report floor and the shuffled-film control; the last line names scores.json."""
     began, shards = time.monotonic(), root / "phantom"
-    changes = {"name": "demo", "root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps}
-    resolved, source = find_recipe("r2gengpt.tiny").change(changes), open_source("phantom", studies=studies)
-    without_gpu_warning(resolved.train.gpus)
+    source = open_source("phantom", studies=studies)
+    steps = 400 if steps is None and system == "r2genkg" else steps
+    changes = {"root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps}
+    base = find_recipe("r2gengpt.tiny").change(changes | {"name": "demo"})
+    without_gpu_warning(base.train.gpus)
     # torch, Ray and DeepSpeed take seconds: help and what is refused without them come first
-    from r2kg.scoring.choose import choose_checkpoint
-    from r2kg.scoring.evaluate import evaluate, scores_table
-    from r2kg.scoring.generate import generate
-    from r2kg.training.launch import train
     from shards.session import connect_ray
     from shards.tars.shards import write_shards
 
     connect_ray()
     manifest = write_shards(source, shards, size=128, studies_per_shard=64)
     print(f"{manifest.given} drawn studies in {len(manifest.shards)} shards under {shards}.")
-    train(resolved)
-    choose_checkpoint(resolved.directory)
-    predictions = generate(saved_run(resolved.directory), shards)
-    scores = evaluate(predictions, resolved.protocols)
-    Console(width=110).print(scores_table(scores))
-    print(track_scores(predictions, scores))
+    runs = [base]
+    if system == "r2genkg":
+        make_what_r2genkg_needs(root, shards)
+        start = {"train.init_from": "demo-classifier@best", "train.init_map": {"head": None}}
+        graph = find_recipe("r2genkg.tiny").change(changes | {"name": "demo-r2genkg", "model.graph.source": "both"})
+        runs = [one.change(start) for one in (base, graph)]  # as the papers', both encoders have seen films before
+    scores = {one.name: study(one, shards, began) for one in runs}
+    if len(scores) > 1:
+        Console(width=110).print(side_by_side(scores))
     print(f"Compare runs: mlflow ui --backend-store-uri sqlite:///{root.resolve() / 'mlflow.db'}")
     print(f"{time.monotonic() - began:.0f} s in all.")
-    print(predictions.with_name("scores.json").resolve())
+    print(scores[runs[-1].name]["path"])
+
+
+def study(one: Run, shards: Path, began: float) -> dict[str, Any]:
+    """Train a run, write its reports on the test split, score them; scores.json, and its "path"."""
+    from r2kg.scoring.choose import choose_checkpoint
+    from r2kg.scoring.evaluate import evaluate, scores_table
+    from r2kg.scoring.generate import generate
+    from r2kg.training.launch import train
+
+    train(one)
+    choose_checkpoint(one.directory)
+    predictions = generate(saved_run(one.directory), shards)
+    scores = evaluate(predictions, one.protocols)
+    Console(width=110).print(scores_table(scores))
+    print(track_scores(predictions, scores))
+    print(f"{one.name} has its scores after {time.monotonic() - began:.0f} s.")
+    return scores | {"path": predictions.with_name("scores.json").resolve()}
+
+
+def make_what_r2genkg_needs(root: Path, shards: Path) -> None:
+    """Graph of the training reports, classifier, bank, features by its encoder, films' parts of the graph.
+
+    As by `r2kg graph annotate`, `graph build`, `train classifier.tiny`, `graph bank`, `features` and `graph films`.
+    """
+    from r2kg.graph.bank.make import BankSettings, write_bank
+    from r2kg.graph.build import build_graph
+    from r2kg.graph.card import card_lines
+    from r2kg.graph.extract.annotate import write_annotations
+    from r2kg.graph.extract.rules import Rules
+    from r2kg.graph.film.write import FilmSettings, write_film_subgraphs
+    from r2kg.scoring.explain import explainer_of
+    from r2kg.training.features import write_features
+    from r2kg.training.launch import train
+    from shards.tars.format import read_manifest
+
+    manifest, side = read_manifest(shards), shards / "side"
+    write_annotations(shards, side / "annotations-rules", Rules())
+    print("\n".join(card_lines(build_graph(shards, side / "annotations-rules", shards / "graph"), top=5)))
+    changes = {"root": str(root), "data.shards": str(shards.resolve()), "name": "demo-classifier"}
+    classifier = find_recipe("classifier.tiny").change(changes | {"train.epochs": 5})
+    train(classifier)
+    build, model, named = explainer_of(classifier.directory, "best", manifest)
+    settings = BankSettings(per_label=60, least=0.5, width=64)
+    bank = write_bank(shards, shards / "bank", model.labels, model.vision.image_px, build, named, settings)
+    print(f"Bank: {', '.join(f'{name} {count}' for name, count in bank.manifest.counts.items())}.")
+    frozen = {"train.init_from": "demo-classifier@best", "model.vision.tuning": "frozen", "name": "demo-features"}
+    write_features(classifier.change(frozen), manifest, side / "features-classifier")
+    said, seen, out = side / "annotations-rules", side / "features-classifier", side / "film_subgraphs"
+    films = write_film_subgraphs(shards, shards / "graph", seen, said, out, FilmSettings(nodes=24, triples=48))
+    print(f"Films' parts of the graph: {films.totals['nodes']:,} nodes, {films.totals['edges']:,} triples in all.")
+
+
+def side_by_side(scores: dict[str, dict[str, Any]]) -> Table:
+    """The runs' scores in columns, and the last one's controls."""
+    table = Table(title="At the same number of steps")
+    for column in ("protocol", "metric", *scores):
+        table.add_column(column, justify="left" if column in ("protocol", "metric") else "right")
+    first = next(iter(scores.values()))
+    for protocol, result in first["protocols"].items():
+        for metric in result["score"]:
+            values = [own["protocols"][protocol]["score"][metric] for own in scores.values()]
+            table.add_row(protocol, metric, *("" if value is None else f"{value:.4f}" for value in values))
+    return table
 
 
 if __name__ == "__main__":

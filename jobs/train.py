@@ -16,6 +16,7 @@ from r2kg.config.run import Run, load_run
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
 from shards.session import connect_ray
+from tune.ablations import PREFIX, find_ablation
 
 
 def main(
@@ -59,11 +60,14 @@ def attempt(saved: str, name: str, restarts: int) -> None:
 
 
 def resolve(recipe: str, changes: list[str]) -> Run:
-    """The run of a recipe or of a saved run.json, with the command line's changes."""
+    """The run of a recipe, an ablation or a saved run.json, with the command line's changes."""
     saved = Path(recipe)
     if saved.suffix == ".json" and not saved.is_file():
         raise ConfigError(f"{saved} is missing: give a run.json that `r2kg train` wrote, or a name from `r2kg recipes`")
-    start = load_run(saved) if saved.suffix == ".json" else find_recipe(recipe)
+    if recipe.startswith(PREFIX):
+        start = find_ablation(recipe)
+    else:
+        start = load_run(saved) if saved.suffix == ".json" else find_recipe(recipe)
     run = start.change(parse_overrides(changes))
     protocols_of(run.protocols, run.model.task)
     return run

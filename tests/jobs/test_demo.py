@@ -43,6 +43,24 @@ def test_the_last_line_names_scores_in_which_films_matter(demo):
     assert scores["predictions"]["n"] == 240
 
 
+@pytest.mark.long
+def test_with_a_graph_the_demo_ends_with_both_systems_scores(tmp_path):
+    """Some eight minutes on two cores: what is made is named, and both systems read their films."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.demo", "--root", str(tmp_path), "--system", "r2genkg"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    lines = ended.stdout.splitlines()
+    for name in ("demo", "demo-r2genkg"):
+        (path,) = (tmp_path / name / "predictions" / "test").glob("*/scores.json")
+        result = json.loads(path.read_text())["protocols"]["full-text"]
+        assert result["shuffled"]["cider_d"] < 0.8 * result["score"]["cider_d"], name
+    first = json.loads((path.parent / "predictions.jsonl").read_text().splitlines()[0])
+    assert path == Path(lines[-1]) and len(first["extra"]["evidence"]["nodes"]) == 5
+    assert any("At the same number of steps" in line for line in lines)
+
+
 def test_a_film_of_ones_own_is_reported_by_the_command_in_the_readme(demo):
     _, root = demo
     (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "report runs/demo " in line]

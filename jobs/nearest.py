@@ -1,0 +1,35 @@
+"""Write the baseline that copies the report of the nearest training film."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli import run
+from jobs.graph import only_side
+from shards.tars.format import read_manifest
+from shards.tars.place import place
+
+
+def main(
+    shards: Annotated[str, typer.Argument(help="directory or URL of the shards")],
+    features: Annotated[
+        str, typer.Option(help="the side of a frozen encoder's features; default: the only one below SHARDS/side")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="directory, as that of a run")] = Path("runs/nearest"),
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    protocol: Annotated[list[str] | None, typer.Option(help="may be given more than once; default: of reports")] = None,
+) -> None:
+    """Give every study the report of the training study whose films are nearest: what a generator has to beat."""
+    root = place(shards)
+    read_manifest(root)
+    seen = place(features) if features else only_side(root, "features", "--features")
+    from r2kg.scoring.nearest import write_nearest  # seconds of torch and Ray
+    from shards.session import connect_ray
+
+    connect_ray(out)
+    print(write_nearest(root, seen, out.resolve(), split, tuple(protocol or ())))
+
+
+if __name__ == "__main__":
+    run(main)

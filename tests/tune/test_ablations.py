@@ -1,0 +1,66 @@
+"""Ablations: each can be, changes what it says and nothing else, and a mistyped one is told its neighbours."""
+
+import pytest
+
+from jobs.train import resolve
+from r2kg.config.run import load_run
+from r2kg.recipes import find_recipe
+from r2kg.training.plan import differences
+from shards.errors import ConfigError
+from tune.ablations import ablations, find_ablation
+
+NAMES = list(ablations("r2genkg"))
+
+
+@pytest.mark.parametrize("base", ["r2genkg.chexpert_plus", "r2genkg.tiny"])
+def test_every_ablation_can_be_and_they_all_differ(base, tmp_path):
+    runs = {}
+    for name in NAMES:
+        if base == "r2genkg.tiny" and name in ("scale-4", "scale-5"):
+            with pytest.raises(ConfigError, match="r2genkg-tiny has 3 levels: there is no scale-[45]"):
+                find_ablation(f"ablation:{base}:{name}")
+            continue
+        run = find_ablation(f"ablation:{base}:{name}")
+        run.save(tmp_path / "run.json")
+        assert load_run(tmp_path / "run.json") == run and run.name == f"{find_recipe(base).name}-{name}"
+        runs[name] = run.model.model_dump_json()
+    same = {
+        "full": {"bank-500", "frozen"} if base.endswith("plus") else {"lora"},
+    }
+    for name, text in runs.items():
+        twins = {other for other in runs if other != name and runs[other] == text}
+        family = {"full"} | same["full"]
+        assert twins == (family - {name} if name in family else set()), name
+
+
+def test_an_ablation_changes_what_it_names_and_nothing_else():
+    base = find_recipe("r2genkg.tiny").model_dump()
+    for name, fields in {
+        "no-bank": {"model.queries.bank"},
+        "i2g": {"model.graph.g2i"},
+        "scale-2": {"model.graph.sizes"},
+        "control-film": {"model.graph.control", "model.graph.source"},
+    }.items():
+        changed = differences(base, find_ablation(f"ablation:r2genkg.tiny:{name}").model_dump())
+        assert {field for field in changed if not field.startswith(("name", "recipe"))} - {
+            "model.graph.shown"
+        } == fields
+
+
+def test_the_system_alone_names_its_paper_recipe():
+    assert find_ablation("ablation:r2genkg:no-graph").data == find_recipe("r2genkg.chexpert_plus").data
+    resolved = resolve("ablation:r2genkg.tiny:no-graph", ["train.seed=7"])
+    assert resolved.train.seed == 7 and resolved.recipe == "ablation:r2genkg.tiny:no-graph"
+    assert resolved.model.graph is None and resolved.inputs.sides == ()
+    assert resolve("ablation:r2genkg.tiny:control-film", []).inputs.sides == ("film_subgraphs_of_another",)
+
+
+def test_mistyped_ones_are_told_their_neighbours():
+    for words, told in {
+        "ablation:r2genkg.tiny:no-grph": "did you mean no-graph",
+        "ablation:r2genkg.tiny": "no ablations of 'r2genkg'|say ablation:RECIPE:NAME|is no ablation",
+        "ablation:cnet:full": "no ablations of 'cnet': there are some of r2genkg",
+        "ablation:r2genkg.tinny:full": "did you mean r2genkg.tiny",
+    }.items():
+        with pytest.raises(ConfigError, match=told):
+            find_ablation(words)

@@ -1,0 +1,1 @@
+"""Studies of more than one run: ablations and, to come, sweeps and tables."""
