@@ -31,7 +31,8 @@ def main(
     source = open_source("phantom", studies=studies)
     steps = 400 if steps is None and system == "r2genkg" else steps
     changes = {"root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps}
-    base = find_recipe("r2gengpt.tiny").change(changes | {"name": "demo"})
+    name = "demo-r2gengpt" if system == "r2genkg" else "demo"  # another run: its encoder begins as the classifier's
+    base = find_recipe("r2gengpt.tiny").change(changes | {"name": name})
     without_gpu_warning(base.train.gpus)
     # torch, Ray and DeepSpeed take seconds: help and what is refused without them come first
     from shards.session import connect_ray
@@ -95,7 +96,8 @@ def make_what_r2genkg_needs(root: Path, shards: Path) -> None:
     train(classifier)
     build, model, named = explainer_of(classifier.directory, "best", manifest)
     settings = BankSettings(per_label=60, least=0.5, width=64)
-    bank = write_bank(shards, shards / "bank", model.labels, model.vision.image_px, build, named, settings)
+    px = model.vision.image_px
+    bank = write_bank(shards, shards / "bank", model.labels, px, build, named, settings, replace=True)
     print(f"Bank: {', '.join(f'{name} {count}' for name, count in bank.manifest.counts.items())}.")
     frozen = {"train.init_from": "demo-classifier@best", "model.vision.tuning": "frozen", "name": "demo-features"}
     write_features(classifier.change(frozen), manifest, side / "features-classifier")
@@ -105,8 +107,11 @@ def make_what_r2genkg_needs(root: Path, shards: Path) -> None:
 
 
 def side_by_side(scores: dict[str, dict[str, Any]]) -> Table:
-    """The runs' scores in columns, and the last one's controls."""
-    table = Table(title="At the same number of steps")
+    """The runs' scores in columns."""
+    table = Table(
+        title="At the same number of steps",
+        caption="One seed, few steps: `python -m bench.graph_matters` asks over seeds whether the graph matters.",
+    )
     for column in ("protocol", "metric", *scores):
         table.add_column(column, justify="left" if column in ("protocol", "metric") else "right")
     first = next(iter(scores.values()))

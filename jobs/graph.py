@@ -177,11 +177,16 @@ def films(
     annotations: Annotated[
         str, typer.Option(help="the side that the graph was built of; default: the one below SHARDS/side")
     ] = "",
-    out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/side/film_subgraphs")] = "",
+    out: Annotated[
+        str,
+        typer.Option(help="directory or URL; default: SHARDS/side/film_subgraphs, with --of-another ..._of_another"),
+    ] = "",
     neighbours: Annotated[int, typer.Option(min=1, help="training studies that vote")] = 16,
     nodes: Annotated[int, typer.Option(min=1, help="most nodes of a film's part")] = 48,
     triples: Annotated[int, typer.Option(min=1, help="most triples of a film's part")] = 96,
-    of_another: Annotated[bool, typer.Option("--of-another", help="for a control: each film another's part")] = False,
+    of_another: Annotated[
+        bool, typer.Option("--of-another", help="for a control: each film another's part, as large as its own")
+    ] = False,
 ) -> None:
     """Write a part of the graph for every film, from the film alone: what reports of training films near it say."""
     root, of = place(shards), place(graph or place(shards) / "graph")
@@ -197,6 +202,10 @@ def films(
     where = place(out) if out else root / "side" / (OTHERS if of_another else FILMS)
     connect_ray(where if isinstance(where, Path) else None)
     settings = FilmSettings(neighbours=neighbours, nodes=nodes, triples=triples)
+    if of_another:
+        with suppress(DataError):  # no parts of its own there: then these are the first
+            own = read_side(root / "side" / FILMS, FILMS).description["settings"]
+            settings = FilmSettings(**own | {"certainty": tuple(own["certainty"])})
     print(f"Of graph {of}, features {seen} and annotations {said}.", flush=True)
     side = write_film_subgraphs(root, of, seen, said, where, settings, of_another)
     print("\n".join(side_lines(side)))
@@ -211,7 +220,7 @@ def bank(
     checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
     out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/bank")] = "",
     per_label: Annotated[int, typer.Option(min=1, help="most tokens of a finding")] = 500,
-    least: Annotated[float, typer.Option(help="mean heat that a cell needs, below 1")] = 0.75,
+    least: Annotated[float, typer.Option(min=0, max=0.999, help="mean heat that a cell needs")] = 0.75,
     cell: Annotated[int, typer.Option(min=1, help="side of a cell, pixels of what the classifier sees")] = 16,
     width: Annotated[int, typer.Option(min=1, help="of a token: that of the queries")] = 768,
     projection: Annotated[Literal["random", "pca"], typer.Option(help="from the classifier's width")] = "random",
@@ -219,6 +228,7 @@ def bank(
     actors: Annotated[int, typer.Option(min=1, help="processes that hold the classifier, one GPU each")] = 1,
     on_bad: Annotated[OnBad, typer.Option(help="a film that cannot be read: skip (count) or fail")] = "skip",
     show: Annotated[Path | None, typer.Option(help="directory to draw every finding's cells into")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a bank made otherwise")] = False,
 ) -> None:
     """Cut out of training films where a trained classifier sees its findings: the vision-token bank. Or draw one."""
     root = place(shards)
@@ -235,7 +245,8 @@ def bank(
         settings = BankSettings(per_label, least=least, cell_px=cell, width=width, projection=projection, seed=seed)
         build, model, named = explainer_of(classifier, checkpoint, manifest)
         connect_ray(where if isinstance(where, Path) else None)
-        write_bank(root, where, model.labels, model.vision.image_px, build, named, settings, on_bad, actors)
+        px = model.vision.image_px
+        write_bank(root, where, model.labels, px, build, named, settings, on_bad, actors, replace)
     made = load_bank(where)
     print(", ".join(f"{name} {count}" for name, count in made.manifest.counts.items()))
     for what, count in made.manifest.warnings.items():

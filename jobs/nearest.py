@@ -7,6 +7,8 @@ import typer
 
 from jobs.cli import run
 from jobs.graph import only_side
+from r2kg.config.protocol import protocols_of
+from shards.errors import DataError
 from shards.tars.format import read_manifest
 from shards.tars.place import place
 
@@ -22,7 +24,10 @@ def main(
 ) -> None:
     """Give every study the report of the training study whose films are nearest: what a generator has to beat."""
     root = place(shards)
-    read_manifest(root)
+    manifest = read_manifest(root)
+    if not manifest.splits.get(split) or not manifest.splits[split].studies:
+        raise DataError(f"split {split!r} of {root} holds no study: its splits are {', '.join(manifest.splits)}")
+    protocols_of(protocol or (), "report")
     seen = place(features) if features else only_side(root, "features", "--features")
     from r2kg.scoring.nearest import write_nearest  # seconds of torch and Ray
     from shards.session import connect_ray

@@ -15,8 +15,8 @@ def main(
     ] = "",
 ) -> None:
     """Print every recipe's name and summary."""
-    for name, (question, _) in ablations(of).items() if of else ():
-        print(f"{f'ablation:{of}.RECIPE:{name}':44} {question}")
+    for name, (question, _) in ablations(of.partition(".")[0]).items() if of else ():
+        print(f"{f'ablation:RECIPE:{name}':36} {question}")
     if of:
         return
     for name, function in recipes().items():

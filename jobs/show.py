@@ -12,7 +12,8 @@ from shards.errors import ConfigError
 
 def main(
     recipe: Annotated[
-        str, typer.Argument(help="a name from `r2kg recipes`, their.module:function, or a saved run.json")
+        str,
+        typer.Argument(help="a name from `r2kg recipes`, their.module:function, ablation:RECIPE:NAME, or a run.json"),
     ],
     changes: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.epochs=3")] = None,
     parameters: Annotated[
@@ -37,8 +38,10 @@ def parameter_lines(run: Run) -> list[str]:
     without_gpu_warning(False)
     import torch  # seconds, after what is refused without it
 
+    from r2kg.modules.hub import go_offline_without_hub
     from r2kg.systems.contract import build_model, modules_of
 
+    go_offline_without_hub()
     with torch.device("meta"):
         model = build_model(run.model)
     modules = modules_of(model)  # type: ignore[arg-type]  # a Model is an nn.Module

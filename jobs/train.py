@@ -21,7 +21,8 @@ from tune.ablations import PREFIX, find_ablation
 
 def main(
     recipe: Annotated[
-        str, typer.Argument(help="a name from `r2kg recipes`, their.module:function, or a saved run.json")
+        str,
+        typer.Argument(help="a name from `r2kg recipes`, their.module:function, ablation:RECIPE:NAME, or a run.json"),
     ],
     changes: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=films")] = None,
 ) -> None:

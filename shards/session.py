@@ -184,6 +184,20 @@ def wait_for(count: int, each: dict[str, float], minutes: float, way_out: str = 
         request_resources(bundles=[])
 
 
+def gpus_for(actors: int) -> int:
+    """GPUs of each of so many actors: one where the cluster has any.
+
+    Raises:
+        ConfigError: it has some, and not as many.
+    """
+    import ray
+
+    have = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < have < actors:
+        raise ConfigError(f"{actors} actors need a GPU each, the Ray cluster has {have}: lower --actors")
+    return int(have > 0)
+
+
 def watched(rows: Iterable[Row], what: str, total: int) -> Iterator[Row]:
     """The rows, and how many have come: a bar on a terminal, elsewhere now and then a line."""
     from rich.progress import track

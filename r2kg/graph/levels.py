@@ -92,9 +92,12 @@ def write_levels(graph: KnowledgeGraph, levels: Sequence[Level], features: NDArr
 
 
 def witnesses(graph: KnowledgeGraph) -> list[list[str]]:
-    """Keys of training studies by node: those in which its most frequent triples are said, each once."""
+    """Keys of training studies by node: those in which its most frequent triples are said and not denied, each once."""
     said = dict[int, list[str]]()
-    for triple, study in zip(*(graph.provenance[name].to_pylist() for name in ("triple", "study")), strict=True):
+    columns = (graph.provenance[name].to_pylist() for name in ("triple", "study", "certainty"))
+    for triple, study, certainty in zip(*columns, strict=True):
+        if certainty == "absent":
+            continue
         if len(keys := said.setdefault(triple, [])) < WITNESSES and study not in keys:
             keys.append(study)
     found: list[list[str]] = [[] for _ in graph.names]
@@ -124,7 +127,8 @@ def read_levels(folder: Path) -> Levels:
                 raise ValueError("a level that names what is not there")
         if not graphs or any(level.edge_index.shape != (2, len(level.edge_type)) for level in graphs):
             raise ValueError("no levels, or edges without a type")
-        studies = tuple(tuple(map(str, those)) for those in told["studies"])
+        held = told.get("studies", [()] * len(names))  # there were levels without
+        studies = tuple(tuple(map(str, those)) for those in held)
         if len(studies) != len(names):
             raise ValueError("nodes and their studies differ in number")
         return Levels(names, features, graphs, str(told["graph"]), studies)

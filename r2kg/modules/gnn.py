@@ -4,13 +4,25 @@ Shapes: B batch, N nodes of a level, E edges, D_k width of the graph, P film tok
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import RGCNConv
+from torch_geometric.nn import MeanAggregation, RGCNConv
 
 RELATIONS = 3
 """No types for the inverse: an edge is read from head to tail (R2GenKG §1.3)."""
+
+
+class WideMean(MeanAggregation):
+    """Means over neighbours in fp32, whatever the dtype of what is sent: in bf16 those of a hub lose digits.
+
+    On GPUs PyTorch adds by atomics there, in an order that differs from run to run: the last bits may, too.
+    """
+
+    def forward(self, x: Tensor, *where: Any, **named: Any) -> Tensor:
+        """[N, D] of messages [E, D], in their dtype; the rest as PyG's own."""
+        return super().forward(x.float(), *where, **named).to(x.dtype)
 
 
 class RelationalEncoder(nn.Module):
@@ -21,13 +33,17 @@ class RelationalEncoder(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.first, self.second = RGCNConv(width, hidden, RELATIONS), RGCNConv(hidden, width, RELATIONS)
+        self.first = RGCNConv(width, hidden, RELATIONS, aggr=WideMean())
+        self.second = RGCNConv(hidden, width, RELATIONS, aggr=WideMean())
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_type: Tensor) -> Tensor:
-        """Node states [N, D_k] from features [N, D_k], int64 [2, E] and int64 [E]; of no nodes, none."""
-        x = self.dropout(self.first(x, edge_index, edge_type).relu())
-        return self.second(x, edge_index, edge_type)
+        """Node states [N, D_k] from features [N, D_k], int64 [2, E] and int64 [E]; of no nodes, none.
+
+        PyG's layer adds into fp32, so that its output has to be brought back to the weights' dtype.
+        """
+        inner = self.dropout(self.first(x, edge_index, edge_type).to(x.dtype).relu())
+        return self.second(inner, edge_index, edge_type).to(x.dtype)
 
 
 class ScaleFusion(nn.Module):

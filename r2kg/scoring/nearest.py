@@ -43,6 +43,8 @@ def write_nearest(
     indices = open_splits(root, manifest)
     if split not in indices:
         raise DataError(f"split {split!r} of {root} holds no study: its splits are {', '.join(indices)}")
+    indices = {name: index for name, index in indices.items() if name in ("train", split)}
+    known = scoring_context(root, manifest, names, "fail")  # refuses protocols that do not fit, before all the reading
     films = {name: Side.open(features, index, manifest, "features") for name, index in indices.items()}
     memory, index, train = remember(root, manifest, indices, films), indices[split], indices["train"]
     decided = {"features": read_side(features).fingerprint, "shards": manifest.fingerprint, "protocols": list(names)}
@@ -69,7 +71,7 @@ def write_nearest(
             for line in shuffled(folder / "written.jsonl", offsets, donors):
                 file.write(json.dumps(line).encode() + b"\n")
     context = decided | {"run": out.name, "checkpoint": "nearest", "split": split, "licence": manifest.licence}
-    context |= scoring_context(root, manifest, names, "fail") | {"given": len(index), "unread": unread}
+    context |= known | {"given": len(index), "unread": unread}
     write_atomic(folder / "context.json", json.dumps(context, indent=1).encode())
     (folder / "written.jsonl").replace(folder / "predictions.jsonl")  # last: where it stands, all of it does
     return folder / "predictions.jsonl"

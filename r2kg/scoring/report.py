@@ -16,6 +16,7 @@ from shards.films.limits import Film
 from shards.films.raw import enough, open_film, refuse_missing
 from shards.films.stored import decode, encode, shrink
 from shards.study import Study, View
+from shards.tars.kinds import KINDS
 
 
 def report(run: Run, films: Sequence[str | Path | Film] | str | Path | Film, checkpoint: str = "best") -> Generated:
@@ -38,7 +39,8 @@ def report(run: Run, films: Sequence[str | Path | Film] | str | Path | Film, che
     inputs = run.inputs
     if inputs.image_px is None or inputs.text or inputs.sides:
         reads = ", ".join((*inputs.text, *inputs.sides)) or "no film"
-        raise ConfigError(f"{run.name} reads {reads}: put the study into shards, and say `r2kg generate`")
+        how = "".join(f", write {kind} with {KINDS[kind].how}" for kind in inputs.sides)
+        raise ConfigError(f"{run.name} reads {reads}: put the study into shards{how}, and say `r2kg generate`")
     films = [films] if isinstance(films, str | Path | np.ndarray) else films
     refuse_missing([film for film in films if not isinstance(film, np.ndarray)])
     if not 1 <= len(films) <= inputs.views:

@@ -320,7 +320,8 @@ def _renamed(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors under their new names, without those left out, and what each was called before."""
     new = {prefix.rstrip("."): (target or "").rstrip(".") for prefix, target in names.items()}
-    unused, kept, old = set(new), dict[str, Tensor](), dict[str, str]()
+    unused = {prefix for prefix, target in new.items() if target}  # what is left out need not be there
+    kept, old = dict[str, Tensor](), dict[str, str]()
     for name, tensor in tensors.items():
         prefixes = {prefix: starred for prefix in new if (starred := _begins(name, prefix)) is not None}
         prefix = max(prefixes, key=len, default="")
@@ -334,5 +335,6 @@ def _renamed(
     if unused or not kept:
         wrong = f"train.init_map.{min(unused)} is no name in {words}" if unused else f"nothing is left of {words}"
         tops = ", ".join(sorted({name.partition(".")[0] for name in tensors})[:12]) or "no tensor at all"
-        raise ConfigError(f"{wrong}; what it holds begins with: {tops}")
+        way_out = " (train.init_map={} takes all names as they are)" if names else ""
+        raise ConfigError(f"{wrong}; what it holds begins with: {tops}{way_out}")
     return kept, old

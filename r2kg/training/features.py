@@ -90,7 +90,7 @@ def check_features(run: Run, manifest: Manifest) -> SideManifest:
     """
     refuse_tuned(run)
     where = run.data.features
-    side = read_side(where)
+    side = read_side(where, "features")
     refuse_other(where, side, manifest, "features")
     theirs, ours = side.description, describe(run, frozen_encoder(run))
     differing = [

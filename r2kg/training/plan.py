@@ -94,7 +94,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
     sides = dict[str, str]()
     for kind, where in run.sides.items():
         if kind != "features":
-            side = read_side(where)
+            side = read_side(where, kind)
             refuse_other(where, side, manifest, kind)
             refuse_damage(run, where, side)
             sides[kind] = description_hash(side)

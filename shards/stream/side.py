@@ -35,7 +35,7 @@ class Side(Members):
         Raises:
             DataError: no side, another kind, other shards, other keys; under "fail" also a torn index.
         """
-        root, side = place(where), read_side(where)
+        root, side = place(where), read_side(where, kind)
         refuse_other(where, side, parent, kind)
         tars, suffix = {tar.name: tar for tar in side.shards}, KINDS[kind].suffix
         span, torn = np.full((len(index), 1, 3), ABSENT, np.int64), list[str]()

@@ -130,9 +130,13 @@ class SideManifest(SealedManifest):
         return tuple(sizes)
 
 
-def read_side(where: str | Place) -> SideManifest:
-    """side.json of a side; DataError when it is missing, malformed, old or was edited by hand."""
-    again = f"write it with {' or '.join(kind.how for kind in KINDS.values())}"
+def read_side(where: str | Place, kind: str = "") -> SideManifest:
+    """side.json of a side; DataError when it is missing, malformed, old or was edited by hand.
+
+    Args:
+        kind: the one that is looked for, whose command an error names; what is there may be another.
+    """
+    again = f"write it with {' or '.join(one.how for name, one in KINDS.items() if kind in ('', name))}"
     return read_sealed(place(where) / FILE, SideManifest, f"no side at {where}", again)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ConfigError, DataError
 from shards.privacy import fence
+from shards.session import gpus_for
 from shards.tars.format import FORMAT, SHARDS_FILE, Manifest, TarIndex, described, write_sealed
 from shards.tars.kinds import FILE, KINDS, UNREAD, SideManifest, SideTar
 from shards.tars.place import Place, names_in, place
@@ -86,15 +87,20 @@ def write_side(
         DataError: what the maker raises; a full disk.
     """
     root, out, description = place(root), place(out), json.loads(json.dumps(description))
-    if out == root or SHARDS_FILE in names_in(out):
-        raise ConfigError(f"{out} holds shards: a side needs a place of its own, such as {root / 'side' / 'NAME'}")
-    refuse_foreign(out, FILE, "are no side")
+    refuse_place(root, out)
     jobs = plan_side(indices, kind, description)
     claim(out, FILE)
     _write_tars(out, jobs, manifest.licence, indices, build, given or {}, actors)
     side = write_sealed(out / FILE, _manifest(out, jobs, kind, manifest, description, warnings or {}))
     release(out, FILE, (job.name for job in jobs))
     return side
+
+
+def refuse_place(root: Place, out: Place) -> None:
+    """ConfigError where no side of the shards at `root` can be written: at shards, or at what others put there."""
+    if out == root or SHARDS_FILE in names_in(out):
+        raise ConfigError(f"{out} holds shards: a side needs a place of its own, such as {root / 'side' / 'NAME'}")
+    refuse_foreign(out, FILE, "are no side")
 
 
 def _write_tars(
@@ -130,9 +136,8 @@ def _write_tars(
     rows = [{"job": job.model_dump_json(), "given": given.get(job.name, b"")} for job in jobs]
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if actors:
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= actors else 0
         pool = ray.data.ActorPoolStrategy(size=actors)
-        dataset = dataset.map(Writer, compute=pool, num_gpus=gpus)  # type: ignore[arg-type]  # a class is documented
+        dataset = dataset.map(Writer, compute=pool, num_gpus=gpus_for(actors))  # type: ignore[arg-type]  # a class is documented
     else:
         dataset = dataset.map(write)
     tell({row["name"]: row["why"] for row in run_tasks(dataset, len(jobs))})

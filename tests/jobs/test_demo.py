@@ -52,7 +52,7 @@ def test_with_a_graph_the_demo_ends_with_both_systems_scores(tmp_path):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-4000:]
     lines = ended.stdout.splitlines()
-    for name in ("demo", "demo-r2genkg"):
+    for name in ("demo-r2gengpt", "demo-r2genkg"):
         (path,) = (tmp_path / name / "predictions" / "test").glob("*/scores.json")
         result = json.loads(path.read_text())["protocols"]["full-text"]
         assert result["shuffled"]["cider_d"] < 0.8 * result["score"]["cider_d"], name

@@ -14,23 +14,33 @@ NAMES = list(ablations("r2genkg"))
 
 @pytest.mark.parametrize("base", ["r2genkg.chexpert_plus", "r2genkg.tiny"])
 def test_every_ablation_can_be_and_they_all_differ(base, tmp_path):
-    runs = {}
+    runs, same = {}, {"bank-500", "frozen"} if base.endswith("plus") else {"lora"}
     for name in NAMES:
         if base == "r2genkg.tiny" and name in ("scale-4", "scale-5"):
             with pytest.raises(ConfigError, match="r2genkg-tiny has 3 levels: there is no scale-[45]"):
+                find_ablation(f"ablation:{base}:{name}")
+            continue
+        if name in same:
+            with pytest.raises(ConfigError, match=f"{base} is already what the ablation {name} would make of it"):
                 find_ablation(f"ablation:{base}:{name}")
             continue
         run = find_ablation(f"ablation:{base}:{name}")
         run.save(tmp_path / "run.json")
         assert load_run(tmp_path / "run.json") == run and run.name == f"{find_recipe(base).name}-{name}"
         runs[name] = run.model.model_dump_json()
-    same = {
-        "full": {"bank-500", "frozen"} if base.endswith("plus") else {"lora"},
-    }
-    for name, text in runs.items():
-        twins = {other for other in runs if other != name and runs[other] == text}
-        family = {"full"} | same["full"]
-        assert twins == (family - {name} if name in family else set()), name
+    assert len(set(runs.values())) == len(runs)
+
+
+def test_recipes_of_ones_own_have_ablations_too(tmp_path, monkeypatch):
+    (tmp_path / "ablated.py").write_text(
+        "from r2kg.recipes import find_recipe\ndef small():\n"
+        "    return find_recipe('r2genkg.tiny').change({'name': 'small', 'train.epochs': 3})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = find_ablation("ablation:ablated:small:no-bank")
+    assert run.name == "small-no-bank" and run.train.epochs == 3 and run.model.queries.bank is None
+    with pytest.raises(ConfigError, match="no ablations of 'classifier': there are some of r2genkg"):
+        find_ablation("ablation:classifier.tiny:no-bank")
 
 
 def test_an_ablation_changes_what_it_names_and_nothing_else():
@@ -59,7 +69,7 @@ def test_mistyped_ones_are_told_their_neighbours():
     for words, told in {
         "ablation:r2genkg.tiny:no-grph": "did you mean no-graph",
         "ablation:r2genkg.tiny": "no ablations of 'r2genkg'|say ablation:RECIPE:NAME|is no ablation",
-        "ablation:cnet:full": "no ablations of 'cnet': there are some of r2genkg",
+        "ablation:cnet:full": "unknown recipe 'cnet'",
         "ablation:r2genkg.tinny:full": "did you mean r2genkg.tiny",
     }.items():
         with pytest.raises(ConfigError, match=told):

@@ -1,6 +1,7 @@
 """Ablations as code: named changes of a recipe, run one by one with `r2kg train ablation:RECIPE:NAME`.
 
-A module of this package belongs to the system it is called after; of a system's name alone its first base is taken.
+A module of this package belongs to the system it is called after. RECIPE is any recipe of that system, one's own
+their.module:function too; a system's name alone stands for its paper's recipe.
 """
 
 import difflib
@@ -21,10 +22,13 @@ def ablations(system: str) -> dict[str, tuple[str, Any]]:
     Raises:
         ConfigError: the system has none; those that have are named.
     """
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if system not in known:
-        raise ConfigError(f"no ablations of {system!r}: there are some of {', '.join(known)}")
+    if system not in _systems():
+        raise ConfigError(f"no ablations of {system!r}: there are some of {', '.join(_systems())}")
     return importlib.import_module(f"{__name__}.{system}").ABLATIONS
+
+
+def _systems() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def find_ablation(words: str) -> Run:
@@ -36,16 +40,20 @@ def find_ablation(words: str) -> Run:
     recipe, colon, name = words.removeprefix(PREFIX).rpartition(":")
     if not colon:
         raise ConfigError(f"{words!r} is no ablation: say ablation:RECIPE:NAME, e.g. ablation:r2genkg.tiny:no-bank")
-    system, dot, _ = recipe.partition(".")
+    short = recipe in _systems()
+    base = find_recipe(importlib.import_module(f"{__name__}.{recipe}").BASE if short else recipe)
+    system = base.model.system
     known = ablations(system)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
         raise ConfigError(f"{system} has no ablation {name!r}; {hint}")
-    base = find_recipe(recipe if dot else importlib.import_module(f"{__name__}.{system}").BASE)
     changes = known[name][1]
     changes = changes(base) if callable(changes) else changes
     try:
-        return base.change({**changes, "name": f"{base.name}-{name}", "recipe": words})
+        run = base.change({**changes, "name": f"{base.name}-{name}", "recipe": words})
     except ConfigError as error:
         raise ConfigError(f"{recipe} has not what the ablation {name} changes: {error}") from None
+    if changes and run.model == base.model:
+        raise ConfigError(f"{recipe} is already what the ablation {name} would make of it: train the recipe itself")
+    return run

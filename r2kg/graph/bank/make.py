@@ -8,6 +8,7 @@ Shapes: N films, L findings, M tokens of the bank, D classifier's width, W bank'
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from r2kg.graph.bank.artefact import FILE, SCHEMA, Bank, BankManifest, load_bank, save_bank
+from r2kg.graph.bank.artefact import ARRAYS, CELLS, FILE, SCHEMA, Bank, BankManifest, load_bank, save_bank
 from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import fence
-from shards.session import in_our_words, quiet, watched
+from shards.session import gpus_for, in_our_words, quiet, watched
 from shards.stream.blocks import read_block
 from shards.stream.index import Index, studies_of
 from shards.stream.order import Block
@@ -75,6 +76,7 @@ def write_bank(
     settings: BankSettings | None = None,
     on_bad: OnBad = "skip",
     actors: int = 1,
+    replace: bool = False,
 ) -> Bank:
     """Make the bank of the training films of the shards at `root` and write it into `out`.
 
@@ -84,22 +86,31 @@ def write_bank(
         build: makes the classifier; called once in every actor.
         classifier: names it, with its hash, for bank.json.
         actors: processes that hold it, one GPU each where the cluster has them.
+        replace: put it in the place of a bank that was made otherwise.
 
     Raises:
-        ConfigError: `out` holds something else, cells that do not divide the film.
+        ConfigError: `out` holds something else, or a bank that was made otherwise; cells that do not divide the film;
+            fewer GPUs than actors.
         DataError: no training study has any of the findings, or in none of their films a cell is hot enough.
     """
     root, out, settings, manifest = place(root), place(out), settings or BankSettings(), read_manifest(root)
     if image_px % settings.cell_px:
         raise ConfigError(f"cells of {settings.cell_px} px do not divide films of {image_px} px")
-    if (held := names_in(out)) and FILE not in held:
+    if set(names_in(out)) - {FILE, ARRAYS, CELLS}:
         raise ConfigError(f"{out} holds something else: a bank needs a place of its own, such as {root / 'bank'}")
     described: dict[str, Any] = {"classifier": classifier, "settings": asdict(settings)}
-    if FILE in held:
+    with suppress(DataError):  # none there, or one that a kill or damage has left
         there = load_bank(out)
-        if (there.manifest.parent, there.manifest.description) == (manifest.fingerprint, described):
+        made_of = {"shards": there.manifest.parent, **there.manifest.description}
+        asked = {"shards": manifest.fingerprint, **described}
+        if made_of == asked:
             print(f"{out} is made already; delete it to have it made again.")
             return there
+        if not replace:
+            raise ConfigError(
+                f"{out} holds a bank that was made otherwise ({', '.join(_changed(made_of, asked))}): say --replace, "
+                "or give another --out"
+            )
     index = Index.open(root, "train", on_bad, manifest)
     chosen = choose_films(index, labels, settings, on_bad, manifest.licence)
     if not chosen:
@@ -123,6 +134,13 @@ def write_bank(
         warnings={what: n for what, n in warnings.items() if n},
     )  # fmt: skip
     return save_bank(out, told, arrays, pa.table(cells).select(SCHEMA.names).cast(SCHEMA))
+
+
+def _changed(told: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """What two descriptions differ in, field by field."""
+    before, settings = told["settings"], asked["settings"].items()
+    changed = [f"{name} was {before.get(name)}, is now {now}" for name, now in settings if before.get(name) != now]
+    return changed + [f"other {name}" for name in ("shards", "classifier") if told.get(name) != asked[name]]
 
 
 def choose_films(
@@ -179,12 +197,12 @@ def _look(
         """A process that holds the classifier."""
 
         def __init__(self) -> None:
-            with fence(licence):
-                self.explainer = build()
+            self.explainer: Explainer | None = None
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             rows = row["rows"].tolist()
             with fence(licence):
+                self.explainer = self.explainer or build()  # not in __init__: an error of a call comes back as it was
                 block = Block(0, 0, np.array([rows]), np.array([rows]))
                 films = read_block(ray.get(ref), block, image_px, 1, on_bad)
                 wanted = [chosen[at] if ok else [] for at, ok in zip(rows, films["valid"], strict=True)]
@@ -194,7 +212,7 @@ def _look(
 
     rows = sorted(chosen)
     portions = [{"rows": np.array(rows[at : at + PORTION])} for at in range(0, len(rows), PORTION)]
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= actors else 0
+    gpus = gpus_for(actors)
     pool = ray.data.ActorPoolStrategy(size=min(actors, len(portions)))
     dataset = ray.data.from_items(portions, override_num_blocks=len(portions))
     dataset.context.execution_options.preserve_order = True

@@ -2,8 +2,9 @@
 
 Frozen-encoder features of a study's films → the nearest training studies → a vote of theirs over triples of the graph →
 a personalised PageRank (Page et al. 1999) over the whole graph from what was voted for → the best nodes, and the best
-triples between them. No report of the study itself is looked at, and a training study has neither itself nor another
-study of its patient for a neighbour: it is shown what it would be shown if it were new. So, unlike the sides of
+triples between them. No report of the study itself is asked, and a training study has neither itself nor another study
+of its patient for a neighbour: it is shown what it would be shown if it were new, but that its own statements are among
+all those that the graph was counted from. So, unlike the sides of
 `shards.graphs.write`, this one may be an input of a model that is tested.
 
 The search is exact, and what is written for a study does not depend on which others are computed beside it, nor on how
@@ -29,8 +30,8 @@ from shards.stream.index import Index, open_splits
 from shards.stream.side import Side
 from shards.tars.format import read_manifest
 from shards.tars.kinds import KINDS, UNREAD, SideManifest, read_side
-from shards.tars.place import Place
-from shards.tars.sides import write_side
+from shards.tars.place import Place, place
+from shards.tars.sides import refuse_place, write_side
 from shards.tars.write import Made
 
 EVIDENCE = "film.json"
@@ -84,6 +85,7 @@ def write_film_subgraphs(
             shards; a split without features, features that are not finite; training studies that say no triple.
     """
     settings, manifest = settings or FilmSettings(), read_manifest(root)
+    refuse_place(place(root), place(out))
     indices, graph = open_splits(root, manifest), load_training_graph(graph_place, root, manifest)
     films = {split: Side.open(features, index, manifest, "features") for split, index in indices.items()}
     reports, said = Side.open(annotations, indices["train"], manifest, "annotations"), read_side(annotations)

@@ -66,12 +66,14 @@ class Classifier(nn.Module):
             json.loads(r).get("labels", {}) if ok else {} for r, ok in zip(rows["record"], rows["valid"], strict=True)
         ]
         target = torch.tensor([[meaning[labels.get(name)] for name in self.config.labels] for labels in told])
+        unlabelled = [all(value is None for value in labels.values()) for labels in told]
+        target[torch.tensor(unlabelled)] = float("nan")  # nobody has looked, so that nothing is absent
         beside = {"valid": torch.tensor(rows["valid"]), "target": target.view(len(told), -1)}
         return Batch(**self.vision.collate(rows), **beside)  # type: ignore[typeddict-item]
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Studies."""
-        return {"labels": float(batch["valid"].sum())}
+        """Studies of which something is learned."""
+        return {"labels": float((batch["target"].isfinite().any(1) & batch["valid"]).sum())}
 
     def cut(self, records: Sequence[str]) -> list[bool]:
         """None: labels have no length."""

@@ -60,18 +60,21 @@ class R2GenKGConfig(System):
 
         Raises:
             DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another;
-                no bank, or one of other shards.
+                no bank, or one of other shards. Before anything is made.
         """
+        needed = list[Artefact]()
         if self.llm.source == "tiny":
             from r2kg.modules.tiny_lm import artefact  # seconds of torch, for a run that needs it
 
-            yield artefact(self.llm.tiny, run, manifest, self.prompt, into="model.llm.source")
+            needed.append(artefact(self.llm.tiny, run, manifest, self.prompt, into="model.llm.source"))
         if self.graph and not self.graph.levels_at:
             from r2kg.systems.r2genkg.graph import artefact as levels
 
             source = self.llm.source if self.graph.text.source == "llm" else self.graph.text.source
-            yield levels(self.graph, source, run, manifest, into="model.graph.levels_at")
+            needed.append(levels(self.graph, source, run, manifest, into="model.graph.levels_at"))
         if self.queries and self.queries.bank and not self.queries.bank.tokens_at:
             from r2kg.systems.r2genkg.queries import artefact as tokens
 
-            yield tokens(self.queries.bank, run, manifest, into="model.queries.bank.tokens_at")
+            into, width = "model.queries.bank.tokens_at", self.queries.width
+            needed.append(tokens(self.queries.bank, width, run, manifest, into))
+        return needed

@@ -39,7 +39,7 @@ def artefact(config: Graph, source: str, run: Run, manifest: Manifest, into: str
     graph = load_training_graph(config.place or f"{run.data.shards}/graph", run.data.shards, manifest)
     for kind in config.sides:
         films = run.sides[kind]
-        if (theirs := read_side(films).description.get("graph")) != graph.manifest.fingerprint:
+        if (theirs := read_side(films, kind).description.get("graph")) != graph.manifest.fingerprint:
             raise DataError(
                 f"the films' parts at {films} are of graph {str(theirs)[:12]}, the run's is "
                 f"{graph.manifest.fingerprint[:12]}: write them again with `r2kg graph films SHARDS`"
@@ -69,24 +69,17 @@ def controlled(
     levels: Sequence[Level], features: NDArray[np.float32], control: str
 ) -> tuple[list[Level], NDArray[np.float32]]:
     """Levels and features [nodes, D] that say nothing in the way of `Graph.control`; for "none" as they are."""
-    rng, kept = np.random.default_rng(0), list[Level]()
-    for level in levels:
-        edge_index, edge_type = without_sense(level.edge_index, level.edge_type, control, rng)
-        kept.append(level._replace(edge_index=edge_index, edge_type=edge_type))
-    if control == "features":
-        features = features[rng.permutation(len(features))]
-    return kept, np.zeros_like(features) if control == "empty" else features
-
-
-def without_sense(
-    edge_index: NDArray[np.int64], edge_type: NDArray[np.int64], control: str, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Edges [2, E] and their types [E] under `Graph.control`: none, or with the tails dealt out anew."""
-    if control == "empty":
-        return edge_index[:, :0], edge_type[:0]
+    rng, kept = np.random.default_rng(0), list(levels)
     if control == "edges":
-        edge_index = np.stack((edge_index[0], edge_index[1, rng.permutation(len(edge_type))]))
-    return edge_index, edge_type
+        for at, level in enumerate(levels):
+            heads, tails = level.edge_index
+            kept[at] = level._replace(edge_index=np.stack((heads, rng.permutation(tails))))
+    elif control == "features":
+        features = features[rng.permutation(len(features))]
+    elif control == "empty":
+        kept = [one._replace(edge_index=one.edge_index[:, :0], edge_type=one.edge_type[:0]) for one in levels]
+        features = np.zeros_like(features)
+    return kept, features
 
 
 class GraphTokens(nn.Module):
@@ -193,20 +186,18 @@ class GraphTokens(nn.Module):
         return self.relational(features[node], edge_index, edge_type)
 
 
-def collate(parts: Any, nodes: int, control: str = "none") -> dict[str, Any]:
+def collate(parts: Any, nodes: int, empty: bool = False) -> dict[str, Any]:
     """The films' parts of a batch as one graph: node, edge_index, edge_type, graph (which row a node belongs to); and
     most, the nodes of the largest, or 1.
 
     Args:
         parts: packed subgraphs, one a row, b"" for a study without.
         nodes: of the whole graph, which ids must stay below.
-        control: see `Graph.control`; of the same part the same is made.
+        empty: without edges (`Graph.control`).
     """
     graphs = [unpack(bytes(part), nodes) for part in parts]
-    if control != "none":
-        drawn = (np.random.default_rng(graph.node) for graph in graphs)
-        edges = [without_sense(g.edge_index, g.edge_type, control, rng) for g, rng in zip(graphs, drawn, strict=True)]
-        graphs = [graph._replace(edge_index=i, edge_type=t) for graph, (i, t) in zip(graphs, edges, strict=True)]
+    if empty:
+        graphs = [g._replace(edge_index=g.edge_index[:, :0], edge_type=g.edge_type[:0]) for g in graphs]
     most = max(1, *(len(graph.node) for graph in graphs))  # attention needs a key, if only one that is not there
     return {name: torch.tensor(array) for name, array in collate_disjoint(graphs).items()} | {"most": most}
 

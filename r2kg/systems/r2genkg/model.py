@@ -190,7 +190,7 @@ class R2GenKG(nn.Module):
             batch["index"] = torch.tensor(rows["index"])
         if self.graph and FILM_COLUMN in rows:
             config = self.graph.tokens.config
-            batch["films"] = collate(rows[FILM_COLUMN], self.graph.tokens.nodes, config.control)
+            batch["films"] = collate(rows[FILM_COLUMN], self.graph.tokens.nodes, config.control == "empty")
             if config.text_triples:
                 told = triples_told(rows[FILM_COLUMN], self.graph.tokens.names, config.text_triples)
                 words = self.writer.tokenizer(told, add_special_tokens=False).input_ids

@@ -44,8 +44,9 @@ class Graph(Part):
     """In R-GCN, fusion and attention."""
     control: Literal["none", "empty", "edges", "features", "film"] = "none"
     """For the question whether the graph matters, a graph of as many nodes that says nothing. empty: no features, no
-    edges; edges: the tails of all edges are dealt out anew; features: nodes have one another's features; film: in place
-    of a film's own part stands another study's (`r2kg graph films --of-another`)."""
+    edges. Of levels: edges, the tails of all edges are dealt out anew; features, nodes have one another's features (of
+    a film's own part the choice of nodes would still tell what is on it). Of films' own parts: film, another study's
+    stands in its place (`r2kg graph films --of-another`)."""
     text_triples: int = Field(default=0, ge=0)
     """Triples of a film's own part of the graph, the best first, that are written into the prompt as words behind the
     soft tokens; 0: none. Needs source film or both."""
@@ -70,8 +71,11 @@ class Graph(Part):
             raise ValueError(f"shown={self.shown} is none of {count} levels, which are counted from 0")
         if self.text_triples and self.source == "levels":
             raise ValueError(f"text_triples={self.text_triples} are of films' own parts: set source to film or both")
-        if self.control == "film" and self.source != "film":
-            raise ValueError(f"control=film is of films' own parts alone, and source={self.source}: set source=film")
+        fitting = {"edges": "levels", "features": "levels", "film": "film"}.get(self.control, self.source)
+        if self.source != fitting:
+            raise ValueError(f"control={self.control} is one of source={fitting}, and source={self.source}")
+        if self.text_triples and self.control == "empty":
+            raise ValueError(f"text_triples={self.text_triples} would say what control=empty takes away: set one to 0")
         if self.width % self.fusion_heads:
             raise ValueError(f"fusion_heads={self.fusion_heads} do not divide width={self.width}")
         return self

@@ -24,9 +24,19 @@ RELEASED = 6943
 """M of R2GenKG's bank, for counting where there is none."""
 
 
-def artefact(config: Bank, run: Run, manifest: Manifest, into: str) -> Artefact:
-    """The tokens of the run's bank, as what a run needs made; DataError for no bank, or one of other shards."""
-    bank = load_training_bank(config.place or f"{run.data.shards}/bank", manifest)
+def artefact(config: Bank, width: int, run: Run, manifest: Manifest, into: str) -> Artefact:
+    """The tokens of the run's bank, as what a run needs made.
+
+    Raises:
+        ConfigError: they are of another width than the queries'.
+        DataError: no bank, or one of other shards.
+    """
+    bank = load_training_bank(where := config.place or f"{run.data.shards}/bank", manifest)
+    if (held := bank.tokens.shape[1]) != width:
+        raise ConfigError(
+            f"the tokens of the bank at {where} have {held} channels, model.queries.width={width}: make them equal, or "
+            f"the bank anew with `r2kg graph bank SHARDS --classifier RUN --width {width} --replace`"
+        )
 
     def make(folder: Path) -> None:
         kept = bank.first(config.per_label)
@@ -65,8 +75,7 @@ class BankAttention(nn.Module):
             held, self.cells = _read(Path(config.tokens_at))
         if held.shape[1] != width:
             raise ConfigError(
-                f"the bank's tokens have {held.shape[1]} channels, model.queries.width={width}: make them equal, or "
-                f"the bank anew with `r2kg graph bank SHARDS --width {width}`"
+                f"the bank's tokens have {held.shape[1]} channels, model.queries.width={width}: make them equal"
             )
         self.register_buffer("tokens", held, persistent=False)
 

@@ -1,5 +1,7 @@
 """The vision-token bank: which cells, which tokens, what is kept, what is refused."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -124,6 +126,18 @@ def test_what_is_made_is_kept_and_the_same_from_more_actors(phantom_shards, bank
     assert (two.tokens == made.tokens).all() and two.cells == made.cells
 
 
+def test_a_bank_made_otherwise_is_replaced_where_that_is_said_alone(phantom_shards, bank, tmp_path):
+    where, made = bank
+    copy = tmp_path / "bank"
+    shutil.copytree(where, copy)
+    other = BankSettings(per_label=4, per_film=3, least=0.4, width=5)
+    with pytest.raises(ConfigError, match=r"made otherwise \(per_label was 9, is now 4\): say --replace"):
+        write_bank(phantom_shards, copy, LABELS, SIDE, Bright, {"name": "bright"}, other)
+    assert load_bank(copy).manifest == made.manifest
+    again = write_bank(phantom_shards, copy, LABELS, SIDE, Bright, {"name": "bright"}, other, replace=True)
+    assert max(again.manifest.counts.values()) == 4 and load_bank(copy).manifest == again.manifest
+
+
 def test_a_bank_that_is_not_the_shards_or_damaged_is_refused(phantom_shards, bank, tmp_path):
     where, made = bank
     manifest = read_manifest(phantom_shards)
@@ -140,6 +154,17 @@ def test_a_bank_that_is_not_the_shards_or_damaged_is_refused(phantom_shards, ban
             load_bank(where)
         (where / name).write_bytes(content)
     assert isinstance(load_bank(where).cells, pa.Table)
+
+
+@pytest.mark.parametrize("name", ["bank.json", "bank.safetensors"])
+def test_what_a_kill_or_damage_has_left_is_made_again(phantom_shards, bank, tmp_path, name):
+    where, made = bank
+    copy = tmp_path / "bank"
+    shutil.copytree(where, copy)
+    (copy / name).unlink() if name == "bank.json" else (copy / name).write_bytes(b"torn")
+    settings = BankSettings(per_label=9, per_film=3, least=0.4, width=5)
+    again = write_bank(phantom_shards, copy, LABELS, SIDE, Bright, {"name": "bright"}, settings)
+    assert again.manifest == made.manifest and (again.tokens == made.tokens).all()
 
 
 def test_what_no_bank_can_be_made_of_is_refused(phantom_shards, tmp_path):

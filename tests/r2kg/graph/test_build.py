@@ -13,6 +13,7 @@ from r2kg.graph.card import card_lines, coverage, draw
 from r2kg.graph.extract.annotate import NOT_ASKED, write_annotations
 from r2kg.graph.extract.evaluate import evaluate_extractor
 from r2kg.graph.extract.rules import Rules
+from r2kg.graph.levels import witnesses
 from r2kg.graph.schema import Annotation
 from shards.errors import ConfigError, DataError
 from shards.sources.iu_xray.source import IuXray
@@ -114,6 +115,19 @@ def test_training_reports_alone_are_annotated(phantom_shards, graph_place):
     side, counts = read_side(graph_place / "said"), read_manifest(phantom_shards).splits
     assert side.description["splits"] == ["train"] and side.description["extractor"] == "rules"
     assert side.without == {NOT_ASKED: counts["val"].studies + counts["test"].studies}
+
+
+def test_the_studies_behind_a_node_do_not_deny_it(graph_place):
+    graph = load_graph(graph_place / "graph")
+    rows = [graph.provenance[name].to_pylist() for name in ("triple", "study", "certainty")]
+    said = {(triple, study) for triple, study, certainty in zip(*rows, strict=True) if certainty != "absent"}
+    ends = list(zip(*(graph.triples[name].to_pylist() for name in ("head", "tail")), strict=True))
+    behind = witnesses(graph)
+    assert any(behind) and len(behind) == len(graph.names)
+    for node, studies in enumerate(behind):
+        own = [triple for triple, pair in enumerate(ends) if node in pair]
+        assert all(any((triple, study) in said for triple in own) for study in studies)
+        assert bool(studies) == any(triple in own for triple, _ in said)
 
 
 def test_a_graph_knows_where_each_of_its_triples_was_said(phantom_shards, graph_place):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import MeanAggregation
 
 from r2kg.modules.gnn import CrossBlock, RelationalEncoder, ScaleFusion
 
@@ -62,6 +63,22 @@ def test_levels_speak_to_one_another_and_keep_their_places():
     changed = fusion([small, large + 1], 0)
     assert not torch.allclose(first, changed), "the other scale is attended to"
     assert not torch.allclose(fusion([small.flip(0), large], 0).flip(0), first), "places tell nodes apart"
+
+
+def test_sums_over_many_neighbours_are_taken_in_fp32(monkeypatch):
+    """What reaches PyG's mean over a hub's neighbours, and what comes back, for weights in bf16."""
+    torch.manual_seed(0)
+    encoder, seen = RelationalEncoder(8, 4, 0.0).to(torch.bfloat16), []
+    plain = MeanAggregation.forward
+    spy = lambda self, x, *rest, **named: seen.append(x.dtype) or plain(self, x, *rest, **named)  # noqa: E731
+    monkeypatch.setattr(MeanAggregation, "forward", spy)
+    hub = torch.stack([torch.arange(1, 601), torch.zeros(600, dtype=torch.long)])
+    x = torch.randn(601, 8).to(torch.bfloat16) + 1
+    out = encoder(x, hub, torch.zeros(600, dtype=torch.long))
+    assert set(seen) == {torch.float32} and out.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        out.float(), encoder.float()(x.float(), hub, torch.zeros(600).long()), rtol=0.02, atol=0.02
+    )
 
 
 def test_keys_that_are_not_there_change_nothing():

@@ -23,7 +23,7 @@ from r2kg.systems.classifier.config import ClassifierConfig
 from r2kg.systems.classifier.model import Classifier
 from r2kg.training.artefacts import prepared
 from r2kg.training.launch import train
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.stream.index import open_splits, read_studies
 from shards.tars.format import read_manifest
 from shards.tars.sides import write_side
@@ -94,6 +94,13 @@ def test_reports_are_written_with_the_graph(phantom_shards, beside, tmp_path, ze
         assert len(evidence["nodes"]) == len(evidence["bank"]) == 5
         assert all(name in names and set(studies) <= training for name, _, studies in evidence["nodes"])
         assert all(finding in DRAWN and study in training for finding, study, _ in evidence["bank"])
+
+
+def test_a_bank_of_another_width_is_refused_before_anything_is_made(phantom_shards, beside, tmp_path):
+    run = recipe(phantom_shards, beside, tmp_path).change({"model.queries.width": 32})
+    with pytest.raises(ConfigError, match="have 64 channels, model.queries.width=32: make them equal"):
+        prepared(run, read_manifest(phantom_shards))
+    assert not (tmp_path / "artefacts").exists()
 
 
 def test_a_graph_that_is_not_the_runs_is_refused_before_any_worker(phantom_shards, beside, tmp_path):

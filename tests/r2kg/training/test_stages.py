@@ -178,7 +178,7 @@ def test_words_that_name_no_weights_say_which_would(stage1, tmp_path):
     refused("stage0@best", ConfigError, "neither a file nor a checkpoint")
     refused("stage1@3", CheckpointError, "no checkpoint '3'; it holds step-00000002, step-00000004")
     refused(
-        "stage1@best", ConfigError, r"train.init_map.visual is no name.*norm, projection, vision, writer", visual=""
+        "stage1@best", ConfigError, r"train.init_map.visual is no name.*norm, projection, vision, writer", visual="eyes"
     )
     everything = dict.fromkeys(("norm", "projection", "vision", "writer"))
     refused("stage1@best", ConfigError, "nothing is left", **everything)
