@@ -102,6 +102,16 @@ def modules_of(model: nn.Module, prefix: str = "") -> dict[str, list[nn.Paramete
     return found
 
 
+def trained_groups(model: nn.Module, renamed: Mapping[str, str] = {}) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """`Model.trainable` by the model's own parts: what of each is trained, under its name or the one it has here."""
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = name.partition(".")[0]
+            groups.setdefault(renamed.get(part, part), []).append((name, parameter))
+    return groups
+
+
 def stored(model: Model) -> dict[str, Tensor]:
     """What a checkpoint holds of a model: trained parameters and mutable buffers, by name."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -231,7 +231,7 @@ def cut_cells(
     """
     device = next(iter(explainer.parameters())).device if isinstance(explainer, torch.nn.Module) else "cpu"
     shown, cell = torch.tensor(films, device=device), settings.cell_px
-    maps, _ = explainer.explain(shown)
+    maps, pooled = explainer.explain(shown)
     found = list[tuple[int, int, int, int, float]]()
     for film, labels in enumerate(wanted):
         for label in labels:
@@ -247,7 +247,7 @@ def cut_cells(
     crops = np.zeros((len(found), cell, cell), np.uint8)
     for number, (film, _, row, column, _) in enumerate(found):
         crops[number] = films[film, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
-    vectors = [np.zeros((0, explainer.explain(shown[:1])[1].shape[1]), np.float32)]
+    vectors = [np.zeros((0, pooled.shape[1]), np.float32)]
     for at in range(0, len(crops), PORTION):
         grey = torch.tensor(crops[at : at + PORTION], device=device)[:, None].float()
         large = F.interpolate(grey, shown.shape[1:], mode="bilinear", align_corners=False)

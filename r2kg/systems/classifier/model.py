@@ -16,7 +16,7 @@ from r2kg.config.parts import Decoding
 from r2kg.modules.beams import Generated
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.classifier.config import ClassifierConfig
-from r2kg.systems.contract import Term
+from r2kg.systems.contract import Term, trained_groups
 from shards.errors import ConfigError
 
 
@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         target = torch.tensor([[meaning[labels.get(name)] for name in self.config.labels] for labels in told])
         unlabelled = [all(value is None for value in labels.values()) for labels in told]
         target[torch.tensor(unlabelled)] = float("nan")  # nobody has looked, so that nothing is absent
-        beside = {"valid": torch.tensor(rows["valid"]), "target": target.view(len(told), -1)}
+        beside = {"valid": torch.tensor(rows["valid"]), "target": target}
         return Batch(**self.vision.collate(rows), **beside)  # type: ignore[typeddict-item]
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -133,11 +133,7 @@ class Classifier(nn.Module):
 
     def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Groups of the optimiser (vision, head; empty ones left out) → named parameters."""
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(name.partition(".")[0], []).append((name, parameter))
-        return groups
+        return trained_groups(self)
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in backward: less memory, about a third more time."""

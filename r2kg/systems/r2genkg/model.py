@@ -16,7 +16,7 @@ from r2kg.graph.film import FILMS
 from r2kg.modules.beams import Generated
 from r2kg.modules.llm import IGNORED, ReportWriter
 from r2kg.modules.vision import VisionEncoder
-from r2kg.systems.contract import Term
+from r2kg.systems.contract import Term, trained_groups
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.systems.r2genkg.graph import GraphBranch, collate, triples_told
 from r2kg.systems.r2genkg.queries import QueryBranch
@@ -204,13 +204,7 @@ class R2GenKG(nn.Module):
 
         Names are those of named_parameters(). "projection" is the projection and its LayerNorm.
         """
-        group_of = {"norm": "projection", "writer": "llm"}
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                part = name.partition(".")[0]
-                groups.setdefault(group_of.get(part, part), []).append((name, parameter))
-        return groups
+        return trained_groups(self, {"norm": "projection", "writer": "llm"})
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in backward: less memory, about a third more time."""

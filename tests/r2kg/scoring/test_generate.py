@@ -115,7 +115,9 @@ def test_what_tells_the_report_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"reads report: that is the answer itself"):
         Inputs(text=("report",)).refuse_answers("report")
     with pytest.raises(
-        ConfigError, match=r"no kind of side marcs: there are subgraphs, film_subgraphs, .*annotations, features"
+        ConfigError,
+        match="no kind of side marcs: there are subgraphs, film_subgraphs, film_subgraphs_of_another, annotations, "
+        "features",
     ):
         Inputs(training_sides=("marcs",)).refuse_answers("triples")
     for sides, message in (({"features": "f"}, "set that instead"), ({"subgraphs": "s"}, "reads none: leave it out")):
