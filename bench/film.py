@@ -27,7 +27,7 @@ import typer
 from bench.ingest import VIEWS, machine, make_films, start_ray
 from jobs.cli import run
 from r2kg.graph.artefact import KnowledgeGraph, load_graph
-from r2kg.graph.build import Said, add, build_graph
+from r2kg.graph.build.reports import Said, add, build_graph
 from r2kg.graph.film.memory import remember
 from r2kg.graph.film.write import EVIDENCE, STEPS, FilmGraphs, FilmSettings, write_film_subgraphs
 from r2kg.graph.schema import Annotation, Entity, Relation, pack

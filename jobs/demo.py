@@ -78,7 +78,7 @@ def make_what_r2genkg_needs(root: Path, shards: Path) -> None:
     As by `r2kg graph annotate`, `graph build`, `train classifier.tiny`, `graph bank`, `features` and `graph films`.
     """
     from r2kg.graph.bank.make import BankSettings, write_bank
-    from r2kg.graph.build import build_graph
+    from r2kg.graph.build.reports import build_graph
     from r2kg.graph.card import card_lines
     from r2kg.graph.extract.annotate import write_annotations
     from r2kg.graph.extract.rules import Rules

@@ -102,7 +102,7 @@ def build(
     root = place(shards)
     read_manifest(root)
     from r2kg.graph.artefact import KnowledgeGraph
-    from r2kg.graph.build import Sifting, build_graph, read_merge
+    from r2kg.graph.build.reports import Sifting, build_graph, read_merge
     from r2kg.graph.card import card_lines
     from shards.session import connect_ray
 
@@ -128,8 +128,8 @@ def read(
     terms: Annotated[str, typer.Option(help=f"of the reports it was made from: {', '.join(TERMS)}")],
 ) -> None:
     """Read a graph that others published as a table, such as M3KG's, and print its card."""
+    from r2kg.graph.build.published import read_published
     from r2kg.graph.card import card_lines
-    from r2kg.graph.published import read_published
 
     print("\n".join(card_lines(read_published(table, out, terms))))
     print(place(out))

@@ -64,8 +64,8 @@ def embed(names: Sequence[str], config: TextEncoder) -> Tensor:
 def near_synonyms(graph: KnowledgeGraph, config: TextEncoder, least: float = 0.95) -> dict[str, str]:
     """Name → the more frequent name of the same kind whose vector is nearest, where their cosine is at least `least`.
 
-    For `r2kg.graph.build.Sifting.merge`: chains end at a name that stays. Names that differ in a side, a level or a
-    number never mean the same, whatever their vectors say.
+    For `r2kg.graph.build.reports.Sifting.merge`: chains end at a name that stays. Names that differ in a side, a
+    level or a number never mean the same, whatever their vectors say.
     """
     names, kinds = graph.names, graph.nodes["kind"].to_pylist()
     vectors = torch.nn.functional.normalize(embed(names, config), dim=-1)

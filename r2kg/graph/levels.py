@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from r2kg.graph.artefact import KnowledgeGraph
-from r2kg.graph.published import COMPOSITE
+from r2kg.graph.build.published import COMPOSITE
 from r2kg.graph.schema import RELATIONS
 from shards.errors import ConfigError, DataError
 from shards.tars.place import write_atomic

@@ -13,7 +13,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from r2kg.graph.artefact import KnowledgeGraph
-from r2kg.graph.build import Said, add
+from r2kg.graph.build.reports import Said, add
 from r2kg.graph.schema import RELATIONS, Certainty
 from shards.errors import DataError
 from shards.graphs.subgraph import Triple

@@ -20,7 +20,7 @@ import numpy as np
 import ray
 from scipy import sparse
 
-from r2kg.graph.build import load_training_graph
+from r2kg.graph.build.reports import load_training_graph
 from r2kg.graph.film import FILMS, OTHERS
 from r2kg.graph.film.memory import PORTION, Doubles, Memory, Neighbours, largest, nearest, remember
 from r2kg.graph.schema import RELATIONS, Certainty

@@ -15,7 +15,7 @@ from torch_geometric.utils import to_dense_batch
 
 from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
-from r2kg.graph.build import load_training_graph
+from r2kg.graph.build.reports import load_training_graph
 from r2kg.graph.embed import embed
 from r2kg.graph.levels import Level, read_levels, sample_levels, write_levels
 from r2kg.graph.schema import RELATIONS

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from r2kg.graph.artefact import FILE, load_graph, read_graph_manifest
-from r2kg.graph.build import Said, Sifting, Statement, alike, build_graph, integrated, read_merge, refuse_leak
+from r2kg.graph.build.reports import Said, Sifting, Statement, alike, build_graph, integrated, read_merge, refuse_leak
 from r2kg.graph.card import card_lines, coverage, draw
 from r2kg.graph.extract.annotate import NOT_ASKED, write_annotations
 from r2kg.graph.extract.evaluate import evaluate_extractor

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from r2kg.graph.artefact import KnowledgeGraph
-from r2kg.graph.build import EMPTY, Sifting, integrated
+from r2kg.graph.build.reports import EMPTY, Sifting, integrated
 from r2kg.graph.embed import apart, embed, near_synonyms
 from r2kg.graph.extract.lexicon import spellings
 from r2kg.modules.config import TextEncoder

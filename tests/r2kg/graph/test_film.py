@@ -15,7 +15,7 @@ from scipy import stats
 from jobs.graph import only_side
 from r2kg.config.needs import Inputs
 from r2kg.graph.artefact import load_graph, save_graph
-from r2kg.graph.build import build_graph
+from r2kg.graph.build.reports import build_graph
 from r2kg.graph.extract.annotate import labelled, write_annotations
 from r2kg.graph.extract.rules import Rules
 from r2kg.graph.film import FILMS, OTHERS

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from r2kg.graph.artefact import KnowledgeGraph, load_graph
-from r2kg.graph.build import refuse_leak
+from r2kg.graph.build.published import COLUMNS, read_published
+from r2kg.graph.build.reports import refuse_leak
 from r2kg.graph.levels import ARRAYS, FILE, read_levels, sample_levels, write_levels
-from r2kg.graph.published import COLUMNS, read_published
 from shards.errors import ConfigError, DataError
 
 SMALL, EFFUSION, BASE, BOTH = "C0700321", "C0032227", "C0225704", "C0700321C0032227"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from r2kg.graph.bank.make import BankSettings, write_bank
-from r2kg.graph.build import build_graph
+from r2kg.graph.build.reports import build_graph
 from r2kg.graph.extract.annotate import write_annotations
 from r2kg.graph.extract.rules import Rules
 from r2kg.graph.film.write import write_film_subgraphs

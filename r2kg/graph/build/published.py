@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from r2kg.graph.artefact import NODES, PROVENANCE, TRIPLES, GraphManifest, KnowledgeGraph, save_graph
-from r2kg.graph.build import alike, tally
+from r2kg.graph.build.reports import alike, tally
 from r2kg.graph.extract.lexicon import spellings
 from r2kg.graph.schema import RELATIONS, Kind
 from shards.errors import ConfigError
