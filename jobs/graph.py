@@ -120,6 +120,32 @@ def build(
     print(where)
 
 
+def findings(
+    shards: Shards,
+    kind: Annotated[
+        Literal["kg40-train", "kg40-lineage", "kg30-code", "sentkg20"],
+        typer.Option(help="kg40-train: of the training reports; the others as published, which no reports here decide"),
+    ] = "kg40-train",
+    min_count: Annotated[int, typer.Option(min=1, help="training reports that hold both ends of an edge")] = 1,
+    min_npmi: Annotated[
+        float | None, typer.Option(min=-1, max=1, help="least normalised mutual information of an edge's ends")
+    ] = None,
+    out: Annotated[str, typer.Option(help="directory or URL of the graph; default: SHARDS/finding-graph")] = "",
+) -> None:
+    """Make the graph of findings that CKNet's knowledge matrix stands on, and print its card."""
+    root = place(shards)
+    read_manifest(root)
+    from r2kg.graph.build.findings import write_findings
+    from r2kg.graph.card import card_lines
+    from shards.session import connect_ray
+
+    where = place(out) if out else root / "finding-graph"
+    if kind == "kg40-train":
+        connect_ray(where if isinstance(where, Path) else None)
+    print("\n".join(card_lines(write_findings(root, where, kind, min_count, min_npmi))))
+    print(where)
+
+
 def read(
     table: Annotated[
         str, typer.Argument(help="CSV: source_index, target_index, source_entity, target_entity, type, count")
@@ -321,7 +347,7 @@ def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
     return LlmExtractor(licence=licence, **llm)
 
 
-JOBS = (annotate, learn, build, read, card, levels, films, bank, evaluate)
+JOBS = (annotate, learn, build, findings, read, card, levels, films, bank, evaluate)
 
 if __name__ == "__main__":
     run(*JOBS)

@@ -1,7 +1,8 @@
 """The graph as files: nodes and triples with their counts, and where every triple was said.
 
 GRAPH/graph.json names and seals the other files; nodes.parquet, triples.parquet and provenance.parquet are read by any
-tool. Row numbers of nodes are the ids that triples, levels and subgraphs speak of: the most frequent node is 0.
+tool. Row numbers of nodes are the ids that triples, levels and subgraphs speak of: the most frequent node is 0, but in
+a finding graph (`r2kg.graph.build.findings`), whose nodes stand in their published order.
 """
 
 import io
@@ -13,20 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS
+from r2kg.graph.schema import CERTAINTIES, FINDING_RELATIONS, KINDS, RELATIONS
 from shards.errors import DataError
 from shards.tars.format import SealedManifest, Sha256, read_sealed, write_sealed
 from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
 
 FILE = "graph.json"
-HOW = "make it with `r2kg graph build SHARDS` or `r2kg graph read TABLE`"
+HOW = "make it with `r2kg graph build SHARDS`, `r2kg graph read TABLE` or `r2kg graph findings SHARDS`"
 MAX_BYTES = 4 << 30
 COUNTS = [("count", pa.int64()), *((name, pa.int64()) for name in CERTAINTIES)]
 NODES = pa.schema(
     [("id", pa.string()), ("name", pa.string()), ("kind", pa.string()), ("aliases", pa.list_(pa.string())), *COUNTS]
 )
 """`id` is the name, or what an imported table calls the node (a CUI). `count` is mentions; those of each certainty add
-up to it. `aliases` are names that were merged into this one."""
+up to it. `aliases` are names that were merged into this one. Of a finding graph `count` is reports, no certainty is
+told, and what was not published is null."""
 TRIPLES = pa.schema([("head", pa.int32()), ("relation", pa.string()), ("tail", pa.int32()), *COUNTS])
 """Head and tail are rows of the nodes; a pair of nodes stands once, the most frequent triple first."""
 PROVENANCE = pa.schema(
@@ -36,7 +38,7 @@ PROVENANCE = pa.schema(
     ]
 )
 """A row a statement: row of the triple, key of the study, sentence, and the characters from the first entity's start
-to the last one's end."""
+to the last one's end. Of a finding graph see `r2kg.graph.build.findings`: no sentence and no certainty."""
 TABLES = {"nodes": NODES, "triples": TRIPLES, "provenance": PROVENANCE}
 
 
@@ -44,7 +46,7 @@ class GraphManifest(SealedManifest):
     """graph.json: what the graph was made from, and the hashes of its tables."""
 
     origin: str
-    """"reports", or of a graph that was imported "table"."""
+    """"reports", of a graph that was imported "table", of a finding graph "findings"."""
     parent: str = ""
     """Fingerprint of the shards whose training reports it was made from."""
     annotations: str = ""
@@ -116,13 +118,14 @@ def load_graph(where: str | Place, manifest: GraphManifest | None = None) -> Kno
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{path} cannot be read ({type(error).__name__}): {HOW}") from None
-    if fault := fault_of(tables):
+    if fault := fault_of(tables, manifest):
         raise DataError(f"the graph at {where} contradicts itself: {fault}. {HOW}")
     return KnowledgeGraph(manifest, **tables)
 
 
-def fault_of(tables: dict[str, pa.Table]) -> str:
-    """What in the tables contradicts itself; "" for nothing."""
+def fault_of(tables: dict[str, pa.Table], manifest: GraphManifest) -> str:
+    """What in the tables contradicts itself or the manifest; "" for nothing."""
+    findings = manifest.origin == "findings"
     names, ids = (tables["nodes"][column].to_pylist() for column in ("name", "id"))
     if not names or not tables["triples"].num_rows:
         return f"it is empty ({len(names)} nodes, {tables['triples'].num_rows} triples)"
@@ -130,7 +133,7 @@ def fault_of(tables: dict[str, pa.Table]) -> str:
         return "a node stands twice"
     if strange := set(tables["nodes"]["kind"].to_pylist()) - set(KINDS):
         return f"unknown kinds of nodes {sorted(map(str, strange))[:3]}"
-    if strange := set(tables["triples"]["relation"].to_pylist()) - set(RELATIONS):
+    if strange := set(tables["triples"]["relation"].to_pylist()) - set(FINDING_RELATIONS if findings else RELATIONS):
         return f"unknown relations {sorted(map(str, strange))[:3]}"
     for table, column, most in (
         *(("triples", "head", len(names)), ("triples", "tail", len(names))),
@@ -139,4 +142,15 @@ def fault_of(tables: dict[str, pa.Table]) -> str:
         numbers = tables[table][column].to_pylist()
         if any(number is None or not 0 <= number < most for number in numbers):
             return f"{table} name a {column} that is not there"
+    if findings:
+        pairs = list(zip(*(tables["triples"][column].to_pylist() for column in ("head", "tail")), strict=True))
+        if len({*pairs}) < len(pairs) or any(head >= tail for head, tail in pairs):
+            return "an edge between findings stands twice, or not from the smaller row to the larger one"
+        learned, groups = (manifest.description.get(what) for what in ("supervised", "groups"))
+        if type(learned) is not int or not 1 <= learned <= len(names):
+            return f"supervised is {str(learned)[:20]!r}, which is no number of its {len(names)} findings"
+        lists = list(groups.values()) if isinstance(groups, dict) else []
+        grouped = [str(name) for own in lists if isinstance(own, list) for name in own]
+        if sorted(grouped) != sorted(names):
+            return "its groups do not name every finding once"
     return ""

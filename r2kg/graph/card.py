@@ -28,30 +28,48 @@ def card_lines(graph: KnowledgeGraph, top: int = 15) -> list[str]:
     ends = Counter(triples["head"].to_pylist()) + Counter(triples["tail"].to_pylist())
     degrees = sorted((ends[node] for node in range(nodes.num_rows)), reverse=True)
     relations, counts = Counter(triples["relation"].to_pylist()), triples["count"].to_pylist()
-    said = {certainty: sum(triples[certainty].to_pylist()) for certainty in CERTAINTIES}
+    if manifest.origin == "findings":
+        said, size, once = _findings_said(manifest.description, relations["co_occurs"]), "", ""
+    else:
+        sums = {certainty: sum(triples[certainty].to_pylist()) for certainty in CERTAINTIES}
+        size = f", {sum(counts):,} statements"
+        once = f"; {counts.count(1):,} triples are said once"
+        said = ["statements: " + ", ".join(f"{certainty} {count:,}" for certainty, count in sums.items())]
     lines = [
-        f"{nodes.num_rows:,} nodes, {triples.num_rows:,} triples, {sum(counts):,} statements; {manifest.licence}",
+        f"{nodes.num_rows:,} nodes, {triples.num_rows:,} triples{size}; {manifest.licence}",
         f"from {manifest.origin} by {_maker(manifest.description)}; fingerprint {manifest.fingerprint[:12]}",
         "nodes: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()),
         "triples: " + ", ".join(f"{relation} {count:,}" for relation, count in relations.most_common()),
-        "statements: " + ", ".join(f"{certainty} {count:,}" for certainty, count in said.items()),
-        f"degree: largest {degrees[0]}, middle {degrees[len(degrees) // 2]}, {degrees.count(0)} nodes without triples; "
-        f"{counts.count(1):,} triples are said once",
+        *said,
+        f"degree: largest {degrees[0]}, middle {degrees[len(degrees) // 2]}, {degrees.count(0)} nodes without triples"
+        + once,
     ]
     lines += [f"note: {note}: {count:,}" for note, count in manifest.warnings.items()]
     named = zip(graph.named_triples()[:top], counts, strict=False)
-    return lines + [f"{count:8,}  {head} {relation} {tail}" for (head, relation, tail), count in named]
+    shown = ((triple, "" if count is None else f"{count:,}") for triple, count in named)
+    return lines + [f"{count:>8}  {' '.join(triple)}" for triple, count in shown]
+
+
+def _findings_said(description: dict[str, Any], together: int) -> list[str]:
+    """What the card says of a finding graph in place of statements, of which it holds none."""
+    limits = f"min_count {description.get('min_count', 1)}, min_npmi {description.get('min_npmi')}"
+    return [
+        f"made of: {description.get('made_of')}",
+        *([f"co_occurs: one report holds keywords of both, denied or not; {limits}"] if together else []),
+        "groups: " + ", ".join(f"{group} {len(own)}" for group, own in description["groups"].items()),
+    ]
 
 
 def _maker(description: dict[str, Any]) -> str:
     splits = description.get("splits", [])
-    return f"{description.get('extractor', 'an import')}" + (f" of {', '.join(splits)}" if splits else "")
+    maker = description.get("extractor") or description.get("kind", "an import")
+    return f"{maker}" + (f" of {', '.join(splits)}" if splits else "")
 
 
 def coverage(graph: KnowledgeGraph, root: str | Place, split: str) -> dict[str, float]:
     """Share of what a split's reports name that the graph knows: entities and triples, by mention, read by rules.
 
-    For the card alone: nothing of it becomes part of the graph.
+    For the card alone: nothing of it becomes part of the graph. A finding graph has no triples that reports say.
     """
     names = {*graph.names, *(alias for aliases in graph.nodes["aliases"].to_pylist() for alias in aliases)}
     triples, known, seen = set(graph.named_triples()), Counter[str](), Counter[str]()
@@ -60,7 +78,7 @@ def coverage(graph: KnowledgeGraph, root: str | Place, split: str) -> dict[str, 
         (annotation,) = rules.annotate([study.report])
         seen["entities"] += len(annotation.entities)
         known["entities"] += sum(entity.name in names for entity in annotation.entities)
-        said = annotation.triples()
+        said = () if graph.manifest.origin == "findings" else annotation.triples()
         seen["triples"] += len(said)
         known["triples"] += sum(triple in triples for triple in said)
     return {what: known[what] / count for what, count in seen.items() if count}
@@ -88,7 +106,12 @@ def layout(net: Any, side: float) -> dict[int, Any]:
 
 
 def draw(graph: KnowledgeGraph, out: Path, most: int = 500) -> Path:
-    """A picture of the `most` frequent nodes that have a triple, as SVG or whatever the suffix of `out` says."""
+    """A picture of the `most` frequent nodes that have a triple, as SVG or whatever the suffix of `out` says.
+
+    Of a finding graph: all its nodes on a circle, group by group.
+    """
+    if graph.manifest.origin == "findings":
+        return _draw_findings(graph, out)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,6 +139,50 @@ def draw(graph: KnowledgeGraph, out: Path, most: int = 500) -> Path:
     labels = {node: graph.names[node] for node in net}
     networkx.draw_networkx_labels(net, places, labels=labels, font_size=7, ax=axes)
     axes.legend(loc="upper left", fontsize=9)
+    axes.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(out)
+    pyplot.close(figure)
+    return out
+
+
+def _draw_findings(graph: KnowledgeGraph, out: Path) -> Path:
+    """All findings on a circle, those of a group side by side in its colour; edges within an organ stand out."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    groups, number = graph.manifest.description["groups"], {name: at for at, name in enumerate(graph.names)}
+    colours = dict(zip(groups, pyplot.get_cmap("tab10").colors * len(groups), strict=False))  # type: ignore[attr-defined]
+    slots = [(name, group) for group, own in groups.items() for name in (*own, None)]  # an empty one behind each group
+    figure, axes = pyplot.subplots(figsize=(12, 12))
+    held, angles = graph.nodes["count"].to_pylist(), dict[int, float]()
+    most = max([count or 0 for count in held] + [1])
+    for at, (name, group) in enumerate(slots):
+        if name is None:
+            continue
+        node, angle = number[name], 2 * np.pi * at / len(slots)
+        angles[node], left = angle, np.cos(angle) < 0
+        size = 30 + 170 * ((held[node] or 0) / most) ** 0.5
+        axes.scatter(np.cos(angle), np.sin(angle), s=size, color=colours[group], edgecolors="black", zorder=3)
+        axes.text(
+            1.05 * np.cos(angle), 1.05 * np.sin(angle), name if held[node] is None else f"{name} ({held[node]:,})",
+            rotation=np.degrees(angle) + 180 * left, rotation_mode="anchor", ha="right" if left else "left",
+            va="center", fontsize=9,
+        )  # fmt: skip
+    columns = (graph.triples[column].to_pylist() for column in ("head", "relation", "tail", "count"))
+    often = max([count or 0 for count in graph.triples["count"].to_pylist()] + [1])
+    for head, relation, tail, count in zip(*columns, strict=True):
+        ends, organ = np.array([angles[head], angles[tail]]), relation == "same_organ"
+        width = 2.0 if organ else 0.4 + 2.6 * ((count or 0) / often) ** 0.5
+        colour, alpha = ("#cc3311", 0.9) if organ else ("#4477aa", 0.4)
+        axes.plot(np.cos(ends), np.sin(ends), linewidth=width, color=colour, alpha=alpha, zorder=1 + organ)
+    dots = [Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in colours.items()]
+    lines = [Line2D([], [], color="#cc3311", label="same_organ"), Line2D([], [], color="#4477aa", label="co_occurs")]
+    axes.legend(handles=dots + lines, loc="upper left", fontsize=9, bbox_to_anchor=(-0.02, 1.02))
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
     axes.set_axis_off()
     figure.tight_layout()
     figure.savefig(out)

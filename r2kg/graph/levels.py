@@ -151,9 +151,13 @@ def sample_levels(
         edges: "kept", the triples that are said often enough; "induced", all between the nodes.
 
     Raises:
-        ConfigError: neither or both are given; a size that the graph does not have; a threshold that leaves nothing;
-            two levels that are the same.
+        ConfigError: a finding graph; neither or both are given; a size that the graph does not have; a threshold that
+            leaves nothing; two levels that are the same.
     """
+    if graph.manifest.origin == "findings":
+        raise ConfigError(
+            "a finding graph has no levels: they are of the triples that reports say (`r2kg graph build`)"
+        )
     if bool(sizes) == bool(thresholds):
         raise ConfigError("levels are asked for by sizes or by thresholds: give one of the two")
     composite = np.array([bool(COMPOSITE.fullmatch(name)) for name in graph.nodes["id"].to_pylist()])

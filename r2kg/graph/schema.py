@@ -16,6 +16,8 @@ Kind = Literal["concept", "anatomy", "disorder", "device", "procedure", "size"]
 KINDS: tuple[Kind, ...] = ("concept", "anatomy", "disorder", "device", "procedure", "size")
 RelationKind = Literal["modify", "located_at", "suggestive_of"]
 RELATIONS: tuple[RelationKind, ...] = ("modify", "located_at", "suggestive_of")
+FINDING_RELATIONS = ("same_organ", "co_occurs")
+"""Of a finding graph (`r2kg.graph.build.findings`): undirected, and nothing that a report says."""
 Certainty = Literal["present", "absent", "uncertain"]
 CERTAINTIES: tuple[Certainty, ...] = ("present", "absent", "uncertain")
 

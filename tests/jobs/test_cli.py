@@ -61,6 +61,7 @@ REFUSED = {
     "show r2gengpt.tiny train.steps=0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
     "graph annotate empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "graph build empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
+    "graph findings empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "graph card empty": (3, "DataError: no graph at {cwd}/empty: graph.json is missing there"),
     "graph evaluate empty": (3, "DataError: no shards at empty: manifest.json is missing"),
     "demo --steps 0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),

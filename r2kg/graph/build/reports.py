@@ -319,9 +319,15 @@ def load_training_graph(where: str | Place, root: str | Place, manifest: Manifes
     """The graph at `where`, which training reports of the shards at `root` alone may have made.
 
     Raises:
-        DataError: no graph, one of other shards, one that other splits' reports speak in.
+        DataError: no graph, a finding graph, one of other shards, one that other splits' reports speak in.
     """
     graph = load_graph(where)
+    if graph.manifest.origin == "findings":
+        raise DataError(
+            f"the graph at {where} is a finding graph ({graph.manifest.description.get('kind')}): its edges are of "
+            "findings in the same report or organ, and triples that reports say are needed. Build a graph with "
+            "`r2kg graph build SHARDS`, or name another"
+        )
     if graph.manifest.parent not in ("", manifest.fingerprint):
         raise DataError(
             f"the graph at {where} is of shards {graph.manifest.parent[:12]}, these have "
