@@ -49,12 +49,14 @@ class Protocol(BaseModel):
     """The section of the report that the published numbers were made from; as-manifest: what the shards call report."""
     cleaning: str = AS_MANIFEST
     """as-manifest: the reference as the shards cleaned it; else this cleaning of the reference as it was written."""
-    reference_cut: Literal["none", "r2gen"] = "none"
-    """r2gen: rare reference words become <unk> and it ends after `max_length` - 1 words (R2Gen decodes cut ids)."""
+    reference_cut: Literal["none", "r2gen", "tokens"] = "none"
+    """r2gen: rare reference words become <unk> and it ends after `max_length` - 1 words (R2Gen decodes cut ids).
+    tokens: it ends where `max_length` tokens of the system's own language model end (R2GenGPT decodes such ids): how
+    many characters these spell stands in the prediction line, as the system counted them (`fitting`)."""
     threshold: int | None = Field(default=None, ge=1)
     """Occurrences in the training reports from which a word is in the vocabulary. Only with reference_cut=r2gen."""
     max_length: int | None = Field(default=None, ge=2)
-    """Ids of an encoded reference, the one that begins it included. Only with reference_cut=r2gen."""
+    """Ids of an encoded reference, with r2gen the one that begins it included. Only with reference_cut."""
     hypothesis_cleaning: str = "raw"
     """raw: the prediction as generated; as-manifest: the cleaning the shards name; else that cleaning."""
     tokenisation: Literal["whitespace"] = "whitespace"
@@ -78,8 +80,13 @@ class Protocol(BaseModel):
                     f"{field}={value!r} is not a cleaning: use {AS_MANIFEST} or one of {', '.join(VERSIONS)}"
                 )
         given = [value is not None for value in (self.threshold, self.max_length)]
-        if given != [self.reference_cut == "r2gen"] * 2:
-            raise ValueError("reference_cut=r2gen goes with threshold and max_length, reference_cut=none with neither")
+        if given != [self.reference_cut == "r2gen", self.reference_cut != "none"]:
+            raise ValueError(
+                "reference_cut=r2gen goes with threshold and max_length, reference_cut=tokens with max_length alone, "
+                "reference_cut=none with neither"
+            )
+        if self.reference_cut == "tokens" and self.cleaning == AS_MANIFEST:
+            raise ValueError("reference_cut=tokens goes with a named cleaning: others would give other tokens")
         of_reports = self.reference_cut, self.cleaning, self.hypothesis_cleaning
         if self.task != "report" and of_reports != ("none", AS_MANIFEST, "raw"):
             raise ValueError(f"task={self.task} goes with no cut and no cleaning: these are rules for reports")
@@ -105,19 +112,29 @@ class Protocol(BaseModel):
 
     def fits(self, cleaning: str) -> bool:
         """Whether it can score shards of this cleaning: rare words are those that are rare in reports cleaned alike."""
-        return self.reference_cut == "none" or AS_MANIFEST in (self.cleaning, cleaning) or self.cleaning == cleaning
+        return self.reference_cut != "r2gen" or AS_MANIFEST in (self.cleaning, cleaning) or self.cleaning == cleaning
+
+    @property
+    def uncut(self) -> "Protocol":
+        """The same, but references are as long as they were written."""
+        return self.model_copy(update={"reference_cut": "none"})
 
     def cuts(self, line: Mapping[str, Any]) -> bool:
         """Whether the reference of a prediction line is longer than this protocol compares."""
-        whole = self.model_copy(update={"reference_cut": "none"}).reference(line)
-        return self.max_length is not None and len(whole.split()) >= self.max_length
+        if self.max_length is None:
+            return False
+        whole = self.uncut.reference(line)
+        if self.reference_cut == "tokens":
+            return len(self.reference(line).split()) < len(whole.split())
+        return len(whole.split()) >= self.max_length
 
     def cut(self, cleaned: str, vocabulary: Collection[str] | None) -> str:
-        """A cleaned reference as this protocol scores it. Cutting twice changes nothing.
+        """A cleaned reference as this protocol scores it, but for a cut by tokens, which only `reference` knows of.
 
-        Raises `DataError` when the protocol replaces rare words and no vocabulary is given.
+        Cutting twice changes nothing. Raises `DataError` when the protocol replaces rare words and no vocabulary is
+        given.
         """
-        if self.reference_cut == "none" or self.max_length is None:
+        if self.reference_cut != "r2gen" or self.max_length is None:
             return cleaned
         if vocabulary is None:
             raise DataError(
@@ -130,7 +147,8 @@ class Protocol(BaseModel):
     def reference(self, line: Mapping[str, Any], vocabulary: Collection[str] | None = None) -> str:
         """The text to compare with, from one prediction line. Pass `vocabulary` as a set when there are many lines.
 
-        Raises `DataError` when the line lacks the report as written, or a vocabulary is needed and missing.
+        Raises `DataError` when the line lacks the report as written or how much of it the model's tokens spell, or a
+        vocabulary is needed and missing.
         """
         if self.task == "triples":
             return self._one_form(line["reference"])
@@ -141,7 +159,19 @@ class Protocol(BaseModel):
                 f"study {line.get('id')!r} has no reference_raw, the report as written, which protocol {self.name} "
                 "cleans itself: generate the predictions again, or score with --protocol full-text"
             )
-        return self.cut(clean(self.cleaning, line["reference_raw"]), vocabulary)
+        cleaned = clean(self.cleaning, line["reference_raw"])
+        if self.reference_cut != "tokens":
+            return self.cut(cleaned, vocabulary)
+        told = line.get("reference_cut")
+        end = told.get(self.name) if isinstance(told, dict) else None
+        if type(end) is not int or not 0 <= end <= len(cleaned):
+            raise DataError(
+                f"study {line.get('id')!r} does not tell how many of {len(cleaned):,} characters {self.max_length} "
+                f"tokens of the language model spell (reference_cut.{self.name} is {str(end)[:20]}), and protocol "
+                f"{self.name} compares no more than these. Way out: `r2kg generate RUN "
+                f"'protocols=[\"{self.name}\"]'` writes it down, or score with --protocol full-text"
+            )
+        return cleaned[:end].rstrip()
 
     def hypothesis(self, line: Mapping[str, Any], manifest_cleaning: str = "raw") -> str:
         """The prediction as it is compared. A text that is clean already keeps its words.
@@ -179,6 +209,13 @@ PROTOCOLS: dict[str, Protocol] = {
             max_length=100,
         ),
         Protocol(name="r2gengpt-2023-mimic", section="findings", cleaning="r2gengpt-2023-mimic"),
+        *(
+            Protocol(name=name, section="findings", cleaning=cleaning, reference_cut="tokens", max_length=tokens)
+            for name, cleaning, tokens in (
+                ("r2genkg-2025", "r2gen-2020-iu", 60),
+                ("r2genkg-2025-mimic", "r2gengpt-2023-mimic", 100),
+            )
+        ),
         Protocol(name="full-text", hypothesis_cleaning=AS_MANIFEST),
         Protocol(name="triples", task="triples"),
         Protocol(name="triples-sorted", task="triples", order="sorted"),

@@ -4,6 +4,7 @@ Shapes: B batch, P soft tokens, T report tokens, L prompt tokens (soft ones incl
 """
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,21 @@ class ReportWriter(nn.Module):
     def lengths(self, reports: list[str]) -> list[int]:
         """Tokens of each report, EOS included, as `tokenize` counts them."""
         return [len(ids) + 1 for ids in self.tokenizer(reports, add_special_tokens=False).input_ids] if reports else []
+
+    def fitting(self, texts: Sequence[str], tokens: int) -> list[int]:
+        """Of each text the characters that its first `tokens` tokens spell, all where there are no more.
+
+        Raises:
+            ConfigError: a tokenizer that does not tell where in a text its tokens stand.
+        """
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                f"the tokenizer of model.llm.source={self.config.source} does not tell where its tokens stand in a "
+                "text (it is no fast one): leave protocols out that cut references by tokens"
+            )
+        read = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True) if texts else {}
+        placed = zip(texts, read.get("offset_mapping", ()), strict=True)
+        return [len(text) if len(places) <= tokens else places[tokens - 1][1] for text, places in placed]
 
     def prompt(self, soft: Tensor) -> Tensor:
         """Splice soft tokens [B, P, D] into the prompt frame: embeddings [B, L, D] in the model's own dtype."""

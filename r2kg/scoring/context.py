@@ -1,11 +1,13 @@
 """What scoring needs beside the predictions: the training vocabulary and the constant report to beat."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 from r2kg.config.protocol import Protocol, protocol_named, refuse_unfit
+from r2kg.modules.beams import Generated
 from r2kg.scoring.evaluate import choose_floor
 from r2kg.scoring.metrics.labels import names_text
 from shards.clean import vocabulary
@@ -91,11 +93,16 @@ class Answers:
         return self._fact("vocabulary", settings, lambda: list(vocabulary(self.training, threshold)))
 
     def floor(self, protocol: Protocol, words: list[str] | None) -> str:
-        """The training answer that scores best when it is given to every validation study."""
+        """The training answer that scores best when it is given to every validation study.
+
+        No model is asked here: a protocol that cuts references by a model's tokens has the floor of whole ones.
+        """
 
         def choose() -> int:
-            known = None if words is None else frozenset(words)
-            references = [protocol.reference(line, known) for line in self.validation]
+            known, scorer = None if words is None else frozenset(words), protocol
+            if protocol.reference_cut == "tokens":
+                scorer = protocol.uncut
+            references = [scorer.reference(line, known) for line in self.validation]
             return self.training.index(choose_floor(self.training, references, protocol, words))
 
         row = self._fact("floor", {"protocol": protocol.hash}, choose)
@@ -125,3 +132,31 @@ def answer_of(study: Study, task: str) -> dict[str, str]:
     if task == "labels":
         return {"reference": names_text(study.labels)}
     return {"reference": study.target, "reference_raw": study.report}
+
+
+def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
+    """What predictions.jsonl says of a study; `written.extra` is its field "extra", unless it is empty.
+
+    Raises:
+        ConfigError: the system's `extra` is no JSON, so that it could not be read back.
+    """
+    extra = {"extra": dict(written.extra)} if written.extra else {}
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the `extra` that the system gives for study {study.id} is no JSON ({error}): let `generate` give texts, "
+            "finite numbers, and lists and dicts of them"
+        ) from None
+    return {
+        "id": study.id,
+        "key": study.key,
+        "split": study.split,
+        "prediction": written.text,
+        **answer_of(study, task),
+        "labels": study.labels,
+        "triples": study.triples,
+        "tokens": written.tokens,
+        "truncated": written.truncated,
+        **extra,
+    }

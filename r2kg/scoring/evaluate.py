@@ -272,9 +272,7 @@ def score_protocol(
     if cleaning:
         refuse_unfit([protocol], cleaning)
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
-    uncut = protocol.model_copy(update={"max_length": None})
-    whole = [uncut.reference(line, vocabulary) for line in lines]
-    references = [protocol.cut(text, vocabulary) for text in whole]
+    references = [protocol.reference(line, vocabulary) for line in lines]
     systems = {
         "score": lines,
         "floor": None if floor is None else [{**line, "prediction": floor, "extra": None} for line in lines],
@@ -291,7 +289,7 @@ def score_protocol(
         unavailable["hypothesis_cleaning"] = "context.json names no cleaning: predictions were compared as generated"
     result: dict[str, Any] = {"hash": protocol.hash, "unavailable": unavailable}
     if protocol.max_length:
-        result["cut_references"] = sum(len(text.split()) >= protocol.max_length for text in whole)
+        result["cut_references"] = sum(map(protocol.cuts, lines))
     if protocol.task == "labels" and (without := unlabelled(lines)):
         result["unlabelled"] = without
     for name, system in systems.items():

@@ -18,10 +18,9 @@ import torch
 from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.protocol import protocols_of
 from r2kg.config.run import Run
-from r2kg.modules.beams import Generated
 from r2kg.rundir import RunFiles
-from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import Model, to_device
+from r2kg.scoring.context import prediction_line, scoring_context
+from r2kg.systems.contract import Model, add_reference_cuts, to_device
 from r2kg.training.artefacts import trained_model
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
 from r2kg.training.features import features_or_films
@@ -108,38 +107,11 @@ class Writer:
                     else:
                         study = Study.model_validate_json(micro["record"][row])
                         lines.append(prediction_line(study, written[row], self.run.model.task))
+            add_reference_cuts(lines, self.model, protocols_of(self.run.protocols, self.run.model.task))
             if self.parts:
                 content = "".join(json.dumps(line) + "\n" for line in lines)
                 write_atomic(self.parts / PART.format(int(rows["index"][0])), content.encode())
         return {"written": np.array([len(lines)])}
-
-
-def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
-    """What predictions.jsonl says of a study; `written.extra` is its field "extra", unless it is empty.
-
-    Raises:
-        ConfigError: the system's `extra` is no JSON, so that it could not be read back.
-    """
-    extra = {"extra": dict(written.extra)} if written.extra else {}
-    try:
-        json.dumps(extra, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"the `extra` that the system gives for study {study.id} is no JSON ({error}): let `generate` give texts, "
-            "finite numbers, and lists and dicts of them"
-        ) from None
-    return {
-        "id": study.id,
-        "key": study.key,
-        "split": study.split,
-        "prediction": written.text,
-        **answer_of(study, task),
-        "labels": study.labels,
-        "triples": study.triples,
-        "tokens": written.tokens,
-        "truncated": written.truncated,
-        **extra,
-    }
 
 
 def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str = "best", writers: int = 0) -> Path:

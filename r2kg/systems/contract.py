@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from r2kg.config.parts import Decoding
+from r2kg.config.protocol import protocol_named
 from r2kg.config.run import System
 from r2kg.modules.beams import Generated
 from shards.errors import CheckpointError, ConfigError
@@ -29,7 +30,11 @@ class Term(NamedTuple):
 
 
 class Model(Protocol):
-    """The nn.Module that `System.build` names. Its `forward` is `loss`. tests/own/pairs_model.py is a small one."""
+    """The nn.Module that `System.build` names. Its `forward` is `loss`. tests/own/pairs_model.py is a small one.
+
+    One whose references are to be cut by its own tokens has `fitting(texts, tokens)` besides: of each text the
+    characters that its first so many tokens spell, int each (`add_reference_cuts`).
+    """
 
     mutable: tuple[str, ...]
     """Names of buffers that training changes: checkpoints hold them, and after every step workers agree on their mean
@@ -89,6 +94,27 @@ def build_model(part: System) -> Model:
     """The model of a system's part; ConfigError when one of its modules cannot be built."""
     module, _, name = part.build.partition(":")
     return getattr(import_module(module), name)(part)
+
+
+def add_reference_cuts(lines: Sequence[dict[str, Any]], model: Model, protocols: Sequence[str]) -> None:
+    """Write into prediction lines how much of a reference those protocols compare that cut by the model's tokens.
+
+    It becomes a line's "reference_cut", protocol → characters; a line without a report as written is left as it is.
+
+    Raises:
+        ConfigError: the model has no tokenizer to ask (`Model.fitting`).
+    """
+    told = [line for line in lines if "reference_raw" in line]
+    for protocol in map(protocol_named, protocols):
+        if protocol.reference_cut == "tokens" and protocol.max_length:
+            texts = [protocol.uncut.reference(line) for line in told]
+            if not (fitting := getattr(model, "fitting", None)):
+                raise ConfigError(
+                    f"protocol {protocol.name} cuts references by tokens of the system's language model, and "
+                    f"{type(model).__name__} has no `fitting` to ask: leave it out of protocols, or give it one"
+                )
+            for line, end in zip(told, fitting(texts, protocol.max_length), strict=True):
+                line.setdefault("reference_cut", {})[protocol.name] = end
 
 
 def modules_of(model: nn.Module, prefix: str = "") -> dict[str, list[nn.Parameter]]:

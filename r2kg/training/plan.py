@@ -10,7 +10,7 @@ import torch
 
 from r2kg.config.protocol import parse_choice, protocol_named, protocols_of, refuse_unfit
 from r2kg.config.run import Run
-from r2kg.systems.contract import Model, build_model
+from r2kg.systems.contract import Model, add_reference_cuts, build_model
 from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features, refuse_damage
@@ -180,7 +180,10 @@ def count_cut(run: Run, manifest: Manifest, model: Model) -> tuple[dict[str, flo
     if cutting := [protocol for protocol in protocols if protocol.max_length]:
         split = next((split for split in ("test", "val") if manifest.splits[split].studies), "train")
         scored = _first_studies(run, split)
-        lines = [{"id": study.id, "reference": study.target, "reference_raw": study.report} for study in scored]
+        lines: list[dict[str, Any]] = [
+            {"id": study.id, "reference": study.target, "reference_raw": study.report} for study in scored
+        ]
+        add_reference_cuts(lines, model, [protocol.name for protocol in cutting])
         for protocol in cutting:
             numbers = [protocol.cuts(line) for line in lines]
             note(protocol.name, split, numbers, f"are compared by their beginning under protocol {protocol.name}")

@@ -89,6 +89,10 @@ class R2GenKG(nn.Module):
         lengths = self.writer.lengths([json.loads(record)["target"] for record in records])
         return [length > self.config.report_tokens for length in lengths]
 
+    def fitting(self, texts: Sequence[str], tokens: int) -> list[int]:
+        """Of each text the characters that its first `tokens` tokens of the language model spell, EOS not counted."""
+        return self.writer.fitting(texts, tokens)
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Target tokens."""
         return {"report": float((batch["labels"] != IGNORED).sum())}

@@ -60,6 +60,18 @@ def test_missing_report_as_written_names_the_study_and_the_way_out() -> None:
         PROTOCOLS["r2gen-2020"].reference(line, KNOWN)
 
 
+def test_a_cut_by_tokens_is_what_the_line_says() -> None:
+    protocol = PROTOCOLS["r2genkg-2025"]
+    cleaned = "the heart is large . no effusion ."
+    for end, wanted in ((20, cleaned[:20].rstrip()), (len(cleaned), cleaned)):
+        line = LINE | {"reference_cut": {"r2genkg-2025": end, "r2genkg-2025-mimic": 3}}
+        assert protocol.reference(line) == wanted and protocol.cuts(line) == (wanted != cleaned)
+        assert protocol.fits("clean-1"), "the protocol cleans the report itself, so that any shards will do"
+    for told in (None, {}, {"r2genkg-2025": None}, {"r2genkg-2025": True}, {"r2genkg-2025": 99}, [1]):
+        with pytest.raises(DataError, match=r"'a' does not tell .* 60 tokens .*generate RUN 'protocols="):
+            protocol.reference(LINE | {"reference_cut": told})
+
+
 def test_hash_follows_content_and_cleaning_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = PROTOCOLS["r2gen-2020"]
     before = {name: each.hash for name, each in PROTOCOLS.items()}
@@ -68,7 +80,7 @@ def test_hash_follows_content_and_cleaning_versions(monkeypatch: pytest.MonkeyPa
     assert protocol.model_copy(update={"max_length": 61}).hash != protocol.hash
     monkeypatch.setitem(clean.VERSIONS, "r2gen-2020-iu", 2)
     after = {name: each.hash for name, each in PROTOCOLS.items()}
-    assert [name for name in before if before[name] != after[name]] == ["r2gen-2020", "full-text"]
+    assert [name for name in before if before[name] != after[name]] == ["r2gen-2020", "r2genkg-2025", "full-text"]
 
 
 def test_hash_of_labels_follows_what_becomes_of_uncertain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +101,8 @@ def test_hash_of_labels_follows_what_becomes_of_uncertain_ones(monkeypatch: pyte
         ({"hypothesis_cleaning": "none"}, "hypothesis_cleaning='none' is not a cleaning"),
         ({"reference_cut": "r2gen", "threshold": 3}, "goes with threshold and max_length"),
         ({"max_length": 60}, "goes with threshold and max_length"),
+        ({"reference_cut": "tokens", "cleaning": "r2gen-2020-iu"}, "reference_cut=tokens with max_length alone"),
+        ({"reference_cut": "tokens", "max_length": 60}, "reference_cut=tokens goes with a named cleaning"),
         ({"length": 60}, "Extra inputs"),
         ({"uncertain": "left_out"}, "uncertain=left_out goes with task=labels"),
         ({"uncertain": "left_out", "task": "triples"}, "uncertain=left_out goes with task=labels"),
@@ -102,5 +116,7 @@ def test_impossible_protocols_are_refused(fields: dict, said: str) -> None:
 
 
 def test_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'r2gen'.*r2gen-2020, r2gen-2020-mimic, r2gengpt-2023-mimic, full-text"):
+    with pytest.raises(
+        ConfigError, match=r"'r2gen'.*r2gen-2020, r2gen-2020-mimic, r2gengpt-2023-mimic, r2genkg-2025, "
+    ):
         protocol_named("r2gen")

@@ -58,11 +58,14 @@ def test_a_kept_floor_whose_record_is_lost_is_an_error_or_counted_again(shards) 
 def test_protocols_of_another_cleaning_are_refused_with_those_that_fit(shards) -> None:
     root, manifest = shards
     with pytest.raises(
-        ConfigError, match=r'set protocols=\["r2gen-2020","r2gengpt-2023-mimic","full-text"\], which can'
+        ConfigError,
+        match=r'set protocols=\["r2gen-2020","r2gengpt-2023-mimic","r2genkg-2025",.*"full-text"\], which can',
     ):
         scoring_context(root, manifest, ("r2gen-2020-mimic",))
     other = manifest.model_copy(update={"cleaning": "clean-1"})
-    with pytest.raises(ConfigError, match=r'set protocols=\["r2gengpt-2023-mimic","full-text"\], which can'):
+    with pytest.raises(
+        ConfigError, match=r'set protocols=\["r2gengpt-2023-mimic","r2genkg-2025",.*"full-text"\], which can'
+    ):
         scoring_context(root, other, BOTH)
 
 

@@ -16,14 +16,17 @@ import torch
 
 from r2kg.config.needs import Inputs
 from r2kg.config.parts import Data
+from r2kg.config.protocol import PROTOCOLS
 from r2kg.config.run import Run, System
 from r2kg.modules.beams import Generated
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import PART, Writer, derangement, generate, joined, probe_of, shuffled
+from r2kg.systems.contract import add_reference_cuts
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import find_checkpoint, read_state
+from shards.clean import clean
 from shards.errors import CheckpointError, ConfigError, DataError
 from shards.stream.blocks import read_block, stream_blocks
 from shards.stream.index import Index, read_studies
@@ -88,7 +91,11 @@ def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path, tmp_pat
         def generate(self, batch: dict, decoding: object) -> list:
             return [Generated("x", 1, False)] * len(seen)
 
-    run = Run(name="x", model=Asked(), train={"micro_batch": 64, "global_batch": 64})
+        def fitting(self, texts: list[str], tokens: int) -> list[int]:
+            return [min(tokens, len(text)) for text in texts]  # a token a character
+
+    protocols = ("r2genkg-2025", "full-text")
+    run = Run(name="x", model=Asked(), train={"micro_batch": 64, "global_batch": 64}, protocols=protocols)
     writer.run, writer.licence, writer.device, writer.parts = run, "", "cpu", tmp_path
     writer.model = Model()  # type: ignore[assignment]
     index = Index.open(phantom_shards, "test")
@@ -96,6 +103,11 @@ def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path, tmp_pat
     assert writer(rows)["written"] == [len(index)] and len(seen) == len(index) + 1
     lines = [json.loads(line) for line in (tmp_path / PART.format(0)).read_text().splitlines()]
     assert [line["reference"] for line in lines] == [study.target for study in read_studies(phantom_shards, "test")]
+    for line in lines:
+        cleaned = clean("r2gen-2020-iu", line["reference_raw"])
+        assert PROTOCOLS["r2genkg-2025"].reference(line) == cleaned[:60].rstrip() and len(line["reference_cut"]) == 1
+    with pytest.raises(ConfigError, match="r2genkg-2025 cuts references by tokens .* object has no `fitting`"):
+        add_reference_cuts(lines, object(), protocols)  # type: ignore[arg-type]
     for study, record in zip(read_studies(phantom_shards, "test"), seen, strict=False):
         assert study.report not in record and study.target not in record and study.key in record
     assert seen[-1] == "" and any(study.report in rows["record"][0] for study in read_studies(phantom_shards, "test"))

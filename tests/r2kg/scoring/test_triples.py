@@ -83,6 +83,8 @@ def test_hashes_of_reports_are_as_they_were_published() -> None:
         "r2gen-2020": "162f9884ad6a802e",
         "r2gen-2020-mimic": "33dbd5dc4e40e626",
         "r2gengpt-2023-mimic": "d042708fd1f700b1",
+        "r2genkg-2025": "1179c8140d73c48c",
+        "r2genkg-2025-mimic": "33900391b20b0e00",
         "full-text": "b1ea5c9e669105f2",
     }
 

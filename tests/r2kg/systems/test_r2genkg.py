@@ -144,6 +144,18 @@ def test_report_tokens_cuts_the_target(source):
     assert model.collate(stream_rows())["labels"].shape == (3, 4)
 
 
+def test_characters_that_so_many_tokens_spell(source):
+    model = tiny(source)
+    tokenizer = model.writer.tokenizer
+    for tokens in (1, 4, 9, 100):
+        for text, end in zip(REPORTS, model.fitting(REPORTS, tokens), strict=True):
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert text[:end].strip() == tokenizer.decode(ids[:tokens]).strip() and (end == len(text)) == (
+                len(ids) <= tokens
+            )
+    assert model.fitting([], 4) == []
+
+
 def test_invalid_rows_contribute_nothing(source):
     model = tiny(source)
     with_invalid = loss_of(model, model.collate(stream_rows((True, False, True))))

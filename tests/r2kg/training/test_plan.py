@@ -35,3 +35,12 @@ def test_references_that_a_protocol_compares_cut_are_counted(small_run, phantom_
     plan = preflight(run, manifest, {})
     assert 0 < longer < len(words) and plan.cut == {"train": 0, "r2gen-2020": longer / len(words)}
     assert f"{longer} of {len(words)} reports of test are compared by their beginning" in plan.cuts
+
+
+def test_references_that_are_cut_by_the_models_tokens_are_counted(small_run, phantom_shards: Path) -> None:
+    manifest, run = read_manifest(phantom_shards), small_run({"protocols": ["r2genkg-2025"]})
+    tokenizer = build_model(run.model).writer.tokenizer
+    reports = [clean("r2gen-2020-iu", study.report) for study in read_studies(phantom_shards, "test")]
+    longer = sum(len(tokenizer(report, add_special_tokens=False).input_ids) > 60 for report in reports)
+    assert 0 < longer < len(reports)
+    assert preflight(run, manifest, {}).cut["r2genkg-2025"] == longer / len(reports)
