@@ -3,6 +3,7 @@
 Shapes: B batch, K graph tokens, D_k width of the graph, D_v width of the image encoder.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch_geometric.utils import to_dense_batch
 
 from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
+from r2kg.graph.artefact import KnowledgeGraph
 from r2kg.graph.build.reports import load_training_graph
 from r2kg.graph.embed import embed
 from r2kg.graph.levels import Level, read_levels, sample_levels, write_levels
@@ -24,7 +26,7 @@ from r2kg.systems.r2genkg.parts import Graph
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import collate_disjoint, unpack
 from shards.tars.format import Manifest
-from shards.tars.kinds import read_side
+from shards.tars.kinds import KINDS, read_side
 
 
 def artefact(config: Graph, source: str, run: Run, manifest: Manifest, into: str) -> Artefact:
@@ -34,20 +36,17 @@ def artefact(config: Graph, source: str, run: Run, manifest: Manifest, into: str
         source: of the text encoder.
 
     Raises:
-        DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another.
+        ConfigError: levels that the graph does not have.
+        DataError: no graph, one of other shards, one that other splits' reports speak in; films' parts of another, or
+            of no film of a split.
     """
     graph = load_training_graph(config.place or f"{run.data.shards}/graph", run.data.shards, manifest)
     for kind in config.sides:
-        films = run.sides[kind]
-        if (theirs := read_side(films, kind).description.get("graph")) != graph.manifest.fingerprint:
-            raise DataError(
-                f"the films' parts at {films} are of graph {str(theirs)[:12]}, the run's is "
-                f"{graph.manifest.fingerprint[:12]}: write them again with `r2kg graph films SHARDS`"
-            )
+        refuse_parts(run.sides[kind], kind, graph, manifest)
+    levels = sample_levels(graph, () if config.thresholds else config.sizes, config.thresholds)
     text = config.text.model_copy(update={"source": source})
 
     def make(folder: Path) -> None:
-        levels = sample_levels(graph, () if config.thresholds else config.sizes, config.thresholds)
         write_levels(graph, *controlled(levels, embed(graph.names, text).numpy(), config.control), folder)
 
     return Artefact(
@@ -63,6 +62,24 @@ def artefact(config: Graph, source: str, run: Run, manifest: Manifest, into: str
         into=into,
         sentence=f"Sampling levels of a graph of {graph.nodes.num_rows:,} nodes, and encoding their names",
     )
+
+
+def refuse_parts(films: str, kind: str, graph: KnowledgeGraph, manifest: Manifest) -> None:
+    """DataError for films' parts at `films` that are of another graph, or that no film of a split has."""
+    side, again = read_side(films, kind), f"write them again with {KINDS[kind].how}"
+    theirs, ours, parts = side.description.get("graph"), graph.manifest.fingerprint, f"the films' parts at {films}"
+    if theirs != ours:
+        raise DataError(f"{parts} are of graph {str(theirs)[:12]}, the run's is {ours[:12]}: {again}")
+    if (nodes := side.extent[0]) != len(graph.names):
+        raise DataError(f"{parts} are of {nodes} nodes, their graph has {len(graph.names)}: {again}")
+    held = Counter[str]()
+    for tar in side.shards:
+        held[tar.split] += tar.held
+    if without := [split for split, count in manifest.splits.items() if count.studies and not held[split]]:
+        raise DataError(
+            f"{parts} are there for no study of {' and '.join(without)} ({dict(side.without)}): a "
+            f"model would be shown a graph in one split and none in another; {again}"
+        )
 
 
 def controlled(

@@ -44,12 +44,14 @@ def artefact(config: Bank, width: int, run: Run, manifest: Manifest, into: str) 
         told = [[bank.manifest.labels[bank.label[at]], bank.cells["study"][at].as_py()] for at in kept.tolist()]
         (folder / CELLS).write_text(json.dumps(told))
 
+    lacking = [label for label, count in bank.manifest.counts.items() if not count]
+    none_of = f"; it has none of {', '.join(lacking)}" if lacking else ""
     return Artefact(
         name="bank",
         settings={"bank": bank.manifest.fingerprint, "per_label": config.per_label},
         make=make,
         into=into,
-        sentence=f"Taking {len(bank.first(config.per_label)):,} of {len(bank.tokens):,} tokens of the bank",
+        sentence=f"Taking {len(bank.first(config.per_label)):,} of {len(bank.tokens):,} tokens of the bank{none_of}",
     )
 
 
