@@ -7,6 +7,7 @@ import typer
 
 from jobs.cli import run, without_gpu_warning
 from r2kg.config.overrides import parse_overrides
+from r2kg.config.protocol import protocols_of
 from r2kg.rundir import saved_run
 from shards.errors import ConfigError
 from shards.tars.format import read_manifest
@@ -14,7 +15,7 @@ from shards.tars.place import place
 
 MAY_CHANGE = (
     *("model.decoding", "data.on_bad", "data.verify", "data.features", "data.sides"),
-    *("train.micro_batch", "train.gpus", "train.wait_minutes"),
+    *("train.micro_batch", "train.gpus", "train.wait_minutes", "protocols"),
 )
 
 
@@ -27,7 +28,8 @@ def main(
         int, typer.Option(min=0, help="actors that hold the model; 0: one per GPU, without GPUs as many as trained it")
     ] = 0,
     changes: Annotated[
-        list[str] | None, typer.Argument(help="key=value of model.decoding and data, e.g. model.decoding.beams=5")
+        list[str] | None,
+        typer.Argument(help="key=value of model.decoding, data and protocols, e.g. model.decoding.beams=5"),
     ] = None,
 ) -> None:
     """Write predictions.jsonl below RUN/predictions/SPLIT, and beside it what scoring needs; goes on after a kill.
@@ -40,6 +42,7 @@ def main(
             f"{', '.join(strange)} cannot be changed for a run that is trained: {', '.join(MAY_CHANGE)} can"
         )
     trained = saved_run(run_directory).change(given)
+    protocols_of(trained.protocols, trained.model.task)
     without_gpu_warning(trained.train.gpus)
     where = place(shards or trained.data.shards)
     read_manifest(where)

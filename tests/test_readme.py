@@ -98,6 +98,7 @@ MISTAKES = {
     "generate runs/r2gengpt-tiny --split tset": (3, "its splits are train, val, test", 30),
     "report runs/r2gengpt-tiny nosuch.png": (2, "nosuch.png is no file", 5),
     "report runs/r2gengpt-tiny mine.py": (3, ".py is not a film format read here (.jpg", 30),
+    "generate runs/r2gengpt-tiny 'protocols=[\"nosuch\"]'": (2, "unknown protocols ['nosuch']; known: ", 5),
     "evaluate runs/r2gengpt-tiny --protocol nosuch": (2, "there is no protocol 'nosuch': choose one of", 5),
     "shards show films nosuch": (3, "no study 'nosuch' in", 5),
     "subgraphs films --triples nosuch.csv": (3, "nosuch.csv is missing", 30),
