@@ -66,6 +66,32 @@ def tiny() -> Run:
     return base.model_copy(update={"name": "r2genkg-tiny", "model": model})
 
 
+def tiny_iu() -> Run:
+    """IU X-Ray in R2Gen's form on a laptop: graph of the rules, MiniLM's node features, over r2gengpt.tiny_iu.
+
+    `pip install r2kg[weights]`. About 10 minutes on two CPU cores once the features are there:
+
+        r2kg shard iu_xray --raw iu_xray --out iu
+        r2kg features r2genkg.tiny_iu data.shards=iu
+        r2kg graph annotate iu
+        r2kg graph build iu
+        r2kg graph films iu --nodes 24 --triples 48
+        r2kg train r2genkg.tiny_iu data.shards=iu data.features=iu/side/features-tf_efficientnet_lite0
+
+    The queries have no bank: a classifier learns from labels of findings, and IU X-Ray in R2Gen's form has none. Film
+    and graph meet at 128 channels, since two blocks of the encoder's 1,280 would be 39 M parameters for 672 reports.
+    `python -m bench.real_films IU_XRAY --recipe r2genkg.tiny_iu` does all of it and says what it is worth.
+    """
+    graph = Graph(
+        source="both", sizes=(20, 40, 80), shown=1, text=TextEncoder(source="package:all-minilm-l6-v2", pooling="mean"),
+        width=384, hidden=96, places=160, fusion_layers=1, fusion_heads=4, heads=4, attention_width=128, dropout=0.0,
+    )  # fmt: skip
+    base = r2gengpt.tiny_iu()
+    queries = Queries(width=64, layers=2, heads=4, film_width=96)
+    model = base.model.model_copy(update={"graph": graph, "queries": queries})
+    return base.model_copy(update={"name": "r2genkg-tiny-iu", "model": model})
+
+
 def _with_graph(base: Run, name: str) -> Run:
     """R2GenGPT's run with the graph branch and the queries at the paper's sizes."""
     model = base.model.model_copy(update={"graph": Graph(), "queries": Queries(bank=Bank())})

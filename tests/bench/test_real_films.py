@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from bench.mesh import write_published
 from bench.real_films import compared, findings_in
+from r2kg.graph.build.published import read_published
+from r2kg.graph.levels import sample_levels
+from shards.errors import DataError
 
 SAYS = (
     "the heart is enlarged . there is a left pleural effusion .",
@@ -38,3 +42,33 @@ def test_what_does_not_know_them_does_not():
     blind, other = lines_of([SAYS[at % 4] for at in mixed]), lines_of([SAYS[at % 4] for at in mixed[::-1]])
     low, high = compared(blind, other, SAYS[0], "r2gen-2020-iu")["finding F1, micro"]["above shuffled"]
     assert low <= 0 <= high
+
+
+MESH = """head,relation,tail,count
+Opacity,located_in,lung,9
+Lung,has_attribute,hypoinflation,7
+Opacity,has_side,left,5
+lung,has_attribute,opacity,2
+"""
+
+
+def test_triples_of_mesh_become_a_graph(tmp_path):
+    (tmp_path / "mesh.csv").write_text(MESH)
+    notes = write_published(tmp_path / "mesh.csv", tmp_path / "kg.csv")
+    assert notes == {
+        "located_in as located_at": 1, "has_attribute as modify": 2, "has_side as modify": 1,
+        "rows joined with others": 1,
+    }  # fmt: skip
+    graph = read_published(tmp_path / "kg.csv", tmp_path / "graph", "public")
+    assert graph.manifest.origin == "table" and len(sample_levels(graph, thresholds=(7,))[0].node) == 3
+    said = zip(graph.named_triples(), graph.triples["count"].to_pylist(), strict=True)
+    wanted = {("opacity", "located_at", "lung"): 11, ("hypoinflation", "modify", "lung"): 7}
+    wanted[("left", "modify", "opacity")] = 5
+    assert dict(said) == wanted, "two rows on one pair are one, as the commoner says"
+
+
+@pytest.mark.parametrize("row", ["Opacity,near,lung,9", "Opacity,located_in,lung,many", "Opacity,located_in"])
+def test_a_row_that_is_no_triple_is_named(tmp_path, row):
+    (tmp_path / "mesh.csv").write_text(MESH + row + "\n")
+    with pytest.raises(DataError, match=r"mesh.csv line 6 is no triple .*relations are located_in, has_attribute"):
+        write_published(tmp_path / "mesh.csv", tmp_path / "kg.csv")

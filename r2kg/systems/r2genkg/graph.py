@@ -224,9 +224,12 @@ class GraphBranch(nn.Module):
 
     def __init__(self, config: Graph, width: int) -> None:
         super().__init__()
-        self.tokens = GraphTokens(config, width)
-        self.i2g = CrossBlock(width, config.heads, config.dropout) if config.i2g else None
-        self.g2i = CrossBlock(width, config.heads, config.dropout) if config.g2i else None
+        narrow, inner = config.attention_width, config.attention_width or width
+        self.tokens = GraphTokens(config, inner)
+        self.i2g = CrossBlock(inner, config.heads, config.dropout) if config.i2g else None
+        self.g2i = CrossBlock(inner, config.heads, config.dropout) if config.g2i else None
+        self.down = nn.Linear(width, narrow) if narrow else None
+        self.up = nn.Linear(narrow, width) if narrow else None
 
     def forward(
         self, film: Tensor, present: Tensor | None, films: dict[str, Any] | None, weigh: bool = False
@@ -236,6 +239,7 @@ class GraphBranch(nn.Module):
         With `weigh` also how much the film asked each node, fp32 [B, K], 0 where no token is; None where it asks none.
         """
         graph, there = self.tokens(len(film), films)
+        film = self.down(film) if self.down else film
         parts, weights = list[tuple[Tensor, Tensor | None]](), None
         if self.g2i:
             parts.append((self.g2i(graph, film, present)[0], there))
@@ -243,7 +247,7 @@ class GraphBranch(nn.Module):
             answer, attended = self.i2g(film, graph, there, weigh)
             parts.append((answer, present))
             weights = None if attended is None else attended.float().mean(1)
-        return parts, weights
+        return [(self.up(x) if self.up else x, mask) for x, mask in parts], weights
 
 
 def triples_told(parts: Any, names: Sequence[str], most: int) -> list[str]:

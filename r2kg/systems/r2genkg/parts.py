@@ -39,7 +39,10 @@ class Graph(Part):
     fusion_heads: int = Field(default=8, ge=1)
     """Heads of the fusion; they divide width."""
     heads: int = Field(default=16, ge=1)
-    """Heads of the attention between film and graph; they divide the image encoder's width."""
+    """Heads of the attention between film and graph; they divide its width."""
+    attention_width: int | None = Field(default=None, ge=4)
+    """Width in which film and graph ask each other; null: that of the image encoder, as released. With a smaller one
+    both are mapped there before and back behind, which is for machines without a GPU."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """In R-GCN, fusion and attention."""
     control: Literal["none", "empty", "edges", "features", "film"] = "none"
@@ -76,6 +79,8 @@ class Graph(Part):
             raise ValueError(f"control={self.control} is one of source={fitting}, and source={self.source}")
         if self.text_triples and self.control == "empty":
             raise ValueError(f"text_triples={self.text_triples} would say what control=empty takes away: set one to 0")
+        if self.attention_width and self.attention_width % self.heads:
+            raise ValueError(f"heads={self.heads} do not divide attention_width={self.attention_width}")
         if self.width % self.fusion_heads:
             raise ValueError(f"fusion_heads={self.fusion_heads} do not divide width={self.width}")
         return self

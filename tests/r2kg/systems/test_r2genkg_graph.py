@@ -109,7 +109,7 @@ def test_the_papers_numbers_of_parameters_and_tokens(llama_2_7b, paper_levels): 
     ("changes", "graph_tokens"),
     [
         ({}, 3), ({"shown": 1}, 6), ({"fusion": "paper"}, 9), ({"i2g": False}, 3), ({"g2i": False}, 0),
-        ({"source": "film"}, 3), ({"source": "both"}, 6),
+        ({"source": "film"}, 3), ({"source": "both"}, 6), ({"source": "both", "attention_width": 4}, 6),
     ],
 )  # fmt: skip
 def test_what_the_language_model_is_shown(source, levels, changes, graph_tokens):  # noqa: F811
@@ -392,6 +392,7 @@ def test_levels_that_do_not_fit_are_refused(source, levels):  # noqa: F811
         ({"i2g": False, "g2i": False}, "show nothing of the graph"),
         ({"shown": 5}, "shown=5 is none of 2 levels"),
         ({"fusion_heads": 3}, "do not divide width=8"),
+        ({"attention_width": 5}, "heads=2 do not divide attention_width=5"),
     ):
         with pytest.raises(ValueError, match=told):
             graph(levels, **wrong)
