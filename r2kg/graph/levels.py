@@ -123,7 +123,7 @@ def read_levels(folder: Path) -> Levels:
             raise ValueError("a node without a feature")
         for level in graphs:
             inside = [(level.node, len(names)), (level.edge_index, len(level.node)), (level.edge_type, len(RELATIONS))]
-            if any(len(array) and not 0 <= int(array.min()) <= int(array.max()) < most for array, most in inside):
+            if any(array.size and not 0 <= int(array.min()) <= int(array.max()) < most for array, most in inside):
                 raise ValueError("a level that names what is not there")
         if not graphs or any(level.edge_index.shape != (2, len(level.edge_type)) for level in graphs):
             raise ValueError("no levels, or edges without a type")

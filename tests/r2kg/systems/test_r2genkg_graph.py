@@ -235,13 +235,15 @@ def test_levels_are_encoded_once_where_nothing_is_trained(source, levels, monkey
 
 
 @pytest.mark.parametrize("control", ["empty", "edges", "features"])
-def test_controls_keep_the_tokens_and_take_the_sense(drawn_graph, control):  # noqa: F811
+def test_controls_keep_the_tokens_and_take_the_sense(drawn_graph, control, tmp_path):  # noqa: F811
     made = sample_levels(drawn_graph, thresholds=(700, 40))
     features = np.random.default_rng(0).normal(size=(NODES, WIDTH)).astype(np.float32)
     changed, held = controlled(made, features, control)
     assert [level.node.tolist() for level in changed] == [level.node.tolist() for level in made]
     edges = [level.edge_index.tolist() for level in changed] != [level.edge_index.tolist() for level in made]
     assert edges == (control != "features") and (held != features).any() == (control != "edges")
+    read = write_levels(drawn_graph, changed, held, tmp_path)  # as `prepare` writes them, and a model reads them
+    assert all(np.array_equal(one.edge_index, two.edge_index) for one, two in zip(read.graphs, changed, strict=True))
     if control == "edges":
         for before, after in zip(made, changed, strict=True):
             assert before.edge_index[0].tolist() == after.edge_index[0].tolist()
