@@ -1,8 +1,9 @@
 """Make a graph of the training reports, and look at it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -282,6 +283,50 @@ def bank(
     print(where)
 
 
+def matrix(
+    shards: Shards,
+    classifier: Annotated[Path | None, typer.Option(help="directory of a run of the system gcn")] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
+    text: Annotated[str, typer.Option(help="in its place a text encoder that reads the nodes' keywords")] = "",
+    pooling: Annotated[Literal["cls", "mean"], typer.Option(help="of the text encoder")] = "cls",
+    width: Annotated[int, typer.Option(min=1, help="with --text; the classifier has its own")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="with --text: of the projection")] = 0,
+    graph: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/finding-graph")] = "",
+    out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/knowledge")] = "",
+    actors: Annotated[int, typer.Option(min=1, help="processes that hold the classifier, one GPU each")] = 1,
+    centred: Annotated[bool, typer.Option(help="take from each vector what all have in common")] = True,
+    on_bad: Annotated[OnBad, typer.Option(help="a film that cannot be read: skip (count) or fail")] = "skip",
+    replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a matrix made otherwise")] = False,
+) -> None:
+    """Make the knowledge matrix: what a GCN classifier sees of each finding in training films, a vector a node."""
+    root = place(shards)
+    manifest, where = read_manifest(root), place(out) if out else root / "knowledge"
+    if bool(classifier) == bool(text):
+        raise ConfigError(
+            "a matrix is made by --classifier RUN (`r2kg train gcn.tiny ...`) or --text ENCODER: give one"
+        )
+    from r2kg.graph.build.findings import load_finding_graph
+    from r2kg.graph.matrix.make import Made, named_encoder, of_films, of_names, write_matrix  # seconds of torch and Ray
+    from r2kg.modules.config import TextEncoder
+
+    findings = load_finding_graph(graph or root / "finding-graph", manifest)
+    make: Callable[[], Made]
+    if classifier:
+        from r2kg.scoring.explain import node_encoder_of
+        from shards.session import connect_ray
+
+        build, inputs, named = node_encoder_of(classifier, checkpoint, manifest, findings.manifest.fingerprint)
+        connect_ray(where if isinstance(where, Path) else None)
+        make, described = partial(of_films, root, manifest, build, inputs, on_bad, actors), {"classifier": named}
+    else:
+        encoder = TextEncoder(source=text, pooling=pooling)
+        make, described = partial(of_names, findings, encoder, width, seed), named_encoder(encoder, width, seed)
+    made = write_matrix(where, findings, manifest, described, make, replace, centred)
+    films = f", mean over {made.manifest.description['films']:,} training films" if classifier else ""
+    print(f"{len(made.vectors)} nodes, {made.vectors.shape[1]} channels{films}")
+    print(where)
+
+
 def only_side(root: Place, kind: str, option: str, fingerprint: str = "") -> Place:
     """The side of a kind below SHARDS/side, where there is exactly one; `fingerprint`: the one that has it.
 
@@ -347,7 +392,7 @@ def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
     return LlmExtractor(licence=licence, **llm)
 
 
-JOBS = (annotate, learn, build, findings, read, card, levels, films, bank, evaluate)
+JOBS = (annotate, learn, build, findings, read, card, levels, films, bank, matrix, evaluate)
 
 if __name__ == "__main__":
     run(*JOBS)

@@ -23,7 +23,10 @@ from shards.tars.place import place, size_of, write_atomic
 
 SYSTEMS = {
     "r2genkg": "r2kg.systems.r2genkg.config:R2GenKGConfig",
+    "cknet": "r2kg.systems.cknet.config:CKNetConfig",
+    "cknet_llm": "r2kg.systems.cknet.config:CKNetLlmConfig",
     "classifier": "r2kg.systems.classifier.config:ClassifierConfig",
+    "gcn": "r2kg.systems.gcn.config:GcnConfig",
 }
 """model.system → "module:Class" of its part, imported on use."""
 NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")

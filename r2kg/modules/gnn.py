@@ -1,6 +1,7 @@
-"""A knowledge graph as tokens: R-GCN over levels and films' own parts, their fusion, and attention to and from films.
+"""A knowledge graph as tokens: R-GCN over levels and films' own parts, their fusion, and attention to and from films;
+and convolution over a graph of findings, whose nodes are read off a film.
 
-Shapes: B batch, N nodes of a level, E edges, D_k width of the graph, P film tokens, D_v width of the encoder.
+Shapes: B batch, N nodes of a level, E edges, D_k width of the graph, P film tokens, D_v width of the encoder, F films.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import MeanAggregation, RGCNConv
+from torch_geometric.nn import GCNConv, MeanAggregation, RGCNConv
+from torch_geometric.utils import add_self_loops, degree
 
 RELATIONS = 3
 """No types for the inverse: an edge is read from head to tail (R2GenKG §1.3)."""
@@ -107,3 +109,43 @@ class CrossBlock(nn.Module):
             weights = None if weights is None else weights * some[:, None, None]
         q = q + attended
         return q + self.mlp(self.norm_mlp(q)), weights
+
+
+def edge_weights(edge_index: Tensor, nodes: int, self_loops: bool = False) -> tuple[Tensor, Tensor]:
+    """Edges of a directed graph with the weights of its normalised adjacency: int64 [2, E] and fp32 [E].
+
+    Of an edge from i to j 1/√(edges from i · edges to j), which is D_f^-½ A D_b^-½ (SentKG); a node without edges has
+    none to weigh. With `self_loops` 1/√(edges from i · edges from j) of A + I (AMIA 2022).
+    """
+    if self_loops:
+        edge_index, _ = add_self_loops(edge_index, num_nodes=nodes)
+    first, second = edge_index
+    sent, got = degree(first, nodes), degree(first if self_loops else second, nodes)
+    return edge_index, (sent[first] * got[second]).rsqrt()
+
+
+class FindingConvolution(nn.Module):
+    """A layer of SentKG's classifier (Zhang et al. 2020): a node hears itself, those that its edges lead to, and those
+    that have edges to it, each through weights of their own.
+
+    h' = ReLU(h + dropout(norm(W [ReLU norm(h W_s) ; ReLU norm(Ã h W_f) ; ReLU norm(Ãᵀ h W_b)]))), without biases.
+    The released code has BatchNorm; here it is LayerNorm over the channels of a node, as batch statistics would differ
+    between workers and micro-batches. Neighbours are added up in fp32.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        """`width` is that of a node, which 4 divides: each branch has a quarter."""
+        super().__init__()
+        part = width // 4
+        self.own = nn.Linear(width, part, bias=False)
+        self.ahead, self.behind = (GCNConv(width, part, normalize=False, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(part) for _ in range(3))
+        self.joined, self.norm = nn.Linear(3 * part, width, bias=False), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, edge_index: Tensor, weight: Tensor) -> Tensor:
+        """[F, N, D] of node states [F, N, D] in their dtype, with the edges that `edge_weights` gives."""
+        # PyG sends from an edge's first node to its second
+        heard = self.own(x), self.ahead(x, edge_index.flip(0), weight), self.behind(x, edge_index, weight)
+        branches = [norm(part.to(x.dtype)).relu() for norm, part in zip(self.norms, heard, strict=True)]
+        return (x + self.dropout(self.norm(self.joined(torch.cat(branches, -1))))).relu()
