@@ -133,6 +133,7 @@ def unknown(whole: type[BaseModel], tree: dict, path: str) -> str:
     if not near and (path != prefix + names[-1] or not prefix):
         near = difflib.get_close_matches(path[:200], keys, n=3, cutoff=0.7)
     near = [key for key in dict.fromkeys(near) if not names[-1] or key not in above]
+    near = [key for key in near if not keys[key]] or near  # what is there comes before what would have to be brought
     if near:
         return f"unknown key {_brief(path)!r}; did you mean {', '.join(near[:4])}?"
     there = ", ".join(key.removeprefix(prefix) for key in inside if not keys[key])

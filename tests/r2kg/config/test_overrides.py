@@ -240,7 +240,8 @@ def test_what_show_prints_is_the_run(name, tmp_path, capsys):
         assert change(run, word) == run, word
     told = json.loads(printed)["model"]
     parts = [f"model.{part}={{}}" for part in ("graph", "queries") if told.get(part)]
-    parts += ["model.queries.bank={}"] if (told.get("queries") or {}).get("bank") else []
+    for part, inner in (("queries", "bank"), ("transformer", "text")):
+        parts += [f"model.{part}.{inner}={{}}"] if (told.get(part) or {}).get(inner) else []
     assert change(Run(name="y"), *words, *parts) == run
 
 
