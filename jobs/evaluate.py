@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from jobs.cli import run
+from r2kg.rundir import newest_predictions
 from r2kg.tracking import track_scores
-from shards.errors import DataError
 from shards.tars.format import read_manifest
 
 
@@ -26,11 +26,7 @@ def main(
     from r2kg.scoring.context import scoring_context
     from r2kg.scoring.evaluate import evaluate, protocols_beside, scores_table
 
-    if predictions.is_dir():
-        found = sorted(predictions.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise DataError(f"there is no predictions.jsonl below {predictions}: write it with `r2kg generate`")
-        predictions = found[-1]
+    predictions = newest_predictions(predictions)
     names = tuple(protocol or protocols_beside(predictions))
     context = scoring_context(shards, read_manifest(shards), names) if shards else None
     scores = evaluate(predictions, names, context)

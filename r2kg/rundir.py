@@ -214,6 +214,15 @@ def saved_run(directory: Path) -> Run:
     return run.change({field: str(path) for field, path in beside.items() if path.is_dir()})
 
 
+def newest_predictions(place: Path) -> Path:
+    """A predictions file, or the newest one below a directory, such as a run's; DataError where there is none."""
+    if not place.is_dir():
+        return place
+    if found := sorted(place.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime):
+        return found[-1]
+    raise DataError(f"there is no predictions.jsonl below {place}: write it with `r2kg generate`")
+
+
 def directory_of(predictions: Path) -> Path | None:
     """The run that wrote RUN/predictions/SPLIT/HOW/FILE; None for a file outside a run."""
     parents = predictions.resolve().parents

@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from r2kg.config.needs import CARD
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, directory_of, read_json, record_of, saved_run
 from shards.errors import RetryableError
+from shards.privacy import terms_of
 from shards.tars.place import write_atomic
 
 # Without a bound, an MLflow client waits minutes for a server that is gone (MLflow retries 7 times by default).
@@ -284,6 +286,18 @@ def track_scores(predictions: Path, scores: dict) -> str:
             tracker.log(context["step"], **{f"{split}.{protocol}.{kind}.{name}": v for name, v in values.items()})
     beneath = predictions.resolve().parent.relative_to(directory.resolve()).as_posix()
     tracker.attached.append((predictions.with_name("scores.json"), beneath))
+    return tracking_note(tracker.close(), tracker)
+
+
+def track_pictures(predictions: Path, pictures: Sequence[Path]) -> str:
+    """Keep pictures of studies with the run that wrote `predictions`; of credentialed data none. Returns a note."""
+    directory = directory_of(predictions)
+    context = json.loads(predictions.with_name("context.json").read_text())
+    if directory is None or terms_of(context["licence"]).credentialed:
+        return "MLflow gets none of these: they show films and reports of credentialed data." if directory else ""
+    tracker = Tracker(saved_run(directory))
+    for picture in pictures:
+        tracker.attached.append((picture, picture.resolve().parent.relative_to(directory.resolve()).as_posix()))
     return tracking_note(tracker.close(), tracker)
 
 

@@ -24,6 +24,8 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line.partition("#")[0].strip() for line in re.findall(r"^r2kg .*$", README, re.MULTILINE)]
 SMALLER = {
     "r2kg train classifier": "train.steps=3 train.cpus_per_worker=0.4",
+    "r2kg train gcn": "train.steps=3 train.cpus_per_worker=0.4",
+    "r2kg train cknet": "train.steps=3 train.cpus_per_worker=0.4 model.decoding.max_new_tokens=8",
     "r2kg train r2genkg": (
         "train.steps=3 train.cpus_per_worker=0.4 model.llm.tiny.epochs=1 model.decoding.max_new_tokens=8 "
         "model.graph.sizes=[10,20,30]"
@@ -58,7 +60,7 @@ def test_looking_costs_nothing(command, tmp_path):
         lm = write_tiny_lm(["the heart is large ."], tmp_path / "lm", TinyLm(layers=1, epochs=1), 0)
         assert "Soft tokens: 426 " in run(f"{command} model.llm.source={lm}", tmp_path)
         return
-    told = "ablation:RECIPE:no-graph" if "--ablations" in command else "r2gengpt"
+    told = "ablation:RECIPE:full" if "--ablations" in command else "r2gengpt"
     assert told in run(command, tmp_path)
 
 
@@ -115,7 +117,7 @@ def test_from_films_to_scores_by_the_commands_and_the_mistakes_beside_them(tmp_p
     chain = [line for line in CHAIN.splitlines() if line.startswith("r2kg") and "--raw" not in line]
     printed = [run(command, tmp_path) for command in chain]
     evaluated = [text for command, text in zip(chain, printed, strict=True) if command.startswith("r2kg evaluate")]
-    assert len(evaluated) == 3
+    assert len(evaluated) == 4
     for text in evaluated:
         scores = Path(text.splitlines()[-1])
         assert scores.name == "scores.json" and scores.is_file()

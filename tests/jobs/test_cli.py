@@ -25,13 +25,13 @@ atexit.register(lambda: print("imported:", *[name for name in {HEAVY} if name in
 main()
 """
 REFUSED = {
-    "train TYPO": (2, "ConfigError: unknown recipe 'TYPO'; known: classifier."),
+    "train TYPO": (2, "ConfigError: unknown recipe 'TYPO'; known: cknet."),
     "train r2gengpt.tinny": (2, "ConfigError: unknown recipe 'r2gengpt.tinny'; did you mean r2gengpt.tiny"),
     "train r2gengpt.tiny optim.lrr=1": (2, "ConfigError: unknown key 'optim.lrr'; did you mean optim.lr"),
     "train r2gengpt.tiny train.epochs": (2, "ConfigError: 'train.epochs' is not an override: write key=value"),
     "train r2gengpt.tiny": (2, "ConfigError: data.shards is empty: give the directory that `r2kg shard` wrote"),
     "train r2gengpt.tiny data.shards=empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
-    "features TYPO": (2, "ConfigError: unknown recipe 'TYPO'; known: classifier."),
+    "features TYPO": (2, "ConfigError: unknown recipe 'TYPO'; known: cknet."),
     "features r2gengpt.tiny data.shards=empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "generate NOSUCHDIR": (2, "ConfigError: NOSUCHDIR is not a run: {cwd}/NOSUCHDIR/run.json is missing."),
     "generate trained": (3, "DataError: no shards at {cwd}/gone: manifest.json is missing"),

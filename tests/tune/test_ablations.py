@@ -8,6 +8,7 @@ from r2kg.recipes import find_recipe
 from r2kg.training.plan import differences
 from shards.errors import ConfigError
 from tune.ablations import ablations, find_ablation
+from tune.ablations.cknet import PAPER
 
 NAMES = list(ablations("r2genkg"))
 
@@ -31,6 +32,22 @@ def test_every_ablation_can_be_and_they_all_differ(base, tmp_path):
     assert len(set(runs.values())) == len(runs)
 
 
+@pytest.mark.parametrize("base", ["cknet.iu", "cknet.tiny"])
+def test_every_ablation_of_cknet_can_be_and_they_all_differ(base, tmp_path):
+    runs = {}
+    for name in ablations("cknet"):
+        if name == "gamma-8":
+            with pytest.raises(ConfigError, match="already what the ablation gamma-8 would make of it"):
+                find_ablation(f"ablation:{base}:{name}")
+            continue
+        run = find_ablation(f"ablation:{base}:{name}")
+        run.save(tmp_path / "run.json")
+        assert load_run(tmp_path / "run.json") == run
+        runs[name] = run.model.model_dump_json()
+    assert len(set(runs.values())) == len(runs)
+    assert {name for rows in PAPER.values() for name in rows} <= {*runs}
+
+
 def test_recipes_of_ones_own_have_ablations_too(tmp_path, monkeypatch):
     (tmp_path / "ablated.py").write_text(
         "from r2kg.recipes import find_recipe\ndef small():\n"
@@ -39,7 +56,7 @@ def test_recipes_of_ones_own_have_ablations_too(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     run = find_ablation("ablation:ablated:small:no-bank")
     assert run.name == "small-no-bank" and run.train.epochs == 3 and run.model.queries.bank is None
-    with pytest.raises(ConfigError, match="no ablations of 'classifier': there are some of r2genkg"):
+    with pytest.raises(ConfigError, match="no ablations of 'classifier': there are some of cknet, r2genkg"):
         find_ablation("ablation:classifier.tiny:no-bank")
 
 
