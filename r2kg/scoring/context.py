@@ -1,13 +1,11 @@
 """What scoring needs beside the predictions: the training vocabulary and the constant report to beat."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 from r2kg.config.protocol import Protocol, protocol_named, refuse_unfit
-from r2kg.modules.beams import Generated
 from r2kg.scoring.evaluate import choose_floor
 from r2kg.scoring.metrics.labels import names_text
 from shards.clean import vocabulary
@@ -132,31 +130,3 @@ def answer_of(study: Study, task: str) -> dict[str, str]:
     if task == "labels":
         return {"reference": names_text(study.labels)}
     return {"reference": study.target, "reference_raw": study.report}
-
-
-def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
-    """What predictions.jsonl says of a study; `written.extra` is its field "extra", unless it is empty.
-
-    Raises:
-        ConfigError: the system's `extra` is no JSON, so that it could not be read back.
-    """
-    extra = {"extra": dict(written.extra)} if written.extra else {}
-    try:
-        json.dumps(extra, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"the `extra` that the system gives for study {study.id} is no JSON ({error}): let `generate` give texts, "
-            "finite numbers, and lists and dicts of them"
-        ) from None
-    return {
-        "id": study.id,
-        "key": study.key,
-        "split": study.split,
-        "prediction": written.text,
-        **answer_of(study, task),
-        "labels": study.labels,
-        "triples": study.triples,
-        "tokens": written.tokens,
-        "truncated": written.truncated,
-        **extra,
-    }

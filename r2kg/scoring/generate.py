@@ -18,8 +18,9 @@ import torch
 from r2kg.attempts.lease import lease, stop_main
 from r2kg.config.protocol import protocols_of
 from r2kg.config.run import Run
+from r2kg.modules.beams import Generated
 from r2kg.rundir import RunFiles
-from r2kg.scoring.context import prediction_line, scoring_context
+from r2kg.scoring.context import answer_of, scoring_context
 from r2kg.systems.contract import Model, add_reference_cuts, to_device
 from r2kg.training.artefacts import trained_model
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
@@ -112,6 +113,34 @@ class Writer:
                 content = "".join(json.dumps(line) + "\n" for line in lines)
                 write_atomic(self.parts / PART.format(int(rows["index"][0])), content.encode())
         return {"written": np.array([len(lines)])}
+
+
+def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
+    """What predictions.jsonl says of a study; `written.extra` is its field "extra", unless it is empty.
+
+    Raises:
+        ConfigError: the system's `extra` is no JSON, so that it could not be read back.
+    """
+    extra = {"extra": dict(written.extra)} if written.extra else {}
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the `extra` that the system gives for study {study.id} is no JSON ({error}): let `generate` give texts, "
+            "finite numbers, and lists and dicts of them"
+        ) from None
+    return {
+        "id": study.id,
+        "key": study.key,
+        "split": study.split,
+        "prediction": written.text,
+        **answer_of(study, task),
+        "labels": study.labels,
+        "triples": study.triples,
+        "tokens": written.tokens,
+        "truncated": written.truncated,
+        **extra,
+    }
 
 
 def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str = "best", writers: int = 0) -> Path:
@@ -228,10 +257,8 @@ def probe_of(run: Run, manifest: Manifest, state: dict[str, Any]) -> Probe | Non
         return None
     index, count = Index.open(run.data.shards, "val", run.data.on_bad), probe["studies"]
     block = sequential_blocks(count, 1, count, count)[0]
-    beside = {
-        kind: Side.open(where, index, manifest, kind, run.data.on_bad) for kind, where in run.sides.items()
-    }  # those that are targets too
-    inputs = run.inputs
+    inputs, sides = run.inputs, run.sides.items()  # those that are targets too
+    beside = {kind: Side.open(where, index, manifest, kind, run.data.on_bad) for kind, where in sides}
     return read_block(index, block, inputs.image_px, inputs.views, run.data.on_bad, beside), probe["loss"]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from r2kg.config.protocol import protocols_of
 from r2kg.graph.film.memory import PORTION, nearest, remember
 from r2kg.modules.beams import Generated
-from r2kg.scoring.context import prediction_line, scoring_context
-from r2kg.scoring.generate import derangement, shuffled
+from r2kg.scoring.context import scoring_context
+from r2kg.scoring.generate import derangement, prediction_line, shuffled
 from shards.errors import DataError
 from shards.stream.index import open_splits, studies_of
 from shards.stream.side import Side
