@@ -1,17 +1,20 @@
-"""Does the graph matter? R2GenGPT, R2GenKG and its controls on drawn films, over seeds, at equal numbers of steps.
+"""Does the graph matter? A system, what it is built over and its controls on drawn films, over seeds, at equal steps.
 
-Every row is an ablation of `tune/ablations/r2genkg.py` over r2genkg.tiny, trained, decoded and scored as any run; the
-last copies the nearest training film's report. All begin with the encoder of the classifier that the bank was cut by,
-as the papers' have seen films before. What is made stays: the same command again goes on with what is lacking. A row's
-interval is that of the mean over seeds (Student's t, 95 %). Finding F1 is micro-F1 of what `rules` finds in both texts.
+Every row is an ablation of `tune/ablations/SYSTEM.py` over SYSTEM.tiny, trained, decoded and scored as any run; of
+R2GenKG the last copies the nearest training film's report. All rows begin with the encoder of the classifier that the
+bank was cut by, or the knowledge matrix made by, as the papers' have seen films before. What is made stays: the same
+command again goes on with what is lacking. A row's interval is that of the mean over seeds (Student's t, 95 %).
+Finding F1 is micro-F1 of what `rules` finds in both texts.
 
     python -m bench.graph_matters --seeds 3
+    python -m bench.graph_matters --system cknet --seeds 3
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import ray
 import typer
@@ -22,41 +25,71 @@ from bench.real_films import PROTOCOL, compared
 from jobs.cli import run
 from jobs.demo import make_what_r2genkg_needs, study
 from r2kg.config.run import Run
+from r2kg.graph.build.findings import write_findings
+from r2kg.graph.extract.annotate import write_annotations
+from r2kg.graph.extract.rules import Rules
 from r2kg.graph.film import OTHERS
 from r2kg.graph.film.write import FilmSettings, write_film_subgraphs
+from r2kg.graph.matrix.make import of_films, write_matrix
+from r2kg.recipes import find_recipe
 from r2kg.rundir import read_json
 from r2kg.scoring.evaluate import evaluate, read_predictions
+from r2kg.scoring.explain import node_encoder_of
 from r2kg.scoring.nearest import write_nearest
+from r2kg.training.launch import train
 from shards.session import connect_ray
 from shards.sources import open_source
+from shards.tars.format import read_manifest
 from shards.tars.shards import write_shards
 from tune.ablations import find_ablation
 
-ROWS = (
-    *("base", "full", "no-graph", "no-bank", "film", "both", "film-words"),
-    *("control-empty", "control-edges", "control-features", "control-film"),
-)
+ROWS = {
+    "r2genkg": (
+        *("base", "full", "no-graph", "no-bank", "film", "both", "film-words"),
+        *("control-empty", "control-edges", "control-features", "control-film"),
+    ),
+    "cknet": ("base", "men", "men-trained", "cmn", "full", "gamma-2", "code", "control-values", "control-other"),
+}
+START = {
+    "r2genkg": {"train.init_from": "demo-classifier@best", "train.init_map": {"head": None}},
+    "cknet": {"train.init_from": "gcn-kg40-train@best", "train.init_map": {"*": None, "vision": "vision"}},
+}
+"""The encoder that every row begins with."""
 NEAREST = "nearest report"
 METRICS = ("bleu4", "rouge_l", "cider_d", "finding_f1")
+SHUFFLED = ("cider_d", "finding_f1")
+"""Those that the table also tells of reports written for other studies' films."""
 WHO = {"score": "ours", "shuffled": "shuffled", "floor": "floor"}
 
 
-def prepared(root: Path, studies: int) -> Path:
-    """Shards and all that the rows need beside them."""
-    shards = root / "phantom"
-    write_shards(open_source("phantom", studies=studies), shards, size=128, studies_per_shard=64)
+def r2genkg(root: Path, shards: Path) -> None:
+    """Graph, classifier, bank, films' own parts of the graph, and another's."""
     make_what_r2genkg_needs(root, shards)
     side, settings = shards / "side", FilmSettings(nodes=24, triples=48)
     said, seen = side / "annotations-rules", side / "features-classifier"
     write_film_subgraphs(shards, shards / "graph", seen, said, side / OTHERS, settings, of_another=True)
-    return shards
 
 
-def run_of(row: str, seed: int, root: Path, shards: Path, steps: int) -> Run:
+def cknet(root: Path, shards: Path) -> None:
+    """The knowledge matrix of kg40-train and, for a control, that of a graph of twenty findings."""
+    manifest, said = read_manifest(shards), shards / "side" / "annotations-rules"
+    write_annotations(shards, said, Rules(), ("train", "val"))
+    for kind, out in (("kg40-train", "knowledge"), ("sentkg20", "knowledge-other")):
+        findings = write_findings(shards, where := shards / f"findings-{kind}", kind)  # type: ignore[arg-type]
+        places = {"root": str(root), "data.shards": str(shards.resolve()), "model.graph.place": str(where.resolve())}
+        gcn = find_recipe("gcn.tiny").change({"data.sides": {"annotations": str(said.resolve())}, **places})
+        train(gcn := gcn.change({"name": f"gcn-{kind}"}))
+        build, inputs, named = node_encoder_of(gcn.directory, "best", manifest, findings.manifest.fingerprint)
+        make = partial(of_films, shards, manifest, build, inputs)
+        write_matrix(shards / out, findings, manifest, {"classifier": named}, make, replace=True)
+
+
+def run_of(system: str, row: str, seed: int, root: Path, shards: Path, steps: int) -> Run:
     """An ablation with a seed of its own."""
     changes = {"root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps, "train.seed": seed}
-    start = {"train.init_from": "demo-classifier@best", "train.init_map": {"head": None}, "name": f"{row}-seed{seed}"}
-    return find_ablation(f"ablation:r2genkg.tiny:{row}").change(changes | start)
+    return find_ablation(f"ablation:{system}.tiny:{row}").change(
+        changes | START[system] | {"name": f"{row}-seed{seed}"}
+    )
 
 
 def values_of(scores: dict[str, Any], predictions: Path) -> dict[str, list[float]]:
@@ -82,34 +115,47 @@ def cell(values: list[float]) -> str:
 
 
 def main(
-    root: Annotated[Path, typer.Option(help="directory of shards and runs")] = Path("runs/graph-matters"),
+    system: Annotated[Literal["r2genkg", "cknet"], typer.Option(help="whose ablations")] = "r2genkg",
+    root: Annotated[Path | None, typer.Option(help="of shards and runs; default: runs/SYSTEM-matters")] = None,
     studies: Annotated[int, typer.Option(help="studies to draw")] = 1600,
     steps: Annotated[int, typer.Option(help="optimiser steps of every run")] = 400,
     seeds: Annotated[int, typer.Option(help="runs of each row")] = 3,
     row: Annotated[list[str] | None, typer.Option(help="these rows alone; may be given more than once")] = None,
 ) -> None:
     """Train what is lacking, and print the table."""
+    root = root or Path("runs") / f"{system}-matters"
     root.mkdir(parents=True, exist_ok=True)
     connect_ray(root)
-    shards, table = prepared(root, studies), dict[str, list[list[float]]]()
+    shards, table = root / "phantom", dict[str, list[dict[str, list[float]]]]()
+    write_shards(open_source("phantom", studies=studies), shards, size=128, studies_per_shard=64)
+    {"r2genkg": r2genkg, "cknet": cknet}[system](root, shards)
     for seed in range(seeds):  # one of each first, so that a table of fewer seeds comes early
-        for name in row or ROWS:
+        for name in row or ROWS[system]:
             done = root / f"{name}-seed{seed}.json"
             if not done.is_file():
-                scores = study(run_of(name, seed, root, shards, steps), shards, 0.0)
+                scores = study(run_of(system, name, seed, root, shards, steps), shards, 0.0)
                 done.write_text(json.dumps(values_of(scores, scores["path"].with_name("predictions.jsonl"))))
-            table.setdefault(name, []).append(json.loads(done.read_text())["score"])
-            print(
-                f"{name}: {', '.join(cell([one[at] for one in table[name]]) for at in range(len(METRICS)))}", flush=True
-            )
-    predictions = write_nearest(shards, shards / "side" / "features-classifier", root / "nearest")
-    copied = values_of(evaluate(predictions), predictions)
-    table[NEAREST], table["one report for all"] = [copied["score"]], [copied["floor"]]
+            table.setdefault(name, []).append(json.loads(done.read_text()))
+            print(line(name, table[name]), flush=True)
+    (floor,) = {tuple(one["floor"]) for one in table[name]}
+    table["one report for all"] = [{"score": [*floor]}]
+    if system == "r2genkg":
+        predictions = write_nearest(shards, shards / "side" / "features-classifier", root / "nearest")
+        table[NEAREST] = [values_of(evaluate(predictions), predictions)]
     ray.shutdown()
     print(f"{machine()}; {studies} drawn studies, {steps} steps of 16, {seeds} seeds")
-    print(f"| row | {' | '.join(METRICS)} |\n|{'---|' * (1 + len(METRICS))}")
+    print(f"| row | {' | '.join((*METRICS, *(f'{name}, other films' for name in SHUFFLED)))} |")
+    print(f"|{'---|' * (1 + len(METRICS) + len(SHUFFLED))}")
     for name, values in table.items():
-        print(f"| {name} | {' | '.join(cell([one[at] for one in values]) for at in range(len(METRICS)))} |")
+        print(line(name, values))
+
+
+def line(name: str, seeds: list[dict[str, list[float]]]) -> str:
+    """A row of the table."""
+    cells = [cell([one["score"][at] for one in seeds]) for at in range(len(METRICS))]
+    others = [one["shuffled"] for one in seeds if "shuffled" in one]
+    cells += [cell([one[METRICS.index(metric)] for one in others]) if others else "" for metric in SHUFFLED]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
