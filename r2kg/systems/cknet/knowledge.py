@@ -162,6 +162,8 @@ def named_shares(taken: Mapping[str, Tensor], names: Sequence[str], most: int) -
     told = dict[str, list[tuple[str, float]]]()
     for what, weights in taken.items():
         share = weights.float().sum(0) / weights.float().sum().clamp(min=1e-9)
+        if not share.any():
+            continue  # words that do not ask
         values, places = share.topk(min(most, len(share)))
         named = (names[at] for at in places.tolist())
         told[what] = [(name, round(value, 4)) for name, value in zip(named, values.tolist(), strict=True)]
