@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from r2kg.config.protocol import protocols_of
+from r2kg.config.protocol import protocol_named, protocols_of
 from r2kg.graph.film.memory import PORTION, nearest, remember
 from r2kg.modules.beams import Generated
 from r2kg.scoring.context import scoring_context
 from r2kg.scoring.generate import derangement, prediction_line, shuffled
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.stream.index import open_splits, studies_of
 from shards.stream.side import Side
 from shards.study import Study
@@ -40,6 +40,8 @@ def write_nearest(
         DataError: no such split, features of other shards, or of no study of a split.
     """
     root, manifest, names = place(root), read_manifest(root), protocols_of(protocols, "report")
+    if cutting := [name for name in names if protocol_named(name).reference_cut == "tokens"]:
+        raise ConfigError(f"protocol {cutting[0]} cuts references by tokens of a language model, and this one has none")
     indices = open_splits(root, manifest)
     if split not in indices:
         raise DataError(f"split {split!r} of {root} holds no study: its splits are {', '.join(indices)}")

@@ -96,6 +96,17 @@ def build_model(part: System) -> Model:
     return getattr(import_module(module), name)(part)
 
 
+def refuse_cuts(part: System, protocols: Sequence[str]) -> None:
+    """ConfigError for protocols that cut by tokens of a language model which the system's model does not have."""
+    module, _, name = part.build.partition(":")
+    cutting = [one for one in protocols if protocol_named(one).reference_cut == "tokens"]
+    if cutting and not hasattr(getattr(import_module(module), name), "fitting"):
+        raise ConfigError(
+            f"protocol {cutting[0]} cuts references by tokens of the system's language model, and {name} has no "
+            "`fitting` to ask: leave it out of protocols, or give it one"
+        )
+
+
 def add_reference_cuts(lines: Sequence[dict[str, Any]], model: Model, protocols: Sequence[str]) -> None:
     """Write into prediction lines how much of a reference those protocols compare that cut by the model's tokens.
 

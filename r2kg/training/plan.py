@@ -200,7 +200,13 @@ def checked_manifest(run: Run) -> Manifest:
     Damage is printed under data.on_bad=skip: every study is checked again when it is read, and those that cannot be
     are skipped and named. Under fail it is a DataError.
     """
-    manifest = run.manifest()
+    manifest, inputs = run.manifest(), run.inputs
+    wanted = max(inputs.image_px or 0, inputs.augment.resize_px or 0)
+    if manifest.size_px < wanted and not run.data.features:
+        print(
+            f"{run.name}: films of {run.data.shards} have a short side of {manifest.size_px} px and are enlarged to "
+            f"{wanted}; `r2kg shard --size {wanted}` keeps more of them."
+        )
     if run.data.on_bad == "fail":
         verify(run.data.shards, manifest, run.data.verify)
     elif faults := faults_of(run.data.shards, manifest.shards, run.data.verify):

@@ -7,7 +7,7 @@ import pytest
 
 from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.nearest import write_nearest
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.stream.index import open_splits, read_studies
 from shards.tars.format import read_manifest
 from shards.tars.sides import write_side
@@ -44,6 +44,12 @@ def test_each_study_gets_the_report_of_the_nearest_training_study(phantom_shards
 
 def _present(labels: dict) -> set[str]:
     return {name for name, value in labels.items() if value == 1}
+
+
+def test_references_are_not_cut_by_tokens_that_it_does_not_have(phantom_shards, features, tmp_path):
+    with pytest.raises(ConfigError, match="r2genkg-2025 cuts references by tokens of a language model"):
+        write_nearest(phantom_shards, features, tmp_path, protocols=("r2genkg-2025",))
+    assert not (tmp_path / "predictions").exists()
 
 
 def test_a_training_study_does_not_copy_its_own(phantom_shards, features, tmp_path):
