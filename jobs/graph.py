@@ -132,6 +132,7 @@ def findings(
         float | None, typer.Option(min=-1, max=1, help="least normalised mutual information of an edge's ends")
     ] = None,
     out: Annotated[str, typer.Option(help="directory or URL of the graph; default: SHARDS/finding-graph")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a graph made otherwise")] = False,
 ) -> None:
     """Make the graph of findings that CKNet's knowledge matrix stands on, and print its card."""
     root = place(shards)
@@ -143,7 +144,7 @@ def findings(
     where = place(out) if out else root / "finding-graph"
     if kind == "kg40-train":
         connect_ray(where if isinstance(where, Path) else None)
-    print("\n".join(card_lines(write_findings(root, where, kind, min_count, min_npmi))))
+    print("\n".join(card_lines(write_findings(root, where, kind, min_count, min_npmi, replace))))
     print(where)
 
 
@@ -323,7 +324,7 @@ def matrix(
         make, described = partial(of_names, findings, encoder, width, seed), named_encoder(encoder, width, seed)
     made = write_matrix(where, findings, manifest, described, make, replace, centred)
     films = f", mean over {made.manifest.description['films']:,} training films" if classifier else ""
-    print(f"{len(made.vectors)} nodes, {made.vectors.shape[1]} channels{films}")
+    print(f"{len(made.vectors)} nodes, {made.vectors.shape[1]} channels{films}; median cosine {made.likeness:.2f}")
     print(where)
 
 

@@ -16,6 +16,7 @@ Shapes: N findings, R reports.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +25,16 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from r2kg.graph.artefact import NODES, PROVENANCE, TRIPLES, GraphManifest, KnowledgeGraph, load_graph, save_graph
+from r2kg.graph.artefact import (
+    NODES,
+    PROVENANCE,
+    TRIPLES,
+    GraphManifest,
+    KnowledgeGraph,
+    load_graph,
+    read_graph_manifest,
+    save_graph,
+)
 from r2kg.graph.build.keywords import FINDINGS, REPORTS, SUPERVISED, organ_pairs, published_pairs
 from shards.errors import ConfigError, DataError
 from shards.session import in_our_words, quiet
@@ -78,15 +88,18 @@ def write_findings(
     kind: FindingKind = "kg40-train",
     min_count: int = 1,
     min_npmi: float | None = None,
+    replace: bool = False,
 ) -> KnowledgeGraph:
     """Write a finding graph into `out`; of the shards at `root`, the training split alone is read, by `kg40-train`.
 
     Args:
+        replace: put it in the place of a graph that was made otherwise.
         min_count: training reports that must hold both ends of an edge; findings of one organ stay joined.
         min_npmi: least normalised pointwise mutual information of the two, from -1 to 1; none is asked for by default.
 
     Raises:
-        ConfigError: an unknown kind; limits out of range, or of a kind that is as published; `out` holds the shards.
+        ConfigError: an unknown kind; limits out of range, or of a kind that is as published; `out` holds the shards, or
+            a graph that was made otherwise.
         DataError: no shards; not one record of the training split can be read.
     """
     root, out, manifest = place(root), place(out), read_manifest(root)
@@ -120,6 +133,15 @@ def write_findings(
         parent="" if kind in MADE_OF else manifest.fingerprint, description=json.loads(json.dumps(description)),
         counts={}, tables={}, warnings={note: count for note, count in notes.items() if count},
     )  # fmt: skip
+    with suppress(DataError):  # none there, or one that a kill or damage has left
+        there = read_graph_manifest(out)
+        if not replace and (there.origin, there.parent, there.description) != (
+            made.origin,
+            made.parent,
+            made.description,
+        ):
+            what = there.description.get("kind", f"a graph of {there.origin}")
+            raise ConfigError(f"{out} holds {what}, made otherwise: say --replace, or give another --out")
     return save_graph(out, made, tables)
 
 

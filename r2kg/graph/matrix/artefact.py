@@ -15,7 +15,7 @@ from shards.tars.format import Manifest, SealedManifest, Sha256, read_sealed, wr
 from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
 
 FILE, ARRAY = "matrix.json", "matrix.safetensors"
-HOW = "make it with `r2kg graph matrix SHARDS`"
+HOW = "make it with `r2kg graph matrix SHARDS --classifier RUN`, a run of gcn, and --out for a place of its own"
 MAX_BYTES = 1 << 30
 
 
@@ -40,6 +40,12 @@ class Matrix(NamedTuple):
     manifest: MatrixManifest
     vectors: NDArray[np.float32]
     """[N, D], rows of length 1."""
+
+    @property
+    def likeness(self) -> float:
+        """Median cosine of two nodes' vectors: near 1, tokens can hardly tell nodes apart; of one node 1."""
+        cosines = (self.vectors @ self.vectors.T)[np.triu_indices(len(self.vectors), 1)]
+        return float(np.median(cosines)) if len(cosines) else 1.0
 
 
 def save_matrix(where: str | Place, manifest: MatrixManifest, vectors: NDArray[Any]) -> Matrix:

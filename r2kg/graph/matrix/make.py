@@ -74,9 +74,10 @@ def write_matrix(
         DataError: a node without a direction; what `make` raises.
     """
     out = place(out)
-    if set(names_in(out)) - {FILE, ARRAY}:
+    if {name for name in names_in(out) if not name.startswith(".")} - {FILE, ARRAY}:  # a kill leaves hidden ones
         raise ConfigError(f"{out} holds something else: a matrix needs a place of its own, such as SHARDS/knowledge")
-    described = described | {"centred": centred}
+    told_of_graph = {name: graph.manifest.description.get(name) for name in ("kind", "made_of")}
+    described = described | {"centred": centred, "findings": told_of_graph}
     asked = {"shards": manifest.fingerprint, "graph": graph.manifest.fingerprint, **described}
     with suppress(DataError):  # none there, or one that a kill or damage has left
         there = load_matrix(out)

@@ -19,7 +19,7 @@ from shards.tars.format import Manifest
 from shards.tars.place import write_atomic
 
 FILE, ARRAYS = "findings.json", "adjacency.safetensors"
-VERSION = 1
+VERSION = 2
 """Of what a keyword stands for (`r2kg.systems.gcn.targets.names_of`): other targets are another artefact."""
 
 
@@ -35,11 +35,14 @@ class Findings(NamedTuple):
     """[N, N] 0 or 1, symmetric, with a diagonal of 0."""
     graph: str
     """Fingerprint of the graph."""
+    both_ways: bool = False
+    """Whether edges lead to the root too, as in the published matrix of forty; in the others they lead from it."""
 
     def edges(self) -> NDArray[np.int64]:
         """[2, E] of the graph with the root before the others as node 0, from which an edge leads to every node."""
         whole = np.zeros((len(self.names) + 1,) * 2, np.float32)
         whole[0, 1:], whole[1:, 1:] = 1, self.adjacency
+        whole[1:, 0] = self.both_ways
         return np.stack(whole.nonzero())
 
 
@@ -57,6 +60,7 @@ def artefact(place: str, run: Run, manifest: Manifest, into: str) -> Artefact:
             "stands_for": names_of(keywords_of(graph)),
             "supervised": supervised(graph),
             "graph": graph.manifest.fingerprint,
+            "both_ways": str(graph.manifest.description.get("kind")).startswith("kg40"),
         }
         write_atomic(folder / ARRAYS, save({"adjacency": adjacency(graph)}))
         write_atomic(folder / FILE, json.dumps(told, indent=1).encode())
@@ -75,7 +79,8 @@ def read_findings(folder: Path) -> Findings:
     try:
         told, matrix = json.loads((folder / FILE).read_bytes()), load_file(folder / ARRAYS)["adjacency"]
         names, stands_for = tuple(map(str, told["names"])), tuple(tuple(map(str, own)) for own in told["stands_for"])
-        found = Findings(names, stands_for, int(told["supervised"]), matrix, str(told["graph"]))
+        numbers = int(told["supervised"]), matrix, str(told["graph"]), bool(told["both_ways"])
+        found = Findings(names, stands_for, *numbers)
         if matrix.shape != (len(names),) * 2 or len(stands_for) != len(names) or (matrix != matrix.T).any():
             raise ValueError("its nodes, names and edges do not belong together")
         if not 1 <= found.supervised <= len(names):

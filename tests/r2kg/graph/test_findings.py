@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jobs.graph import findings
-from r2kg.graph.artefact import FILE, KnowledgeGraph, load_graph, save_graph
+from r2kg.graph.artefact import FILE, KnowledgeGraph, load_graph, read_graph_manifest, save_graph
 from r2kg.graph.build.findings import (
     EVIDENCE,
     SIZES,
@@ -285,6 +285,15 @@ def test_what_cannot_be_asked_for_is_refused(phantom_shards, tmp_path, asked, to
 def test_a_graph_needs_a_place_of_its_own(phantom_shards):
     with pytest.raises(ConfigError, match="holds the shards: a graph needs a place of its own"):
         write_findings(phantom_shards, phantom_shards)
+
+
+def test_a_graph_made_otherwise_is_not_written_over(phantom_shards, tmp_path):
+    kept = write_findings(phantom_shards, tmp_path, "kg40-lineage").manifest
+    assert write_findings(phantom_shards, tmp_path, "kg40-lineage").manifest == kept
+    with pytest.raises(ConfigError, match="holds kg40-lineage, made otherwise: say --replace, or give another --out"):
+        write_findings(phantom_shards, tmp_path, "sentkg20")
+    assert read_graph_manifest(tmp_path) == kept
+    assert write_findings(phantom_shards, tmp_path, "sentkg20", replace=True).nodes.num_rows == 20
 
 
 @pytest.mark.parametrize(

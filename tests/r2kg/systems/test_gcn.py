@@ -231,6 +231,7 @@ def test_what_cannot_be_is_refused(graph, tmp_path):
             GcnConfig(**changes)
     found = read_findings(graph)
     assert found.edges().shape == (2, 20 + 2 * 26) and found.supervised == 20
+    assert found._replace(both_ways=True).edges().shape == (2, 2 * 20 + 2 * 26)  # as kg40's: 906 of forty
     inputs = GcnConfig().inputs(Data(views=2))
     assert inputs.training_sides == ("annotations",) and not inputs.sides and not inputs.text
     inputs.refuse_answers("labels")
