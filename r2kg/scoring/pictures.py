@@ -12,44 +12,56 @@ from numpy.typing import NDArray
 from r2kg.rundir import directory_of, read_json, saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.training.artefacts import trained_model
-from r2kg.training.checkpoint import find_checkpoint
-from shards.errors import ConfigError, DataError
+from r2kg.training.checkpoint import MANIFEST, find_checkpoint
+from shards.errors import CheckpointError, ConfigError, DataError
+from shards.privacy import fence
 from shards.stream.blocks import read_block
 from shards.stream.index import Index
 from shards.stream.order import Block
+from shards.tars.place import sha256_of
 
 FOLDER = "knowledge"
 """Beside predictions.jsonl: a PNG a study, KEY.png. It shows the film and the report, and is kept as these are."""
 FIGURE_INCHES, DPI = 2.2, 110
 
 
-def draw_taken(predictions: Path, keys: Sequence[str] = (), count: int = 4, nodes: int = 6) -> list[Path]:
+def draw_taken(
+    predictions: Path, keys: Sequence[str] = (), count: int = 4, nodes: int = 6, shards: str = ""
+) -> list[Path]:
     """Draw studies of a predictions file that a run of CKNet wrote, and return the pictures' files.
 
     Args:
         predictions: RUN/predictions/SPLIT/HOW/predictions.jsonl.
+        shards: of the predictions; default: the run's own.
         keys: of studies; none: the first `count`.
         nodes: that are drawn over the films, those that were taken most.
 
     Raises:
         ConfigError: the file is outside a run, or the run's model asks no knowledge matrix.
         DataError: no such study, a study that cannot be read, shards that are not those of the predictions.
+        CheckpointError: the checkpoint that wrote them is gone, or another by now.
     """
     directory = directory_of(predictions)
     if directory is None:
         raise ConfigError(f"{predictions} lies in no run (RUN/predictions/SPLIT/HOW/predictions.jsonl)")
+    if not predictions.with_name("context.json").is_file():
+        raise DataError(f"{predictions} has no context.json beside it: write both again with `r2kg generate`")
     run, context = saved_run(directory).change({"data.features": ""}), read_json(predictions.with_name("context.json"))
+    run = run.change({"data.shards": shards}) if shards else run
     lines = {line["key"]: line for line in read_predictions(predictions)}
     if strange := [key for key in keys if key not in lines]:
         raise DataError(f"no study {strange[0]!r} in {predictions}: its {len(lines)} keys begin with {[*lines][:3]}")
     manifest = run.manifest()
     if manifest.fingerprint != context["shards"]:
         theirs, ours = context["shards"][:12], manifest.fingerprint[:12]
-        raise DataError(f"{predictions} is of shards {theirs}, those at {run.data.shards} have {ours}: name theirs")
+        raise DataError(f"{predictions} is of shards {theirs}, those at {run.data.shards} have {ours}: --shards DIR")
+    checkpoint = find_checkpoint(directory, str(context["step"]))
+    if sha256_of(checkpoint / MANIFEST) != context["checkpoint_sha256"]:
+        raise CheckpointError(f"{checkpoint} is not the one that wrote {predictions}: generate the reports again")
     index = Index.open(run.data.shards, context["split"])
     rows_of = {key.decode(): row for row, key in enumerate(index.keys)}
-    with torch.inference_mode():
-        model: Any = trained_model(run, find_checkpoint(directory, str(context["step"])), "cpu")
+    with fence(manifest.licence), torch.inference_mode():
+        model: Any = trained_model(run, checkpoint, "cpu")
         if not hasattr(model, "look"):
             raise ConfigError(f"{run.name} is of the system {run.model.system}, which asks no knowledge matrix")
         made = []
@@ -113,10 +125,12 @@ def draw(
             axis.imshow(films[view], cmap="gray", vmin=0, vmax=255)
             size = films.shape[-1]
             heat = grids[view, :, :, node]
-            axis.imshow(heat, cmap="inferno", alpha=0.45, extent=(0, size, size, 0), vmin=0, vmax=max(film.max(), 1e-9))
+            if side:
+                shown = {"cmap": "inferno", "alpha": 0.45, "extent": (0, size, size, 0), "vmin": 0}
+                axis.imshow(heat, vmax=max(film.max(), 1e-9), **shown)
             axis.set_axis_off()
             if view == 0:
-                axis.set_title(f"{called[node]} {film[:, node].sum() / film.sum():.0%}", fontsize=7)
+                axis.set_title(f"{called[node]} {film[:, node].sum() / max(film.sum(), 1e-9):.0%}", fontsize=7)
     if len(words):
         axis = below.subplots()
         axis.imshow(of_words.T, cmap="inferno", aspect="auto", vmin=0)

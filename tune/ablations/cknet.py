@@ -13,7 +13,7 @@ BASE = "cknet.iu"
 
 
 def _code(base: Run) -> dict[str, Any]:
-    """What the code does that was released with CKNet, 15 vectors and its ways to fuse included."""
+    """Memory and fusion of the code that was released with CKNet; encoder, words and schedule stay the base's."""
     model: Any = base.model
     return {
         "model.knowledge.matrix": "released",
@@ -22,6 +22,7 @@ def _code(base: Run) -> dict[str, Any]:
         "model.knowledge.top_gamma": 15,
         "model.knowledge.fuse_film": "released",
         "model.knowledge.fuse_words": "add",
+        "model.knowledge.out": True,
     }
 
 
@@ -39,10 +40,13 @@ CMN: dict[str, Any] = {
 ABLATIONS: dict[str, tuple[str, dict[str, Any] | Callable[[Run], dict[str, Any]]]] = {
     "full": ("+CKNet: all of it", {}),
     "base": ("Base: no matrix", {"model.knowledge": None}),
-    "men": ("+MEN: a random matrix that stays as it is", {"model.knowledge.matrix": "random"}),
+    "men": (
+        "+MEN: as many drawn vectors, as wide, that stay as they are",
+        {"model.knowledge.control": "random", "model.knowledge.trained": False},
+    ),
     "men-trained": (
-        "+MEN: a random matrix that is trained",
-        {"model.knowledge.matrix": "random", "model.knowledge.trained": True},
+        "+MEN: as many drawn vectors, as wide, that are trained",
+        {"model.knowledge.control": "random", "model.knowledge.trained": True},
     ),
     "cmn": ("R2GenCMN: a trained memory of 2048 vectors, 32 are taken and added", CMN),
     "trained": ("the graph's matrix, trained on", {"model.knowledge.trained": True}),
@@ -53,7 +57,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any] | Callable[[Run], dict[str, Any]]
     "ratio": ("weights by Eq. 6 in place of a softmax", {"model.knowledge.weights": "ratio"}),
     "film-alone": ("words are what they are, film tokens ask", {"model.knowledge.fuse_words": "none"}),
     "words-alone": ("film tokens are what they are, words ask", {"model.knowledge.fuse_film": "none"}),
-    "code": ("what the code does that was released with CKNet", _code),
+    "code": ("memory and fusion of the code that was released with CKNet", _code),
     "control-values": ("the matrix's values dealt out anew", {"model.knowledge.control": "values"}),
     "control-other": ("the matrix of another graph", {"model.knowledge.control": "other"}),
 }

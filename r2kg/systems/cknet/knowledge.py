@@ -36,24 +36,36 @@ def artefact(config: Knowledge, run: Run, manifest: Manifest, into: str) -> Arte
         ConfigError: γ is more than it has vectors.
         DataError: no matrix, or one of other shards.
     """
-    own = "knowledge-other" if config.control == "other" else "knowledge"
-    matrix = load_training_matrix(where := config.place or f"{run.data.shards}/{own}", manifest)
+    own, other = (f"{run.data.shards}/{name}" for name in ("knowledge", "knowledge-other"))
+    matrix = load_training_matrix(where := config.place or (other if config.control == "other" else own), manifest)
+    by_default = config.control == "other" and not config.place
+    if by_default and load_training_matrix(own, manifest).manifest.graph == matrix.manifest.graph:
+        raise DataError(
+            f"{other} and {own} are of the same graph, and model.knowledge.control=other asks for another's: make one "
+            "with `r2kg graph findings SHARDS --kind kg30-code --out G`, a run of gcn with model.graph.place=G, and "
+            f"`r2kg graph matrix SHARDS --graph G --classifier RUN --out {other}`"
+        )
     _refuse_gamma(config, len(matrix.vectors), f"the matrix at {where}")
 
     def make(folder: Path) -> None:
-        vectors = matrix.vectors
+        vectors, names, rng = matrix.vectors, matrix.manifest.nodes, np.random.default_rng(config.seed)
         if config.control == "values":
-            vectors = np.random.default_rng(config.seed).permuted(vectors, axis=0)
+            vectors = rng.permuted(vectors, axis=0)
+        if config.control == "random":
+            drawn = rng.normal(size=vectors.shape)
+            vectors = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+            names = ("",) * len(names)
         save_file({"vectors": torch.from_numpy(np.ascontiguousarray(vectors))}, folder / FILE)
-        (folder / NAMES).write_text(json.dumps(matrix.manifest.nodes))
+        (folder / NAMES).write_text(json.dumps(names))
 
-    settings: dict[str, Any] = {"matrix": matrix.manifest.fingerprint}
+    made_of = (matrix.manifest.description.get("findings") or {}).get("made_of", "")
+    settings: dict[str, Any] = {"matrix": matrix.manifest.fingerprint, "findings_of": made_of}
     return Artefact(
         name="knowledge",
         settings=settings | ({} if config.control == "none" else {"control": config.control, "seed": config.seed}),
         make=make,
         into=into,
-        sentence=f"Taking a knowledge matrix of {len(matrix.vectors)} nodes",
+        sentence=f"Taking a knowledge matrix of {len(matrix.vectors)} nodes, their graph made of {made_of or '?'}",
     )
 
 

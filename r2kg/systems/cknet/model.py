@@ -81,7 +81,7 @@ class CKNet(nn.Module):
         self.knowledge = KnowledgeMemory(config.knowledge, width) if config.knowledge else None
         self.released: ReleasedGraph | None = None
         if config.knowledge and config.knowledge.matrix == "released":
-            self.released = ReleasedGraph(self.vision.width)
+            self.released = ReleasedGraph(self.vision.width, config.knowledge.seed)
         self.words = WordVectors(config, count)
         self.transformer = EncoderDecoder(config.transformer, count)
 
@@ -130,6 +130,8 @@ class CKNet(nn.Module):
                 there = batch["view_mask"] if present is not None else batch["view_mask"].any(1, keepdim=True)
                 read = self.knowledge.read(self.film(self.released(grids, there)))
             film, taken = self.knowledge(film, "film", read)
+        if self.config.transformer.film_places:
+            film = self.words.dropout(film + places(film.shape[1], film.shape[2]).to(film))
         states, mask = self.transformer.encode(film, present)
         if taken is not None and present is not None:
             taken = taken * present[..., None]
@@ -202,6 +204,8 @@ class CKNet(nn.Module):
         told["words"] = {"sha256": self.words.fingerprint(self.tokenizer)}
         if self.knowledge and not self.knowledge.config.trained:
             told["knowledge"] = {"sha256": sha256_of(self.knowledge.matrix)}
+        if self.released:
+            told["released"] = {"sha256": sha256_of(torch.cat([p.flatten() for p in self.released.parameters()]))}
         return told
 
 

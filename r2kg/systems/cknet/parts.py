@@ -14,10 +14,10 @@ class Knowledge(Part):
     """The matrix that film tokens and words ask, and how they take its answer (CKNet Eq. 4-9)."""
 
     matrix: Literal["graph", "random", "released"] = "graph"
-    """graph: one vector for every finding of a graph (`r2kg graph matrix`); random: as many drawn ones, which know
-    nothing (+MEN); released: what the code that was released with CKNet does (`r2kg.systems.cknet.released`), in
-    training node states of the study's own films by a graph that is drawn anew every time, in inference for words a
-    matrix that is not trained."""
+    """graph: one vector for every finding of a graph (`r2kg graph matrix`); random: `rows` drawn ones, for which no
+    matrix has to be there; released: what the code that was released with CKNet asks (`r2kg.systems.cknet.released`),
+    in training node states of the study's own films by a graph that is drawn anew every time, in inference for words
+    a matrix that is not trained."""
     place: Local = ""
     """Directory of the matrix; empty: SHARDS/knowledge, for control=other SHARDS/knowledge-other."""
     rows: int = Field(default=40, ge=1)
@@ -41,11 +41,12 @@ class Knowledge(Part):
     fuse_words: Fuse = "concat"
     """The same for words; the released code adds."""
     out: bool = False
-    """A linear map behind the heads' answers; R2GenCMN has it, CKNet's Eq. 8 does not."""
-    control: Literal["none", "values", "other"] = "none"
-    """For the question whether the knowledge matters. values: each channel's values are dealt out anew among the
-    vectors, so that they are as large and as many and mean nothing (whole vectors that change places would change
-    nothing: what is asked does not know their order); other: the matrix of another graph, of SHARDS/knowledge-other."""
+    """A linear map behind the heads' answers; R2GenCMN and CKNet's code have it, CKNet's Eq. 8 does not."""
+    control: Literal["none", "random", "values", "other"] = "none"
+    """For the question whether the knowledge matters. random: as many vectors, as wide, that are drawn (+MEN); values:
+    each channel's values are dealt out anew among the vectors, so that they are as large and as many and mean nothing
+    (whole vectors that change places would change nothing: what is asked does not know their order); other: the matrix
+    of another graph, of SHARDS/knowledge-other."""
     matrix_at: Local = ""
     """Directory of the matrix that is taken before the run; empty until then."""
 
@@ -77,6 +78,9 @@ class Transformer(Part):
     """In attention, feed-forward network and residual paths."""
     film_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Behind the map from the image encoder's channels to `width`."""
+    film_places: bool = True
+    """Sinusoidal places and dropout on film tokens too, before the encoder, as R2GenCMN's and CKNet's code have them;
+    R2Gen's has none."""
     text: TextEncoder | None = None
     """What makes the words' vectors, a table that stays as it is under a trained map: each word of the vocabulary is
     encoded alone, so that no word can tell of those behind it. null: they are learned."""

@@ -1,8 +1,9 @@
 """What the code that was released with CKNet asks in place of a matrix: node states of the study's own films.
 
-It makes them by a graph whose weights are drawn anew in every forward pass, whatever was loaded before, and in
-inference words ask a matrix that nothing has ever written to (lineage of the code, Kangbeichen/CKNet). It is here as a
-control, so that its figures can be told from those of the paper's method; weights of its classifier were not released.
+It makes them by graph convolutions whose weights to and from neighbours are drawn anew in every forward pass, whatever
+was loaded before, and in inference words ask a matrix that nothing has ever written to (Kangbeichen/CKNet). It is here
+as a control, so that its figures can be told from those of the paper's method. What its classifier's file held was not
+released: attention maps and the maps of a node's own state are drawn once here.
 
 Shapes: B batch, V views, P patches, N nodes and the root, D channels.
 """
@@ -22,10 +23,18 @@ class ReleasedGraph(nn.Module):
 
     near: Tensor
 
-    def __init__(self, width: int) -> None:
-        """`width` is D, that of the image encoder's tokens."""
+    def __init__(self, width: int, seed: int) -> None:
+        """`width` is D, that of the image encoder's tokens; `seed` is of all that is drawn once."""
         super().__init__()
-        self.maps = nn.Linear(width, NODES, bias=False).requires_grad_(False)
+        self.seed = seed
+        self.maps = nn.Linear(width, NODES, bias=False)
+        self.own = nn.ModuleList(nn.Linear(width, width // 4, bias=False) for _ in range(LAYERS))
+        self.condense = nn.ModuleList(nn.Linear(3 * (width // 4), width) for _ in range(LAYERS))
+        self.requires_grad_(False)
+        if torch.get_default_device().type != "meta":
+            draw = torch.Generator("cpu").manual_seed(seed)
+            for parameter in self.parameters():
+                nn.init.normal_(parameter, std=width**-0.5, generator=draw)
         near = torch.eye(NODES + 1, device="cpu")
         near[0, :] = 1.0  # the root reaches all, none the root
         for head, tail in organ_pairs(NODES) | published_pairs(NODES):
@@ -35,14 +44,20 @@ class ReleasedGraph(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Node states [B, N, D], the sum over films, from tokens [B, V, P, D] and bool [B, V]."""
+        """Node states [B, N, D], the sum over films, from tokens [B, V, P, D] and bool [B, V].
+
+        In eval mode what is drawn anew is always the same, so that a checkpoint's loss can be found again.
+        """
         look = self.maps(tokens).float().softmax(2).to(tokens.dtype)  # [B, V, P, 30]
         seen = torch.einsum("bvpn,bvpd->bvnd", look, tokens)
         nodes = torch.cat((tokens.mean(2, keepdim=True), seen), 2)  # the root first
         near, width = self.near.to(tokens.dtype), tokens.shape[-1]
-        for _ in range(LAYERS):
-            bound = width**-0.5
-            drawn = torch.empty(3, width, width, dtype=tokens.dtype, device=tokens.device).uniform_(-bound, bound)
-            own, ahead, back = (nodes @ weights for weights in drawn)
-            nodes = F.relu(nodes + (F.relu(own) + F.relu(near @ ahead) + F.relu(near.T @ back)) / 3)
+        draw = None if self.training else torch.Generator("cpu").manual_seed(self.seed)
+        for own, condense in zip(self.own, self.condense, strict=True):
+            ahead, back = (torch.empty(width, width // 4, device="cpu" if draw else tokens.device) for _ in range(2))
+            for drawn in (ahead, back):
+                nn.init.xavier_normal_(drawn, gain=0.02, generator=draw)
+            ahead, back = ahead.to(tokens), back.to(tokens)
+            parts = own(nodes), near @ (nodes @ ahead), near.T @ (nodes @ back)
+            nodes = F.relu(nodes + condense(torch.cat([F.relu(part) for part in parts], -1)))
         return (nodes * present[..., None, None]).sum(1)

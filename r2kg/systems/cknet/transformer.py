@@ -118,7 +118,7 @@ class Cache(NamedTuple):
 class EncoderDecoder(nn.Module):
     """Film tokens → states; words and states → logits of the words that follow.
 
-    Sinusoidal places are added to words alone; film tokens have none, as in the released code of this lineage.
+    Places are added before it: to words always, to film tokens as `Transformer.film_places` says.
     """
 
     def __init__(self, config: Transformer, words: int) -> None:

@@ -5,6 +5,7 @@ Id 0 begins a report, ends it and fills it up; ids from 1 on are the words in th
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,8 @@ from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
 from r2kg.graph.embed import embed
 from r2kg.modules.config import TextEncoder
+from r2kg.modules.hub import weight_hashes
+from r2kg.modules.packaged import text_encoder
 from shards.clean import UNKNOWN, vocabulary
 from shards.errors import ConfigError, DataError
 from shards.stream.index import read_targets
@@ -32,16 +35,23 @@ TEXT_WIDTH = 768
 
 
 def artefact(min_count: int, text: TextEncoder | None, run: Run, manifest: Manifest, into: str) -> Artefact:
-    """The vocabulary of the training reports and, where asked for, its words' vectors, as what a run needs made."""
+    """The vocabulary of the training reports and, where asked for, its words' vectors, as what a run needs made.
+
+    Raises:
+        ConfigError, RetryableError: the text encoder cannot be had, before any report is read.
+    """
 
     def make(folder: Path) -> None:
         unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
         write_vocabulary(vocabulary(read_targets(run.data.shards, "train", unread), min_count), folder, text)
 
-    settings = {"shards": manifest.fingerprint, "min_count": min_count}
+    settings: dict[str, Any] = {"shards": manifest.fingerprint, "min_count": min_count}
+    if text:
+        weights = weight_hashes(text_encoder(text.source, "model.transformer.text.source"), text.revision)
+        settings["text"] = text.model_dump(mode="json") | {"weights": weights}
     return Artefact(
         name="words",
-        settings=settings | ({"text": text.model_dump(mode="json")} if text else {}),
+        settings=settings,
         make=make,
         into=into,
         sentence=f"Counting the words of {manifest.splits['train'].studies:,} reports",

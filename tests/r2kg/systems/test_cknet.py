@@ -10,12 +10,13 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from r2kg.config.parts import Data, Decoding
+from r2kg.config.run import Run
 from r2kg.graph.matrix.artefact import MatrixManifest, save_matrix
 from r2kg.modules.beams import Generated, decode
 from r2kg.modules.config import Vision
 from r2kg.recipes import find_recipe
 from r2kg.systems.cknet.config import CKNetConfig
-from r2kg.systems.cknet.knowledge import FILE, NAMES, KnowledgeMemory
+from r2kg.systems.cknet.knowledge import FILE, NAMES, KnowledgeMemory, artefact
 from r2kg.systems.cknet.model import CKNet, WordDecoder
 from r2kg.systems.cknet.parts import Knowledge, Transformer
 from r2kg.systems.cknet.transformer import EncoderDecoder, Norm, places
@@ -23,6 +24,7 @@ from r2kg.systems.cknet.vocabulary import encode, read_vocabulary, write_vocabul
 from r2kg.systems.contract import build_model, stored, to_bf16
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError
+from shards.tars.format import read_manifest
 from tests.r2kg.modules.decoder_checks import check_cached_equals_uncached
 
 REPORTS = ["the heart is large .", "no effusion is seen . the lungs are clear .", "clear lungs ."]
@@ -248,6 +250,19 @@ def test_what_is_to_come_and_what_only_fills_change_nothing(made):
     assert alone.count == 6 + 11 and torch.isfinite(alone.sum)
 
 
+def test_films_have_places_where_the_setting_says_so(made):
+    """Without places an encoder cannot tell which film is the frontal one."""
+    rows = stream_rows()
+    turned = rows | {"images": rows["images"][:, ::-1].copy()}
+    for film_places in (True, False):
+        model = tiny(made).eval()
+        settings = model.config.transformer.model_copy(update={"film_places": film_places})
+        model.config = model.config.model_copy(update={"transformer": settings})
+        rows["view_mask"][1, 1] = turned["view_mask"][1, 1] = True
+        first, other = (model.loss(model.collate(given))["report"].sum for given in (rows, turned))
+        assert torch.isclose(first, other, rtol=1e-5) == (not film_places)
+
+
 def test_cached_decoding_is_decoding_from_scratch(made):
     model = tiny(made).eval()
     states, mask, *_ = model.see(model.collate(stream_rows()))
@@ -307,13 +322,12 @@ def test_a_report_comes_with_the_nodes_it_took(made):
 def test_the_released_code_asks_other_things_in_training_than_in_inference(made):
     """Node states of a study's own films by weights that are drawn anew; words in inference a matrix of their own."""
     code = {"matrix": "released", "rows": 31, "width": 32, "top_gamma": 15, "fuse_film": "released"}
-    model = tiny(made, code | {"fuse_words": "add"}).eval()
+    model = tiny(made, code | {"fuse_words": "add"})
     batch = model.collate(stream_rows())
-    torch.manual_seed(0)
+    assert not torch.equal(model.see(batch).read[0], model.see(batch).read[0]), "the same batch, other weights"
+    model.eval()
     first, again = model.loss(batch)["report"].sum, model.loss(batch)["report"].sum
-    assert not torch.isclose(first, again), "the same batch, other weights of the graph"
-    torch.manual_seed(0)
-    assert torch.equal(model.loss(batch)["report"].sum, first)
+    assert torch.equal(first, again), "a checkpoint's loss must be found again"
     seen = model.see(batch)
     words = batch["words"]
     trained, written = (model.words_of(words, read=read)[0] for read in (seen.read, None))
@@ -364,35 +378,40 @@ def test_paper_size(monkeypatch):
     assert tokens.shape == (1, 98, 1024) and present.sum() == 49
 
 
-def test_controls_take_the_meaning_out(made, tmp_path):
-    from r2kg.config.run import Run
-    from r2kg.systems.cknet.knowledge import artefact
-    from shards.sources import open_source
-    from shards.tars.format import read_manifest
-    from shards.tars.shards import write_shards
-
-    shards = tmp_path / "phantom"
-    manifest = write_shards(open_source("phantom", studies=12), shards, size=64, studies_per_shard=16)
+def test_controls_take_the_meaning_out(phantom_shards, tmp_path):
+    shards, manifest = tmp_path / "phantom", read_manifest(phantom_shards)
     told = MatrixManifest(
         licence=manifest.licence, parent=manifest.fingerprint, graph="0" * 64, nodes=tuple("abcdefgh"), description={}
     )
-    vectors = np.random.default_rng(0).normal(size=(8, 5))
+    vectors = np.random.default_rng(7).normal(size=(8, 5))
     kept = save_matrix(shards / "knowledge", told, vectors).vectors
     run = Run(name="x", data=Data(shards=str(shards)), model=CKNetConfig())
 
     def taken(**changes):
-        made = artefact(Knowledge(**changes), run, read_manifest(shards), "model.knowledge.matrix_at")
+        """What the artefact is decided by, and the matrix that a model has of it."""
+        made = artefact(Knowledge(**changes), run, manifest, "model.knowledge.matrix_at")
         (folder := tmp_path / str(len([*tmp_path.iterdir()]))).mkdir()
         made.make(folder)
-        return made.settings, KnowledgeMemory(Knowledge(matrix_at=str(folder), **changes), 32).matrix.numpy()
+        return made.settings, KnowledgeMemory(Knowledge(matrix_at=str(folder), **changes), 32).matrix.detach().numpy()
 
     plain, own = taken()
     np.testing.assert_array_equal(own, kept)
     dealt, mixed = taken(control="values")
     assert dealt != plain and not np.array_equal(mixed, kept)
     np.testing.assert_array_equal(np.sort(mixed, 0), np.sort(kept, 0))
-    with pytest.raises(DataError, match=r"no knowledge matrix at .*knowledge-other"):
+    _, drawn = taken(control="random")
+    assert drawn.shape == kept.shape and not np.isclose(drawn, kept).all(1).any()
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, rtol=1e-6)
+    assert (taken(control="random", seed=1)[1] != drawn).all() and (
+        taken(control="random", trained=True)[1] == drawn
+    ).all()
+    with pytest.raises(DataError, match=r"no knowledge matrix at .*knowledge-other.*--classifier RUN"):
         taken(control="other")
+    save_matrix(shards / "knowledge-other", told, vectors[::-1])
+    with pytest.raises(DataError, match=r"are of the same graph, and model\.knowledge\.control=other asks for another"):
+        taken(control="other")
+    another = save_matrix(shards / "knowledge-other", told.model_copy(update={"graph": "2" * 64}), vectors[::-1])
+    np.testing.assert_array_equal(taken(control="other")[1], another.vectors)
     with pytest.raises(ConfigError, match=r"top_gamma=9, and the matrix at .* has 8 vectors"):
         taken(top_gamma=9)
     save_matrix(shards / "knowledge", told.model_copy(update={"parent": "1" * 64}), vectors)

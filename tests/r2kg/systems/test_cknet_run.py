@@ -121,6 +121,18 @@ def test_a_trained_memory_learns_at_zero_3_as_at_zero_2(phantom_shards, matrix, 
 
 
 @pytest.mark.slow
+def test_reports_are_written_as_by_the_released_code(phantom_shards, tmp_path):
+    """What it draws anew in training stays the same in inference, else a writer would refuse the checkpoint."""
+    small = {name: value for name, value in SMALL.items() if name != "model.transformer.width"}
+    base = {"data.shards": str(phantom_shards), "root": str(tmp_path), "train.steps": 2}
+    run = find_ablation("ablation:cknet.tiny:code").change(small | base)
+    assert train(run)["step"] == 2
+    state = json.loads((newest_checkpoint(run.directory) / "state.json").read_text())
+    assert "released" in state["frozen"]
+    assert read_predictions(generate(saved_run(run.directory), phantom_shards, "test"))
+
+
+@pytest.mark.slow
 def test_a_language_model_asks_the_matrix_at_zero_3(phantom_shards, matrix, tmp_path):
     lm = {"width": 32, "layers": 1, "heads": 2, "vocabulary": 400, "epochs": 1}
     small = {name: value for name, value in SMALL.items() if not name.startswith("model.transformer")}
