@@ -4,7 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from r2kg.config.parts import Local, Part
+from r2kg.config.needs import Inputs
+from r2kg.config.parts import Data, Local, Part
 from shards.errors import ConfigError
 from shards.films.augment import Augment
 
@@ -50,6 +51,11 @@ class Vision(Part):
     """frozen: R2GenGPT shallow; lora on attention query and value: delta; full: deep."""
     lora: Lora = Lora()
     """Adapter settings for tuning="lora"."""
+
+    def inputs(self, data: Data, **more: Any) -> Inputs:
+        """What a system with this encoder reads: its films, or their features where it is frozen; `more` beside."""
+        seen = {"image_px": self.image_px, "views": data.views, "merge": self.merge, "augment": self.augment}
+        return Inputs(**seen, encoder=self, **more)  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:

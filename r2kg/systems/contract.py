@@ -128,6 +128,12 @@ def add_reference_cuts(lines: Sequence[dict[str, Any]], model: Model, protocols:
                 line.setdefault("reference_cut", {})[protocol.name] = end
 
 
+def targets_of(rows: Mapping[str, Any]) -> list[str | None]:
+    """The reports that the stream's rows hold as answers, cleaned; None of an invalid row, and in generation."""
+    both = zip(rows["record"], rows["valid"], strict=True)
+    return [json.loads(record).get("target") if valid else None for record, valid in both]
+
+
 def modules_of(model: nn.Module, prefix: str = "") -> dict[str, list[nn.Parameter]]:
     """Parameters by what a system's own modules are composed of; parameters of such a module itself are apart."""
     found = {prefix + name: [parameter] for name, parameter in model.named_parameters(recurse=False)}

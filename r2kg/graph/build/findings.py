@@ -56,6 +56,8 @@ MADE_OF: dict[FindingKind, str] = {
 SECTIONS = ("comparison", "indication", "findings", "impression")
 EVIDENCE = 20
 """Most reports that the provenance names for an edge: the first ones in the order of the shards."""
+NEARLY_ALL = 0.8
+"""Of the edges that can be, from which on a graph hardly tells findings apart: one report in millions joins two."""
 UNREAD, ALONE = "records that cannot be read", "reports without comparison and indication, which the rule reads too"
 WHOLE = "reports with neither findings nor impression: their target section was read"
 
@@ -122,6 +124,9 @@ def write_findings(
         if not counts.reports:
             raise DataError(f"not one record of the training split at {root} can be read: nothing to make a graph of")
         pairs, notes = joined(counts, min_count, min_npmi)
+        may_be = (whole := len(findings)) * (whole - 1) // 2 - SUPERVISED * (SUPERVISED - 1) // 2
+        if len(pairs) > NEARLY_ALL * may_be:
+            notes[f"of {may_be} edges that can be: so many tell little, ask for --min-npmi or --min-count"] = len(pairs)
         tables = tables_of(pairs, counts.together.diagonal().tolist(), counts)
         notes.update(counts.notes)
         told |= {"made_of": f"{counts.reports:,} reports of the training split", "splits": ["train"]}

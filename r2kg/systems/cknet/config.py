@@ -59,10 +59,7 @@ class CKNetConfig(System):
 
     def inputs(self, data: Data) -> Inputs:
         """Films, or the features of a frozen encoder."""
-        vision = self.vision
-        return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision
-        )
+        return self.vision.inputs(data)
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
         """The vocabulary of the training reports; the knowledge matrix.
@@ -114,10 +111,7 @@ class CKNetLlmConfig(System):
 
     def inputs(self, data: Data) -> Inputs:
         """Films, or the features of a frozen encoder."""
-        vision = self.vision
-        return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision
-        )
+        return self.vision.inputs(data)
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
         """The tiny LM, where it stands in for a hub model; the knowledge matrix.

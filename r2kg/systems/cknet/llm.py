@@ -16,7 +16,7 @@ from r2kg.modules.llm import IGNORED, ReportWriter
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.cknet.config import CKNetLlmConfig
 from r2kg.systems.cknet.knowledge import KnowledgeMemory, Taken, named_shares, sha256_of
-from r2kg.systems.contract import Term, trained_groups
+from r2kg.systems.contract import Term, targets_of, trained_groups
 from shards.errors import ConfigError
 
 
@@ -85,11 +85,7 @@ class CKNetLlm(nn.Module):
 
     def collate(self, rows: dict[str, Any]) -> Batch:
         """Rows of the stream as a batch (`r2kg.systems.contract.Model.collate`)."""
-        targets = [
-            json.loads(record).get("target") if valid else None
-            for record, valid in zip(rows["record"], rows["valid"], strict=True)
-        ]
-        input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
+        input_ids, labels = self.writer.tokenize(targets_of(rows), self.config.report_tokens)
         batch = Batch(**self.vision.collate(rows), input_ids=input_ids, labels=labels)  # type: ignore[typeddict-item]
         if "index" in rows:
             batch["index"] = torch.tensor(rows["index"])

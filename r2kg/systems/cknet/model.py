@@ -21,7 +21,7 @@ from r2kg.systems.cknet.knowledge import KnowledgeMemory, Taken, named_shares, s
 from r2kg.systems.cknet.released import ReleasedGraph
 from r2kg.systems.cknet.transformer import Cache, EncoderDecoder, Pair, places, reorder
 from r2kg.systems.cknet.vocabulary import WORDS, encode, read_vectors, read_vocabulary
-from r2kg.systems.contract import Term, trained_groups
+from r2kg.systems.contract import Term, targets_of, trained_groups
 from shards.errors import ConfigError
 
 IGNORED = -100
@@ -91,12 +91,8 @@ class CKNet(nn.Module):
 
     def collate(self, rows: dict[str, Any]) -> Batch:
         """Rows of the stream as a batch (`r2kg.systems.contract.Model.collate`)."""
-        targets = [
-            json.loads(record).get("target") if valid else None
-            for record, valid in zip(rows["record"], rows["valid"], strict=True)
-        ]
         assert self.tokenizer is not None
-        words, wanted = encode(self.tokenizer, targets, self.config.report_tokens)
+        words, wanted = encode(self.tokenizer, targets_of(rows), self.config.report_tokens)
         batch = Batch(**self.vision.collate(rows), words=words, wanted=wanted)  # type: ignore[typeddict-item]
         if "index" in rows:
             batch["index"] = torch.tensor(rows["index"])

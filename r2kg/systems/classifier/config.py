@@ -56,10 +56,7 @@ class ClassifierConfig(System):
 
     def inputs(self, data: Data) -> Inputs:
         """Films, or the features of a frozen encoder."""
-        vision = self.vision
-        return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision
-        )
+        return self.vision.inputs(data)
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
         """Nothing is made.

@@ -53,11 +53,7 @@ class GcnConfig(System):
 
     def inputs(self, data: Data) -> Inputs:
         """Films, or the features of a frozen encoder; what is said of the reports, as targets."""
-        vision = self.vision
-        return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision,
-            training_sides=("annotations",),
-        )  # fmt: skip
+        return self.vision.inputs(data, training_sides=("annotations",))
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
         """Names and edges of the graph.

@@ -49,11 +49,7 @@ class R2GenKGConfig(System):
 
     def inputs(self, data: Data) -> Inputs:
         """Films, or the features of a frozen encoder; the part of the graph that belongs to them."""
-        vision = self.vision
-        return Inputs(
-            image_px=vision.image_px, views=data.views, merge=vision.merge, augment=vision.augment, encoder=vision,
-            sides=self.graph.sides if self.graph else (),
-        )  # fmt: skip
+        return self.vision.inputs(data, sides=self.graph.sides if self.graph else ())
 
     def prepare(self, run: Run, manifest: Manifest) -> Iterable[Artefact]:
         """The tiny LM, where it stands in for a hub model; the graph's levels and nodes' features; tokens of the bank.

@@ -16,7 +16,7 @@ from r2kg.graph.film import FILMS
 from r2kg.modules.beams import Generated
 from r2kg.modules.llm import IGNORED, ReportWriter
 from r2kg.modules.vision import VisionEncoder
-from r2kg.systems.contract import Term, trained_groups
+from r2kg.systems.contract import Term, targets_of, trained_groups
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.systems.r2genkg.graph import GraphBranch, collate, triples_told
 from r2kg.systems.r2genkg.queries import QueryBranch
@@ -184,11 +184,7 @@ class R2GenKG(nn.Module):
         Raises:
             ConfigError: films or features are of another size than the encoder's.
         """
-        targets = [
-            json.loads(record).get("target") if valid else None
-            for record, valid in zip(rows["record"], rows["valid"], strict=True)
-        ]
-        input_ids, labels = self.writer.tokenize(targets, self.config.report_tokens)
+        input_ids, labels = self.writer.tokenize(targets_of(rows), self.config.report_tokens)
         batch = Batch(**self.vision.collate(rows), input_ids=input_ids, labels=labels)  # type: ignore[typeddict-item]
         if "index" in rows:
             batch["index"] = torch.tensor(rows["index"])
