@@ -21,7 +21,7 @@ from r2kg.config.run import Run
 from r2kg.modules.beams import Generated
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
-from r2kg.systems.contract import Model, add_reference_cuts, refuse_cuts, to_device
+from r2kg.systems.contract import Model, add_reference_cuts, model_class, refuse_cuts, to_device
 from r2kg.training.artefacts import trained_model
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
 from r2kg.training.features import features_or_films
@@ -167,7 +167,7 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
     """
     run = run.change({"data.shards": str(shards)}).absolute()
     protocols = protocols_of(run.protocols, run.model.task)
-    refuse_cuts(run.model, protocols)
+    refuse_cuts(model_class(run.model), protocols)
     manifest = checked_manifest(run)
     run = features_or_films(run, manifest)
     index = Index.open(run.data.shards, split, run.data.on_bad)

@@ -92,18 +92,22 @@ class Model(Protocol):
 
 def build_model(part: System) -> Model:
     """The model of a system's part; ConfigError when one of its modules cannot be built."""
-    module, _, name = part.build.partition(":")
-    return getattr(import_module(module), name)(part)
+    return model_class(part)(part)
 
 
-def refuse_cuts(part: System, protocols: Sequence[str]) -> None:
-    """ConfigError for protocols that cut by tokens of a language model which the system's model does not have."""
+def model_class(part: System) -> type:
+    """What `System.build` names."""
     module, _, name = part.build.partition(":")
+    return getattr(import_module(module), name)
+
+
+def refuse_cuts(model: type, protocols: Sequence[str]) -> None:
+    """ConfigError for protocols that cut by tokens of a language model which this kind of model does not have."""
     cutting = [one for one in protocols if protocol_named(one).reference_cut == "tokens"]
-    if cutting and not hasattr(getattr(import_module(module), name), "fitting"):
+    if cutting and not hasattr(model, "fitting"):
         raise ConfigError(
-            f"protocol {cutting[0]} cuts references by tokens of the system's language model, and {name} has no "
-            "`fitting` to ask: leave it out of protocols, or give it one"
+            f"protocol {cutting[0]} cuts references by tokens of the system's language model, and {model.__name__} has "
+            "no `fitting` to ask: leave it out of protocols, or give it one"
         )
 
 
@@ -115,16 +119,13 @@ def add_reference_cuts(lines: Sequence[dict[str, Any]], model: Model, protocols:
     Raises:
         ConfigError: the model has no tokenizer to ask (`Model.fitting`).
     """
+    refuse_cuts(type(model), protocols)
     told = [line for line in lines if "reference_raw" in line]
     for protocol in map(protocol_named, protocols):
         if protocol.reference_cut == "tokens" and protocol.max_length:
             texts = [protocol.uncut.reference(line) for line in told]
-            if not (fitting := getattr(model, "fitting", None)):
-                raise ConfigError(
-                    f"protocol {protocol.name} cuts references by tokens of the system's language model, and "
-                    f"{type(model).__name__} has no `fitting` to ask: leave it out of protocols, or give it one"
-                )
-            for line, end in zip(told, fitting(texts, protocol.max_length), strict=True):
+            ends = model.fitting(texts, protocol.max_length)  # type: ignore[attr-defined]  # it is there: not refused
+            for line, end in zip(told, ends, strict=True):
                 line.setdefault("reference_cut", {})[protocol.name] = end
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from r2kg.config.parts import Decoding
 from r2kg.modules.beams import Generated, decode
+from r2kg.modules.llm import IGNORED
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.cknet.config import CKNetConfig
 from r2kg.systems.cknet.knowledge import KnowledgeMemory, Taken, named_shares, sha256_of
@@ -23,8 +24,6 @@ from r2kg.systems.cknet.transformer import Cache, EncoderDecoder, Pair, places, 
 from r2kg.systems.cknet.vocabulary import WORDS, encode, read_vectors, read_vocabulary
 from r2kg.systems.contract import Term, targets_of, trained_groups
 from shards.errors import ConfigError
-
-IGNORED = -100
 
 
 class Batch(TypedDict):
@@ -165,26 +164,24 @@ class CKNet(nn.Module):
         """
         if self.knowledge is None:
             raise ConfigError("the run has no knowledge matrix (model.knowledge=null): nothing is taken of it")
-        assert self.tokenizer is not None
-        taken = self.see(batch).taken
-        ids = torch.tensor([self.tokenizer(text, add_special_tokens=False).input_ids], dtype=torch.long)
-        of_words = self.words_of(ids.to(taken.device), start=1)[1] if ids.numel() else None  # type: ignore[union-attr]
-        nothing = torch.zeros(0, len(self.knowledge.names))
-        words = tuple(self.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
-        return Taken(self.knowledge.names, taken[0], words, nothing if of_words is None else of_words[0])  # type: ignore[index]
+        return self._taken(self.see(batch).taken[0], text)  # type: ignore[index]
+
+    def _taken(self, film: Tensor, text: str) -> Taken:
+        """What a study's film took of the matrix, [S, N], and what the words of its report take."""
+        assert self.tokenizer is not None and self.knowledge is not None
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        of_words = film.new_zeros(0, len(self.knowledge.names))
+        if ids:
+            of_words = self.words_of(torch.tensor([ids], device=film.device), start=1)[1][0]  # type: ignore[index]
+        return Taken(self.knowledge.names, film, tuple(self.tokenizer.convert_ids_to_tokens(ids)), of_words)
 
     def _evidence(self, written: Generated, taken: Tensor | None, row: int) -> dict[str, Any]:
         """The nodes that film and words of a report took most; {} where there is no matrix of named nodes."""
         most = self.config.evidence
         if taken is None or not most or self.knowledge is None:
             return {}
-        assert self.tokenizer is not None
-        ids = self.tokenizer(written.text, add_special_tokens=False, return_tensors="pt").input_ids
-        found = {"film": taken[row]}
-        if ids.numel():
-            _, of_words = self.words_of(ids.to(taken.device).long(), start=1)
-            found["words"] = of_words[0]  # type: ignore[index]
-        return named_shares(found, self.knowledge.names, most)
+        study = self._taken(taken[row], written.text)
+        return named_shares({"film": study.film, "words": study.of_words}, study.names, most)
 
     def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Groups of the optimiser (vision, film, knowledge, transformer; empty ones left out) → named parameters."""

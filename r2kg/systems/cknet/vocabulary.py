@@ -19,6 +19,7 @@ from r2kg.config.run import Run
 from r2kg.graph.embed import embed
 from r2kg.modules.config import TextEncoder
 from r2kg.modules.hub import weight_hashes
+from r2kg.modules.llm import IGNORED
 from r2kg.modules.packaged import text_encoder
 from shards.clean import UNKNOWN, vocabulary
 from shards.errors import ConfigError, DataError
@@ -101,12 +102,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, reports: Sequence[str | None], mo
     """Reports as what is read and what is to be written, int64 [B, T] both; None is a row without a target.
 
     R2Gen's: 0, words, 0, cut to `most` ids, so that a report which is cut has no end. Where nothing is to be written
-    the target is -100.
+    the target is `IGNORED`.
     """
     written = [
         [] if text is None else [0, *tokenizer(text, add_special_tokens=False).input_ids, 0][:most] for text in reports
     ]
     longest = max(2, *map(len, written))
     read = torch.tensor([(ids + [0] * (longest - len(ids)))[:-1] for ids in written])
-    wanted = torch.tensor([(ids[1:] + [-100] * longest)[: longest - 1] for ids in written])
+    wanted = torch.tensor([(ids[1:] + [IGNORED] * longest)[: longest - 1] for ids in written])
     return read, wanted

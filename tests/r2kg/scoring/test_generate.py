@@ -23,7 +23,7 @@ from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import PART, Writer, derangement, generate, joined, probe_of, shuffled
 from r2kg.systems.cknet.config import CKNetConfig
-from r2kg.systems.contract import add_reference_cuts, refuse_cuts
+from r2kg.systems.contract import add_reference_cuts, model_class, refuse_cuts
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import find_checkpoint, read_state
@@ -107,9 +107,9 @@ def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path, tmp_pat
     for line in lines:
         cleaned = clean("r2gen-2020-iu", line["reference_raw"])
         assert PROTOCOLS["r2genkg-2025"].reference(line) == cleaned[:60].rstrip() and len(line["reference_cut"]) == 1
-    refuse_cuts(R2GenKGConfig(), ("r2genkg-2025", "full-text"))
+    refuse_cuts(model_class(R2GenKGConfig()), ("r2genkg-2025", "full-text"))
     with pytest.raises(ConfigError, match="r2genkg-2025 cuts references by tokens .* and CKNet has no `fitting`"):
-        refuse_cuts(CKNetConfig(), ("full-text", "r2genkg-2025"))
+        refuse_cuts(model_class(CKNetConfig()), ("full-text", "r2genkg-2025"))
     with pytest.raises(ConfigError, match="r2genkg-2025 cuts references by tokens .* object has no `fitting`"):
         add_reference_cuts(lines, object(), protocols)  # type: ignore[arg-type]
     for study, record in zip(read_studies(phantom_shards, "test"), seen, strict=False):
