@@ -1,25 +1,24 @@
 """Make a graph of the training reports, and look at it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from jobs.cli import run
+from jobs.options import extractor_of, given, only_side, refuse_idle
 from r2kg.config.overrides import parse_overrides
 from r2kg.graph.film import FILMS, OTHERS
-from r2kg.graph.schema import Extractor
 from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import TERMS
 from shards.study import SPLITS
 from shards.tars.format import read_manifest
-from shards.tars.kinds import KINDS, read_side, without_member
-from shards.tars.place import Place, place
+from shards.tars.kinds import read_side, without_member
+from shards.tars.place import place
 from shards.tars.report import SHOWN, side_lines
 
 NAME = "annotations-{}"
@@ -28,7 +27,11 @@ Shards = Annotated[str, typer.Argument(help="directory or URL of the shards")]
 Graph = Annotated[str, typer.Argument(help="directory or URL of the graph")]
 How = Annotated[str, typer.Option(help="rules; llm: an OpenAI-compatible endpoint; ner-re: what `graph learn` wrote")]
 Endpoint = Annotated[str, typer.Option(help="llm: base URL, e.g. http://127.0.0.1:8000/v1; its key is R2KG_LLM_KEY")]
+Pooling = Annotated[Literal["cls", "mean"] | None, typer.Option(help="of the text encoder; default: cls")]
 Model = Annotated[str, typer.Option(help="llm: the model, as the server names it; ner-re: the directory")]
+Checkpoint = Annotated[str, typer.Option(help="best, last or a step number; default: best")]
+Actors = Annotated[int | None, typer.Option(min=1, help="processes that hold the classifier, one GPU each; default: 1")]
+BadFilm = Annotated[OnBad | None, typer.Option(help="a film that cannot be read: skip (count) or fail; default: skip")]
 Hosts = Annotated[
     list[str] | None, typer.Option(help="llm: host that reports may be sent to; this machine alone by default")
 ]
@@ -53,8 +56,8 @@ def annotate(
         raise ConfigError(f"--split {strange[0]}: one of {', '.join(SPLITS)}")
     manifest = read_manifest(root)
     where = place(out) if out else root / "side" / NAME.format(extractor)
-    asked = {"endpoint": endpoint, "model": model, "allow": tuple(allow_host or ()), "cache": f"{where}-answers"}
-    chosen = named(extractor, manifest.licence, **asked, **parse_overrides(options or []))
+    asked = given(endpoint=endpoint, model=model, allow=allow_host) | parse_overrides(options or [])
+    chosen = extractor_of(extractor, manifest.licence, asked, f"{where}-answers")
     from r2kg.graph.extract.annotate import write_annotations  # a second of Ray, after what is refused without it
     from shards.session import connect_ray
 
@@ -71,6 +74,8 @@ def learn(
     encoder: Annotated[str, typer.Option(help="hub id or directory; tiny: a small one from random weights")] = "",
 ) -> None:
     """Train the extractor ner-re on what another says of training reports: an entity model and a relation model."""
+    if radgraph:
+        refuse_idle("beside --radgraph, which is learned from alone", given(annotations=annotations))
     root = place(shards)
     read_manifest(root)
     from r2kg.graph.extract.annotate import labelled  # seconds of torch, after what is refused without it
@@ -94,12 +99,14 @@ def build(
     synonyms: Annotated[
         str, typer.Option(help="text encoder (hub id or directory): merge names whose vectors have a cosine of .95")
     ] = "",
-    pooling: Annotated[Literal["cls", "mean"], typer.Option(help="of the text encoder")] = "cls",
+    pooling: Pooling = None,
     force: Annotated[
         bool, typer.Option("--force", help="take other splits too: no system accepts such a graph")
     ] = False,
 ) -> None:
     """Make the graph of what was said of the training reports, and print its card."""
+    if not synonyms:
+        refuse_idle("without --synonyms", given(pooling=pooling))
     root = place(shards)
     read_manifest(root)
     from r2kg.graph.artefact import KnowledgeGraph
@@ -115,7 +122,7 @@ def build(
         from r2kg.graph.embed import near_synonyms  # seconds of torch
         from r2kg.modules.config import TextEncoder
 
-        return near_synonyms(graph, TextEncoder(source=synonyms, pooling=pooling))
+        return near_synonyms(graph, TextEncoder(source=synonyms, **given(pooling=pooling)))
 
     print("\n".join(card_lines(build_graph(root, side, where, sifting, force, near if synonyms else None))))
     print(where)
@@ -209,9 +216,9 @@ def films(
         str,
         typer.Option(help="directory or URL; default: SHARDS/side/film_subgraphs, with --of-another ..._of_another"),
     ] = "",
-    neighbours: Annotated[int, typer.Option(min=1, help="training studies that vote")] = 16,
-    nodes: Annotated[int, typer.Option(min=1, help="most nodes of a film's part")] = 48,
-    triples: Annotated[int, typer.Option(min=1, help="most triples of a film's part")] = 96,
+    neighbours: Annotated[int | None, typer.Option(min=1, help="training studies that vote; default: 16")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="most nodes of a film's part; default: 48")] = None,
+    triples: Annotated[int | None, typer.Option(min=1, help="most triples of a film's part; default: 96")] = None,
     of_another: Annotated[
         bool, typer.Option("--of-another", help="for a control: each film another's part, as large as its own")
     ] = False,
@@ -229,10 +236,12 @@ def films(
 
     where = place(out) if out else root / "side" / (OTHERS if of_another else FILMS)
     connect_ray(where if isinstance(where, Path) else None)
-    settings = FilmSettings(neighbours=neighbours, nodes=nodes, triples=triples)
+    asked = given(neighbours=neighbours, nodes=nodes, triples=triples)
+    settings = FilmSettings(**asked)
     if of_another:
         with suppress(DataError):  # no parts of its own there: then these are the first
             own = read_side(root / "side" / FILMS, FILMS).description["settings"]
+            refuse_idle(f"with --of-another, where {root / 'side' / FILMS} tells them", asked)
             settings = FilmSettings(**own | {"certainty": tuple(own["certainty"])})
     print(f"Of graph {of}, features {seen} and annotations {said}.", flush=True)
     side = write_film_subgraphs(root, of, seen, said, where, settings, of_another)
@@ -245,24 +254,36 @@ def films(
 def bank(
     shards: Shards,
     classifier: Annotated[Path | None, typer.Option(help="directory of a run of the system classifier")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
+    checkpoint: Checkpoint = "",
     out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/bank")] = "",
-    per_label: Annotated[int, typer.Option(min=1, help="most tokens of a finding")] = 500,
-    least: Annotated[float, typer.Option(min=0, max=0.999, help="mean heat that a cell needs")] = 0.75,
-    cell: Annotated[int, typer.Option(min=1, help="side of a cell, pixels of what the classifier sees")] = 16,
-    width: Annotated[int, typer.Option(min=1, help="of a token: that of the queries")] = 768,
-    projection: Annotated[Literal["random", "pca"], typer.Option(help="from the classifier's width")] = "random",
-    seed: Annotated[int, typer.Option(min=0, help="of what is drawn")] = 0,
-    actors: Annotated[int, typer.Option(min=1, help="processes that hold the classifier, one GPU each")] = 1,
-    on_bad: Annotated[OnBad, typer.Option(help="a film that cannot be read: skip (count) or fail")] = "skip",
+    per_label: Annotated[int | None, typer.Option(min=1, help="most tokens of a finding; default: 500")] = None,
+    least: Annotated[
+        float | None, typer.Option(min=0, max=0.999, help="mean heat that a cell needs; default: 0.75")
+    ] = None,
+    cell: Annotated[
+        int | None, typer.Option(min=1, help="side of a cell, pixels of what the classifier sees; default: 16")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="of a token: that of the queries; default: 768")] = None,
+    projection: Annotated[
+        Literal["random", "pca"] | None, typer.Option(help="from the classifier's width; default: random")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of what is drawn; default: 0")] = None,
+    actors: Actors = None,
+    on_bad: BadFilm = None,
     show: Annotated[Path | None, typer.Option(help="directory to draw every finding's cells into")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a bank made otherwise")] = False,
 ) -> None:
     """Cut out of training films where a trained classifier sees its findings: the vision-token bank. Or draw one."""
-    root = place(shards)
-    manifest, where = read_manifest(root), place(out) if out else root / "bank"
+    asked = given(per_label=per_label, least=least, width=width, projection=projection, seed=seed)
+    how = given(actors=actors, on_bad=on_bad, replace=replace)
     if not classifier and not show:
         raise ConfigError("a bank is made by a classifier: give --classifier RUN (`r2kg train classifier.tiny ...`)")
+    if not classifier:
+        refuse_idle(
+            "without --classifier, where a bank is drawn", given(cell=cell, checkpoint=checkpoint) | asked | how
+        )
+    root = place(shards)
+    manifest, where = read_manifest(root), place(out) if out else root / "bank"
     from r2kg.graph.bank.artefact import contact_sheets, load_bank
     from r2kg.graph.bank.make import BankSettings, write_bank  # seconds of torch and Ray
 
@@ -270,11 +291,10 @@ def bank(
         from r2kg.scoring.explain import explainer_of
         from shards.session import connect_ray
 
-        settings = BankSettings(per_label, least=least, cell_px=cell, width=width, projection=projection, seed=seed)
-        build, model, named = explainer_of(classifier, checkpoint, manifest)
+        settings = BankSettings(**asked | given(cell_px=cell))
+        build, model, named = explainer_of(classifier, checkpoint or "best", manifest)
         connect_ray(where if isinstance(where, Path) else None)
-        px = model.vision.image_px
-        write_bank(root, where, model.labels, px, build, named, settings, on_bad, actors, replace)
+        write_bank(root, where, model.labels, model.vision.image_px, build, named, settings, **how)
     made = load_bank(where)
     print(", ".join(f"{name} {count}" for name, count in made.manifest.counts.items()))
     for what, count in made.manifest.warnings.items():
@@ -287,25 +307,30 @@ def bank(
 def matrix(
     shards: Shards,
     classifier: Annotated[Path | None, typer.Option(help="directory of a run of the system gcn")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, last or a step number")] = "best",
+    checkpoint: Checkpoint = "",
     text: Annotated[str, typer.Option(help="in its place a text encoder that reads the nodes' keywords")] = "",
-    pooling: Annotated[Literal["cls", "mean"], typer.Option(help="of the text encoder")] = "cls",
-    width: Annotated[int, typer.Option(min=1, help="with --text; the classifier has its own")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="with --text: of the projection")] = 0,
+    pooling: Pooling = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="with --text; default: 512; the classifier has its own")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="with --text: of the projection; default: 0")] = None,
     graph: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/finding-graph")] = "",
     out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/knowledge")] = "",
-    actors: Annotated[int, typer.Option(min=1, help="processes that hold the classifier, one GPU each")] = 1,
+    actors: Actors = None,
     centred: Annotated[bool, typer.Option(help="take from each vector what all have in common")] = True,
-    on_bad: Annotated[OnBad, typer.Option(help="a film that cannot be read: skip (count) or fail")] = "skip",
+    on_bad: BadFilm = None,
     replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a matrix made otherwise")] = False,
 ) -> None:
     """Make the knowledge matrix: what a GCN classifier sees of each finding in training films, a vector a node."""
-    root = place(shards)
-    manifest, where = read_manifest(root), place(out) if out else root / "knowledge"
     if bool(classifier) == bool(text):
         raise ConfigError(
             "a matrix is made by --classifier RUN (`r2kg train gcn.tiny ...`) or --text ENCODER: give one"
         )
+    how = given(actors=actors, on_bad=on_bad)
+    of_classifier, of_text = given(checkpoint=checkpoint) | how, given(pooling=pooling, width=width, seed=seed)
+    refuse_idle(*(("beside --classifier", of_text) if classifier else ("beside --text", of_classifier)))
+    root = place(shards)
+    manifest, where = read_manifest(root), place(out) if out else root / "knowledge"
     from r2kg.graph.build.findings import load_finding_graph
     from r2kg.graph.matrix.make import Made, named_encoder, of_films, of_names, write_matrix  # seconds of torch and Ray
     from r2kg.modules.config import TextEncoder
@@ -316,38 +341,17 @@ def matrix(
         from r2kg.scoring.explain import node_encoder_of
         from shards.session import connect_ray
 
-        build, inputs, named = node_encoder_of(classifier, checkpoint, manifest, findings.manifest.fingerprint)
+        of = findings.manifest.fingerprint
+        build, inputs, named = node_encoder_of(classifier, checkpoint or "best", manifest, of)
         connect_ray(where if isinstance(where, Path) else None)
-        make, described = partial(of_films, root, manifest, build, inputs, on_bad, actors), {"classifier": named}
+        make, described = partial(of_films, root, manifest, build, inputs, **how), {"classifier": named}
     else:
-        encoder = TextEncoder(source=text, pooling=pooling)
-        make, described = partial(of_names, findings, encoder, width, seed), named_encoder(encoder, width, seed)
+        projected = (TextEncoder(source=text, **given(pooling=pooling)), width or 512, seed or 0)
+        make, described = partial(of_names, findings, *projected), named_encoder(*projected)
     made = write_matrix(where, findings, manifest, described, make, replace, centred)
     films = f", mean over {made.manifest.description['films']:,} training films" if classifier else ""
     print(f"{len(made.vectors)} nodes, {made.vectors.shape[1]} channels{films}; median cosine {made.likeness:.2f}")
     print(where)
-
-
-def only_side(root: Place, kind: str, option: str, fingerprint: str = "") -> Place:
-    """The side of a kind below SHARDS/side, where there is exactly one; `fingerprint`: the one that has it.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    folder, found = root / "side", list[Place]()
-    entries: Iterable[Any] = folder.iterdir() if folder.is_dir() else ()
-    for where in sorted(entries, key=str):
-        with suppress(DataError):  # what else lies there is no side, or broken, and is not meant
-            side = read_side(where)
-            if side.kind == kind and fingerprint in ("", side.fingerprint):
-                found.append(where)
-    if len(found) == 1:
-        return found[0]
-    those = f"{kind} of fingerprint {fingerprint[:12]}, which the graph was built of," if fingerprint else kind
-    if not found:
-        raise ConfigError(f"no {those} below {folder}: write them with {KINDS[kind].how}, or give {option} PLACE")
-    names = ", ".join(where.name for where in found)
-    raise ConfigError(f"{len(found)} sides of {those} below {folder} ({names}): say which with {option} PLACE")
 
 
 def evaluate(
@@ -357,40 +361,19 @@ def evaluate(
     endpoint: Endpoint = "",
     model: Model = "",
     allow_host: Hosts = None,
-    cache: Annotated[str, typer.Option(help="llm: directory of its answers")] = "answers",
+    cache: Annotated[str, typer.Option(help="llm: directory of its answers; default: answers")] = "",
 ) -> None:
     """Compare an extractor with what is known of drawn reports."""
     from r2kg.graph.extract.evaluate import evaluate_extractor
 
-    asked = {"endpoint": endpoint, "model": model, "allow": tuple(allow_host or ()), "cache": cache}
-    found = evaluate_extractor(shards, named(extractor, read_manifest(shards).licence, **asked), split)
+    asked = given(endpoint=endpoint, model=model, allow=allow_host)
+    if extractor != "llm":
+        refuse_idle(f"beside --extractor {extractor}", given(cache=cache))
+    chosen = extractor_of(extractor, read_manifest(shards).licence, asked, cache or "answers")
+    found = evaluate_extractor(shards, chosen, split)
     print(f"{found.reports} reports of {split} by {extractor}, {found.reports_per_s:,.0f} a second")
     for what, score in (("entities", found.entities), ("triples", found.triples)):
         print(f"{what:9} F1 {score.f1:.4f}, precision {score.precision:.4f}, recall {score.recall:.4f}")
-
-
-def named(extractor: str, licence: str = "", **llm: Any) -> Extractor:
-    """The extractor of that name; `llm` are fields of the one that asks a language model."""
-    if extractor == "rules":
-        from r2kg.graph.extract.rules import Rules
-
-        return Rules()
-    if extractor == "ner-re":
-        if not llm.get("model"):
-            raise ConfigError("--extractor ner-re needs --model DIR, which `r2kg graph learn` wrote")
-        from r2kg.graph.extract.ner_re import NerRe  # seconds of torch
-
-        return NerRe.load(llm["model"])
-    if extractor != "llm":
-        raise ConfigError(f"--extractor {extractor}: known are rules, llm, ner-re")
-    if not (llm.get("endpoint") and llm.get("model")):
-        raise ConfigError("--extractor llm asks a server: give --endpoint, e.g. http://127.0.0.1:8000/v1, and --model")
-    from r2kg.graph.extract.llm import LlmExtractor
-
-    known = {field.name for field in fields(LlmExtractor) if field.init}
-    if strange := sorted(llm.keys() - known):
-        raise ConfigError(f"unknown field {strange[0]!r} of llm; known are {', '.join(sorted(known))}")
-    return LlmExtractor(licence=licence, **llm)
 
 
 JOBS = (annotate, learn, build, findings, read, card, levels, films, bank, matrix, evaluate)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from jobs.graph import only_side
+from jobs.options import only_side
 from r2kg.config.protocol import protocols_of
 from shards.errors import DataError
 from shards.tars.format import read_manifest

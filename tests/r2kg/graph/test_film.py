@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jobs.graph import only_side
+from jobs.options import only_side
 from r2kg.config.needs import Inputs
 from r2kg.graph.artefact import load_graph, save_graph
 from r2kg.graph.build.reports import build_graph
