@@ -6,18 +6,21 @@ a finding graph (`r2kg.graph.build.findings`), whose nodes stand in their publis
 """
 
 import io
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
+from safetensors import SafetensorError
 
 from r2kg.graph.schema import CERTAINTIES, FINDING_RELATIONS, KINDS, RELATIONS
-from shards.errors import DataError
+from shards.errors import ConfigError, DataError
 from shards.tars.format import SealedManifest, Sha256, read_sealed, write_sealed
-from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
+from shards.tars.place import Place, make_directory, names_in, place, read_whole, sha256_of, write_atomic
 
 FILE = "graph.json"
 HOW = "make it with `r2kg graph build SHARDS`, `r2kg graph read TABLE` or `r2kg graph findings SHARDS`"
@@ -40,6 +43,9 @@ PROVENANCE = pa.schema(
 """A row a statement: row of the triple, key of the study, sentence, and the characters from the first entity's start
 to the last one's end. Of a finding graph see `r2kg.graph.build.findings`: no sentence and no certainty."""
 TABLES = {"nodes": NODES, "triples": TRIPLES, "provenance": PROVENANCE}
+Held = TypeVar("Held")
+LONG = 64
+"""Characters of a hash: a value as long as that is not shown where two are compared."""
 
 
 class GraphManifest(SealedManifest):
@@ -110,17 +116,83 @@ def load_graph(where: str | Place, manifest: GraphManifest | None = None) -> Kno
     manifest = manifest or read_graph_manifest(where)
     for name, schema in TABLES.items():
         path = where / f"{name}.parquet"
-        try:
-            if sha256_of(path) != manifest.tables.get(name):
-                raise DataError(f"{path} is not what {FILE} says: {HOW}")
-            tables[name] = pq.read_table(io.BytesIO(read_whole(path, MAX_BYTES))).cast(schema)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path} cannot be read ({type(error).__name__}): {HOW}") from None
+        with reading(str(path), HOW):
+            content = read_hashed(path, manifest.tables.get(name), FILE, HOW, MAX_BYTES)
+            tables[name] = pq.read_table(io.BytesIO(content)).cast(schema)
     if fault := fault_of(tables, manifest):
         raise DataError(f"the graph at {where} contradicts itself: {fault}. {HOW}")
     return KnowledgeGraph(manifest, **tables)
+
+
+def read_hashed(path: Place, sha256: str | None, told_by: str, how: str, most: int) -> bytes:
+    """The content of a file of at most so many bytes; DataError where it has not the hash that a manifest tells.
+
+    Args:
+        told_by: the manifest's file name.
+        how: the command that makes the artefact, for the error.
+    """
+    if sha256_of(path) != sha256:
+        raise DataError(f"{path} is not what {told_by} says: {how}")
+    return read_whole(path, most)
+
+
+@contextmanager
+def reading(what: str, how: str) -> Iterator[None]:
+    """Raise what reading a damaged file raises as a DataError: that `what` cannot be read, and how it is made."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError, pa.ArrowException) as error:
+        raise DataError(f"{what} cannot be read ({type(error).__name__}): {how}") from None
+
+
+def standing_alike(
+    out: Place,
+    what: str,
+    files: Set[str],
+    load: Callable[[Place], Held],
+    told: Callable[[Held], Mapping[str, Any]],
+    asked: Mapping[str, Any],
+    replace: bool,
+) -> Held | None:
+    """What stands at `out` where it was made of just this, which is said; None where it is to be made.
+
+    It is asked before anything is read for what is to be made.
+
+    Args:
+        what: the artefact, such as "bank".
+        files: all that it consists of.
+        load: reads one, and raises DataError for one that a kill or damage has left.
+        told: what decided the content of the one that was loaded, by name.
+        asked: what decides it now.
+        replace: one that was made otherwise may be written over.
+
+    Raises:
+        ConfigError: `out` holds something else, or such a thing that was made otherwise.
+    """
+    named = {name for name in names_in(out) if not name.startswith(".")}  # a kill leaves hidden ones
+    if strange := sorted(named - files):
+        raise ConfigError(
+            f"{out} holds something else ({strange[0]}): a {what} needs a place of its own, give another --out"
+        )
+    with suppress(DataError):
+        there = load(out)
+        before, changed = told(there), list[str]()
+        for name, now in asked.items():
+            was = before.get(name)
+            brief = name in before and all(not isinstance(v, dict | list) and len(str(v)) < LONG for v in (was, now))
+            if was != now:
+                changed.append(f"{name} was {was}, is now {now}" if brief else f"other {name}")
+        if not changed:
+            print(f"{out} is made already; delete it to have it made again.")
+            return there
+        if not replace:
+            raise ConfigError(
+                f"{out} holds a {what} that was made otherwise ({', '.join(changed)}): say --replace, or give another "
+                "--out"
+            )
+    return None
 
 
 def fault_of(tables: dict[str, pa.Table], manifest: GraphManifest) -> str:

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from r2kg.graph.artefact import read_hashed, reading
 from shards.errors import DataError
 from shards.study import key_of
 from shards.tars.format import Manifest, SealedManifest, Sha256, read_sealed, write_sealed
-from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
+from shards.tars.place import Place, make_directory, place, sha256_of, write_atomic
 
 FILE, ARRAYS, CELLS = "bank.json", "bank.safetensors", "cells.parquet"
 HOW = "make it with `r2kg graph bank SHARDS --classifier RUN`"
@@ -86,12 +86,9 @@ def load_bank(where: str | Place, manifest: BankManifest | None = None) -> Bank:
     """
     where = place(where)
     told = manifest or read_sealed(where / FILE, BankManifest, f"no bank at {where}", HOW)
-    try:
-        for name in (ARRAYS, CELLS):
-            if sha256_of(where / name) != told.files.get(name):
-                raise DataError(f"{where / name} is not what {FILE} says: {HOW}")
-        arrays = load(read_whole(where / ARRAYS, MAX_BYTES))
-        cells = pq.read_table(io.BytesIO(read_whole(where / CELLS, MAX_BYTES))).cast(SCHEMA)
+    with reading(f"the bank at {where}", HOW):
+        contents = [read_hashed(where / name, told.files.get(name), FILE, HOW, MAX_BYTES) for name in (ARRAYS, CELLS)]
+        arrays, cells = load(contents[0]), pq.read_table(io.BytesIO(contents[1])).cast(SCHEMA)
         bank = Bank(told, arrays["tokens"], arrays["label"], arrays["crops"], cells)
         sizes = {len(bank.tokens), len(bank.label), len(bank.crops), cells.num_rows, sum(told.counts.values())}
         if (
@@ -101,10 +98,6 @@ def load_bank(where: str | Place, manifest: BankManifest | None = None) -> Bank:
             or not np.isfinite(bank.tokens).all()
         ):
             raise DataError(f"the bank at {where} contradicts itself: {HOW}")
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, SafetensorError, pa.ArrowException) as error:
-        raise DataError(f"the bank at {where} cannot be read ({type(error).__name__}): {HOW}") from None
     return bank
 
 

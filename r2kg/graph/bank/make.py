@@ -8,7 +8,6 @@ Shapes: N films, L findings, M tokens of the bank, D classifier's width, W bank'
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from r2kg.graph.artefact import standing_alike
 from r2kg.graph.bank.artefact import ARRAYS, CELLS, FILE, SCHEMA, Bank, BankManifest, load_bank, save_bank
 from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import fence
@@ -29,7 +29,7 @@ from shards.stream.blocks import read_block
 from shards.stream.index import Index, studies_of
 from shards.stream.order import Block
 from shards.tars.format import read_manifest
-from shards.tars.place import Place, names_in, place
+from shards.tars.place import Place, place
 
 PORTION = 16
 """Films that are looked at at once."""
@@ -96,21 +96,15 @@ def write_bank(
     root, out, settings, manifest = place(root), place(out), settings or BankSettings(), read_manifest(root)
     if image_px % settings.cell_px:
         raise ConfigError(f"cells of {settings.cell_px} px do not divide films of {image_px} px")
-    if set(names_in(out)) - {FILE, ARRAYS, CELLS}:
-        raise ConfigError(f"{out} holds something else: a bank needs a place of its own, such as {root / 'bank'}")
     described: dict[str, Any] = {"classifier": classifier, "settings": asdict(settings)}
-    with suppress(DataError):  # none there, or one that a kill or damage has left
-        there = load_bank(out)
-        made_of = {"shards": there.manifest.parent, **there.manifest.description}
-        asked = {"shards": manifest.fingerprint, **described}
-        if made_of == asked:
-            print(f"{out} is made already; delete it to have it made again.")
-            return there
-        if not replace:
-            raise ConfigError(
-                f"{out} holds a bank that was made otherwise ({', '.join(_changed(made_of, asked))}): say --replace, "
-                "or give another --out"
-            )
+
+    def told_of(bank: Bank) -> dict[str, Any]:
+        its = bank.manifest.description
+        return {"shards": bank.manifest.parent, "classifier": its.get("classifier"), **its.get("settings", {})}
+
+    asked = {**asdict(settings), "shards": manifest.fingerprint, "classifier": classifier}
+    if there := standing_alike(out, "bank", {FILE, ARRAYS, CELLS}, load_bank, told_of, asked, replace):
+        return there
     index = Index.open(root, "train", on_bad, manifest)
     chosen = choose_films(index, labels, settings, on_bad, manifest.licence)
     if not chosen:
@@ -134,13 +128,6 @@ def write_bank(
         warnings={what: n for what, n in warnings.items() if n},
     )  # fmt: skip
     return save_bank(out, told, arrays, pa.table(cells).select(SCHEMA.names).cast(SCHEMA))
-
-
-def _changed(told: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """What two descriptions differ in, field by field."""
-    before, settings = told["settings"], asked["settings"].items()
-    changed = [f"{name} was {before.get(name)}, is now {now}" for name, now in settings if before.get(name) != now]
-    return changed + [f"other {name}" for name in ("shards", "classifier") if told.get(name) != asked[name]]
 
 
 def choose_films(

@@ -16,7 +16,6 @@ Shapes: N findings, R reports.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,14 +25,16 @@ import ray.data
 from numpy.typing import NDArray
 
 from r2kg.graph.artefact import (
+    FILE,
     NODES,
     PROVENANCE,
+    TABLES,
     TRIPLES,
     GraphManifest,
     KnowledgeGraph,
     load_graph,
-    read_graph_manifest,
     save_graph,
+    standing_alike,
 )
 from r2kg.graph.build.keywords import FINDINGS, REPORTS, SUPERVISED, organ_pairs, published_pairs
 from shards.errors import ConfigError, DataError
@@ -92,7 +93,9 @@ def write_findings(
     min_npmi: float | None = None,
     replace: bool = False,
 ) -> KnowledgeGraph:
-    """Write a finding graph into `out`; of the shards at `root`, the training split alone is read, by `kg40-train`.
+    """Write a finding graph into `out`; one that is there and was made alike is kept.
+
+    Of the shards at `root` the training split alone is read, by `kg40-train`, and only where the graph is to be made.
 
     Args:
         replace: put it in the place of a graph that was made otherwise.
@@ -100,25 +103,35 @@ def write_findings(
         min_npmi: least normalised pointwise mutual information of the two, from -1 to 1; none is asked for by default.
 
     Raises:
-        ConfigError: an unknown kind; limits out of range, or of a kind that is as published; `out` holds the shards, or
-            a graph that was made otherwise.
+        ConfigError: an unknown kind; limits out of range, or of a kind that is as published; `out` holds something
+            else, or a graph that was made otherwise.
         DataError: no shards; not one record of the training split can be read.
     """
     root, out, manifest = place(root), place(out), read_manifest(root)
     if kind not in SIZES:
         raise ConfigError(f"unknown kind {kind!r} of finding graph: one of {', '.join(SIZES)}")
-    if out == root:
-        raise ConfigError(f"{out} holds the shards: a graph needs a place of its own, such as {root / 'finding-graph'}")
     if min_count < 1 or not -1 <= (min_npmi or 0) <= 1:
         raise ConfigError(f"min_count={min_count}, min_npmi={min_npmi}: from 1, and between -1 and 1")
     if kind in MADE_OF and (min_count > 1 or min_npmi is not None):
         raise ConfigError(f"{kind} is as it was published: min_count and min_npmi are for kg40-train")
-    findings, told = FINDINGS[: SIZES[kind]], dict[str, Any]()
+    findings, parent = FINDINGS[: SIZES[kind]], "" if kind in MADE_OF else manifest.fingerprint
     groups = {group: [f.keywords[0] for f in findings if f.group == group] for group in {f.group: 0 for f in findings}}
+    told: dict[str, Any] = {"kind": kind, "supervised": SUPERVISED, "groups": groups}
+    if kind in MADE_OF:
+        told["made_of"] = MADE_OF[kind]
+    else:
+        told |= {"splits": ["train"], "sections": [*SECTIONS], "evidence": EVIDENCE}
+        told |= {"min_count": min_count, "min_npmi": min_npmi}
+
+    def told_of(graph: KnowledgeGraph) -> dict[str, Any]:
+        return {"origin": graph.manifest.origin, "shards": graph.manifest.parent, **graph.manifest.description}
+
+    asked, files = {"origin": "findings", "shards": parent, **told}, {FILE, *(f"{name}.parquet" for name in TABLES)}
+    if there := standing_alike(out, "graph", files, load_graph, told_of, asked, replace):
+        return there
     if kind in MADE_OF:
         held = [None if kind == "sentkg20" else finding.reports for finding in findings]
         tables, notes = tables_of(published_pairs(len(findings)), held), Counter[str]()
-        told["made_of"] = MADE_OF[kind]
     else:
         counts = counts_of(root, manifest)
         if not counts.reports:
@@ -129,24 +142,11 @@ def write_findings(
             notes[f"of {may_be} edges that can be: so many tell little, ask for --min-npmi or --min-count"] = len(pairs)
         tables = tables_of(pairs, counts.together.diagonal().tolist(), counts)
         notes.update(counts.notes)
-        told |= {"made_of": f"{counts.reports:,} reports of the training split", "splits": ["train"]}
-        told |= {"reports": counts.reports, "sections": SECTIONS, "evidence": EVIDENCE}
-        told |= {"min_count": min_count, "min_npmi": min_npmi}
-    description = {"kind": kind, "supervised": SUPERVISED, "groups": groups, **told}
+        told |= {"made_of": f"{counts.reports:,} reports of the training split", "reports": counts.reports}
     made = GraphManifest(
-        licence="public" if kind in MADE_OF else manifest.licence, origin="findings",
-        parent="" if kind in MADE_OF else manifest.fingerprint, description=json.loads(json.dumps(description)),
+        licence="public" if kind in MADE_OF else manifest.licence, origin="findings", parent=parent, description=told,
         counts={}, tables={}, warnings={note: count for note, count in notes.items() if count},
     )  # fmt: skip
-    with suppress(DataError):  # none there, or one that a kill or damage has left
-        there = read_graph_manifest(out)
-        if not replace and (there.origin, there.parent, there.description) != (
-            made.origin,
-            made.parent,
-            made.description,
-        ):
-            what = there.description.get("kind", f"a graph of {there.origin}")
-            raise ConfigError(f"{out} holds {what}, made otherwise: say --replace, or give another --out")
     return save_graph(out, made, tables)
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from r2kg.graph.artefact import read_hashed, reading
 from shards.errors import DataError
 from shards.tars.format import Manifest, SealedManifest, Sha256, read_sealed, write_sealed
-from shards.tars.place import Place, make_directory, place, read_whole, sha256_of, write_atomic
+from shards.tars.place import Place, make_directory, place, sha256_of, write_atomic
 
 FILE, ARRAY = "matrix.json", "matrix.safetensors"
 HOW = "make it with `r2kg graph matrix SHARDS --classifier RUN`, a run of gcn, and --out for a place of its own"
@@ -76,16 +76,10 @@ def load_matrix(where: str | Place, manifest: MatrixManifest | None = None) -> M
     """
     where = place(where)
     told = manifest or read_sealed(where / FILE, MatrixManifest, f"no knowledge matrix at {where}", HOW)
-    try:
-        if sha256_of(where / ARRAY) != told.sha256:
-            raise DataError(f"{where / ARRAY} is not what {FILE} says: {HOW}")
-        vectors = load(read_whole(where / ARRAY, MAX_BYTES))["vectors"].astype(np.float32)
+    with reading(f"the knowledge matrix at {where}", HOW):
+        vectors = load(read_hashed(where / ARRAY, told.sha256, FILE, HOW, MAX_BYTES))["vectors"].astype(np.float32)
         if vectors.ndim != 2 or len(vectors) != len(told.nodes) or not len(vectors) or not np.isfinite(vectors).all():
             raise DataError(f"the knowledge matrix at {where} contradicts itself: {HOW}")
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(f"the knowledge matrix at {where} cannot be read ({type(error).__name__}): {HOW}") from None
     return Matrix(told, vectors)
 
 

@@ -8,7 +8,6 @@ Shapes: N nodes, W width, F films, S side of a film in pixels, D width of the te
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,21 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from r2kg.config.needs import Inputs
-from r2kg.graph.artefact import KnowledgeGraph
+from r2kg.graph.artefact import KnowledgeGraph, standing_alike
 from r2kg.graph.build.findings import adjacency, keywords_of
 from r2kg.graph.embed import embed
 from r2kg.graph.matrix.artefact import ARRAY, FILE, Matrix, MatrixManifest, load_matrix, save_matrix
 from r2kg.modules.config import TextEncoder
 from r2kg.modules.hub import weight_hashes
 from r2kg.modules.packaged import text_encoder
-from shards.errors import ConfigError, DataError, OnBad
+from shards.errors import DataError, OnBad
 from shards.privacy import fence
 from shards.session import gpus_for, in_our_words, quiet, watched
 from shards.stream.blocks import Rows, micro_batches, rows_per_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import sequential_blocks
 from shards.tars.format import Manifest
-from shards.tars.place import Place, names_in, place
+from shards.tars.place import Place, place
 
 PORTION = 16
 """Studies that are looked at at once."""
@@ -73,28 +72,21 @@ def write_matrix(
         ConfigError: `out` holds something else, or a matrix that was made otherwise.
         DataError: a node without a direction; what `make` raises.
     """
-    out = place(out)
-    if {name for name in names_in(out) if not name.startswith(".")} - {FILE, ARRAY}:  # a kill leaves hidden ones
-        raise ConfigError(f"{out} holds something else: a matrix needs a place of its own, such as SHARDS/knowledge")
-    told_of_graph = {name: graph.manifest.description.get(name) for name in ("kind", "made_of")}
+    out, its_graph = place(out), graph.manifest
+    told_of_graph = {name: its_graph.description.get(name) for name in ("kind", "made_of")}
     described = described | {"centred": centred, "findings": told_of_graph}
-    asked = {"shards": manifest.fingerprint, "graph": graph.manifest.fingerprint, **described}
-    with suppress(DataError):  # none there, or one that a kill or damage has left
-        there = load_matrix(out)
-        before = {"shards": there.manifest.parent, "graph": there.manifest.graph, **there.manifest.description}
-        changed = [f"other {name}" for name, value in asked.items() if before.get(name) != value]
-        if not changed:
-            print(f"{out} is made already; delete it to have it made again.")
-            return there
-        if not replace:
-            raise ConfigError(
-                f"{out} holds a matrix that was made otherwise ({', '.join(changed)}): say --replace, or give another "
-                "--out"
-            )
+
+    def told_of(matrix: Matrix) -> dict[str, Any]:
+        its = matrix.manifest
+        return {"shards": its.parent, "graph": its.graph, **its.description}
+
+    asked = {"shards": manifest.fingerprint, "graph": its_graph.fingerprint, **described}
+    if there := standing_alike(out, "matrix", {FILE, ARRAY}, load_matrix, told_of, asked, replace):
+        return there
     vectors, said = make()
     vectors = vectors - vectors.mean(0) if centred else vectors
     told = MatrixManifest(
-        licence=manifest.licence, parent=manifest.fingerprint, graph=graph.manifest.fingerprint, nodes=graph.names,
+        licence=manifest.licence, parent=manifest.fingerprint, graph=its_graph.fingerprint, nodes=graph.names,
         description=described | said,
     )  # fmt: skip
     return save_matrix(out, told, vectors)

@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -283,15 +284,26 @@ def test_what_cannot_be_asked_for_is_refused(phantom_shards, tmp_path, asked, to
 
 
 def test_a_graph_needs_a_place_of_its_own(phantom_shards):
-    with pytest.raises(ConfigError, match="holds the shards: a graph needs a place of its own"):
+    with pytest.raises(ConfigError, match=r"holds something else \(drops.jsonl\): a graph needs a place of its own"):
         write_findings(phantom_shards, phantom_shards)
 
 
-def test_a_graph_made_otherwise_is_not_written_over(phantom_shards, tmp_path):
+def test_a_graph_made_otherwise_is_not_written_over(phantom_shards, graphs, tmp_path, monkeypatch, capsys):
     kept = write_findings(phantom_shards, tmp_path, "kg40-lineage").manifest
     assert write_findings(phantom_shards, tmp_path, "kg40-lineage").manifest == kept
-    with pytest.raises(ConfigError, match="holds kg40-lineage, made otherwise: say --replace, or give another --out"):
+    told = r"holds a graph that was made otherwise \(kind was kg40-lineage, is now sentkg20, .*\): say --replace"
+    with pytest.raises(ConfigError, match=told):
         write_findings(phantom_shards, tmp_path, "sentkg20")
+    monkeypatch.setattr("r2kg.graph.build.findings.counts_of", partial(pytest.fail, "no report is to be read"))
+    with pytest.raises(ConfigError, match="kind was kg40-lineage, is now kg40-train"):
+        write_findings(phantom_shards, tmp_path)
+    mine = graphs["kg40-train"]
+    tables = {name: getattr(mine, name) for name in ("nodes", "triples", "provenance")}
+    save_graph(tmp_path / "train", mine.manifest, tables)
+    assert write_findings(phantom_shards, tmp_path / "train").manifest == mine.manifest
+    assert "is made already" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"made otherwise \(min_count was 1, is now 2\)"):
+        write_findings(phantom_shards, tmp_path / "train", min_count=2)
     assert read_graph_manifest(tmp_path) == kept
     assert write_findings(phantom_shards, tmp_path, "sentkg20", replace=True).nodes.num_rows == 20
 
