@@ -30,7 +30,16 @@ Endpoint = Annotated[str, typer.Option(help="llm: base URL, e.g. http://127.0.0.
 Pooling = Annotated[Literal["cls", "mean"] | None, typer.Option(help="of the text encoder; default: cls")]
 Model = Annotated[str, typer.Option(help="llm: the model, as the server names it; ner-re: the directory")]
 Checkpoint = Annotated[str, typer.Option(help="best, last or a step number; default: best")]
-Actors = Annotated[int | None, typer.Option(min=1, help="processes that hold the classifier, one GPU each; default: 1")]
+Actors = Annotated[
+    int | None,
+    typer.Option(min=1, help="processes that hold the classifier, one GPU each; default: one a GPU, else one a core"),
+]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="longest wait for GPUs that can come; 0: none; default: train.wait_minutes, if trained on GPUs"
+    ),
+]
 BadFilm = Annotated[OnBad | None, typer.Option(help="a film that cannot be read: skip (count) or fail; default: skip")]
 Hosts = Annotated[
     list[str] | None, typer.Option(help="llm: host that reports may be sent to; this machine alone by default")
@@ -269,13 +278,14 @@ def bank(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="of what is drawn; default: 0")] = None,
     actors: Actors = None,
+    wait_minutes: Wait = None,
     on_bad: BadFilm = None,
     show: Annotated[Path | None, typer.Option(help="directory to draw every finding's cells into")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a bank made otherwise")] = False,
 ) -> None:
     """Cut out of training films where a trained classifier sees its findings: the vision-token bank. Or draw one."""
     asked = given(per_label=per_label, least=least, width=width, projection=projection, seed=seed)
-    how = given(actors=actors, on_bad=on_bad, replace=replace)
+    how = given(actors=actors, wait_minutes=wait_minutes, on_bad=on_bad, replace=replace)
     if not classifier and not show:
         raise ConfigError("a bank is made by a classifier: give --classifier RUN (`r2kg train classifier.tiny ...`)")
     if not classifier:
@@ -288,9 +298,10 @@ def bank(
     from r2kg.graph.bank.make import BankSettings, write_bank  # seconds of torch and Ray
 
     if classifier:
-        from r2kg.scoring.explain import explainer_of
+        from r2kg.scoring.explain import explainer_of, minutes_for
         from shards.session import connect_ray
 
+        how["wait_minutes"] = minutes_for(classifier) if wait_minutes is None else wait_minutes or None
         settings = BankSettings(**asked | given(cell_px=cell))
         build, model, named = explainer_of(classifier, checkpoint or "best", manifest)
         connect_ray(where if isinstance(where, Path) else None)
@@ -317,6 +328,7 @@ def matrix(
     graph: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/finding-graph")] = "",
     out: Annotated[str, typer.Option(help="directory or URL; default: SHARDS/knowledge")] = "",
     actors: Actors = None,
+    wait_minutes: Wait = None,
     centred: Annotated[bool, typer.Option(help="take from each vector what all have in common")] = True,
     on_bad: BadFilm = None,
     replace: Annotated[bool, typer.Option("--replace", help="put it in the place of a matrix made otherwise")] = False,
@@ -326,7 +338,7 @@ def matrix(
         raise ConfigError(
             "a matrix is made by --classifier RUN (`r2kg train gcn.tiny ...`) or --text ENCODER: give one"
         )
-    how = given(actors=actors, on_bad=on_bad)
+    how = given(actors=actors, wait_minutes=wait_minutes, on_bad=on_bad)
     of_classifier, of_text = given(checkpoint=checkpoint) | how, given(pooling=pooling, width=width, seed=seed)
     refuse_idle(*(("beside --classifier", of_text) if classifier else ("beside --text", of_classifier)))
     root = place(shards)
@@ -338,9 +350,10 @@ def matrix(
     findings = load_finding_graph(graph or root / "finding-graph", manifest)
     make: Callable[[], Made]
     if classifier:
-        from r2kg.scoring.explain import node_encoder_of
+        from r2kg.scoring.explain import minutes_for, node_encoder_of
         from shards.session import connect_ray
 
+        how["wait_minutes"] = minutes_for(classifier) if wait_minutes is None else wait_minutes or None
         of = findings.manifest.fingerprint
         build, inputs, named = node_encoder_of(classifier, checkpoint or "best", manifest, of)
         connect_ray(where if isinstance(where, Path) else None)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # a second, for which the process that only starts others nee
 
 SPILL = ".ray-spill"
 CONNECT_SECONDS = 5.0
+MOST_ON_CPUS = 8
+"""Processes that hold a model where there are no GPUs: each has it in memory once more."""
 SECONDS = 15.0
 """Between two lines on how far something is."""
 Row = TypeVar("Row")
@@ -184,18 +186,55 @@ def wait_for(count: int, each: dict[str, float], minutes: float, way_out: str = 
         request_resources(bundles=[])
 
 
-def gpus_for(actors: int) -> int:
-    """GPUs of each of so many actors: one where the cluster has any.
+def gpus_for(
+    actors: int,
+    minutes: float | None = None,
+    wanted: int = 1,
+    cpus: float = 1.0,
+    noun: str = "actors",
+    way_out: str = "",
+) -> int:
+    """GPUs that the cluster has for actors that take one each, once those that can come have; 0: CPUs are to be used.
+
+    Args:
+        actors: as many as are asked for; 0: as many as it has GPUs.
+        minutes: longest time to wait for GPUs that an autoscaler can bring; None: what is there is taken.
+        wanted: so many are waited for where no number is asked for.
+        cpus: that an actor takes beside its GPU.
+        noun: what they are called, and their option; `way_out` is what else may be done when none came.
 
     Raises:
-        ConfigError: it has some, and not as many.
+        ConfigError: more actors than there can be GPUs.
+        WaitedError: those that could come did not in time.
     """
     import ray
 
     have = int(ray.cluster_resources().get("GPU", 0))
-    if 0 < have < actors:
-        raise ConfigError(f"{actors} actors need a GPU each, the Ray cluster has {have}: lower --actors")
-    return int(have > 0)
+    most = have if minutes is None else max(have, most_there_can_be().get("GPU", 0))
+    if most and actors > most:
+        raise ConfigError(f"{actors} {noun} need a GPU each, the Ray cluster has {most:g}: lower --{noun}")
+    if most and have < (actors or 1):
+        wait_for(int(min(actors or wanted, most)), {"GPU": 1.0, "CPU": cpus}, minutes or 0.0, way_out)
+        have = int(ray.cluster_resources()["GPU"])
+    return have
+
+
+def pool_for(actors: int, portions: int, minutes: float | None = None) -> tuple[int, int]:
+    """How many processes are to hold a classifier, and how many GPUs each has: 1, or without any 0. It is printed.
+
+    Args:
+        actors: as many as are asked for; 0: one for each GPU, without GPUs one for each core, at most `MOST_ON_CPUS`.
+        portions: of the work; more processes would have none.
+        minutes: as `gpus_for`, which says what is raised.
+    """
+    import ray
+
+    gpus = gpus_for(actors, minutes, way_out="or take what is there with --wait-minutes 0")
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    count = min(actors or gpus or max(1, min(cores, MOST_ON_CPUS)), portions)
+    device = "with a GPU each" if gpus else "on CPUs: the Ray cluster has no GPU"
+    print(f"The classifier is held by {count} process{'es' * (count > 1)} {device}.", flush=True)
+    return count, int(gpus > 0)
 
 
 def watched(rows: Iterable[Row], what: str, total: int) -> Iterator[Row]:

@@ -62,6 +62,12 @@ def node_encoder_of(
     return partial(_built, run, where), run.inputs, named
 
 
+def minutes_for(directory: Path) -> float | None:
+    """Minutes to wait for GPUs that a run's model is to be held on: its own; None where it was trained on CPUs."""
+    train = saved_run(directory).train
+    return train.wait_minutes if train.gpus else None
+
+
 def _trained(directory: Path, checkpoint: str, manifest: Manifest, kind: type[System], use: str) -> tuple[Run, Path]:
     """A run of a system that was trained on these shards, and where its checkpoint lies."""
     run = saved_run(directory)

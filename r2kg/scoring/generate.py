@@ -28,7 +28,7 @@ from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
 from shards.privacy import fence
-from shards.session import connect_ray, in_our_words, most_there_can_be, wait_for, watched
+from shards.session import connect_ray, gpus_for, in_our_words, watched
 from shards.stream.blocks import Rows, micro_batches, read_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import Indices, sequential_blocks
@@ -263,22 +263,16 @@ def probe_of(run: Run, manifest: Manifest, state: dict[str, Any]) -> Probe | Non
     return read_block(index, block, inputs.image_px, inputs.views, run.data.on_bad, beside), probe["loss"]
 
 
-def gpus_for(run: Run, writers: int) -> int:
+def gpus_to_write_on(run: Run, writers: int) -> int:
     """GPUs that the cluster has for writers, once those have come that a run trained on GPUs can get; 0 to use CPUs.
 
     Raises:
         ConfigError: more writers than there can be GPUs.
         RetryableError: those that could come did not in `train.wait_minutes`.
     """
-    have, wanted = int(ray.cluster_resources().get("GPU", 0)), writers or run.train.workers
-    most = max(have, most_there_can_be().get("GPU", 0)) if run.train.gpus else have
-    if most and writers > most:
-        raise ConfigError(f"{writers} writers need a GPU each, the Ray cluster has {most:g}: lower --writers")
-    if most and have < (writers or 1):
-        each = {"GPU": 1.0, "CPU": min(1.0, run.train.cpus_per_worker)}
-        way_out = "or write on CPUs with train.gpus=false"
-        wait_for(int(min(wanted, most)), each, run.train.wait_minutes, way_out)
-        return int(ray.cluster_resources()["GPU"])
+    minutes, cpus = run.train.wait_minutes if run.train.gpus else None, min(1.0, run.train.cpus_per_worker)
+    way_out = "or write on CPUs with train.gpus=false"
+    have = gpus_for(writers, minutes, run.train.workers, cpus, "writers", way_out)
     if run.train.gpus and not have:
         print(f"{run.name} was trained on GPUs and the Ray cluster has none: writing on CPUs.")
     return have
@@ -308,7 +302,7 @@ def write_reports(
     """
     connect_ray(run.directory)
     size, count = run.train.micro_batch, min(len(index), first or len(index))
-    gpus = gpus_for(run, writers)
+    gpus = gpus_to_write_on(run, writers)
     blocks = sequential_blocks(count, 1, size, max(size, min(BLOCK_ROWS, count // BLOCKS)))
     if films is not None:
         blocks = [replace(b, films=np.where(b.index < 0, b.index, films[b.index])) for b in blocks]

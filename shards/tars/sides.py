@@ -137,7 +137,7 @@ def _write_tars(
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if actors:
         pool = ray.data.ActorPoolStrategy(size=actors)
-        dataset = dataset.map(Writer, compute=pool, num_gpus=gpus_for(actors))  # type: ignore[arg-type]  # a class is documented
+        dataset = dataset.map(Writer, compute=pool, num_gpus=int(gpus_for(actors) > 0))  # type: ignore[arg-type]  # a class is documented
     else:
         dataset = dataset.map(write)
     tell({row["name"]: row["why"] for row in run_tasks(dataset, len(jobs))})

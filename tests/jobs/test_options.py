@@ -9,8 +9,8 @@ IDLE = {
     "--pooling, --width, --seed would have no effect beside --classifier": (
         matrix, {"classifier": "run", "pooling": "cls", "width": 512, "seed": 0},
     ),
-    "--checkpoint, --actors, --on-bad would have no effect beside --text": (
-        matrix, {"text": "encoder", "checkpoint": "best", "actors": 1, "on_bad": "skip"},
+    "--checkpoint, --actors, --wait-minutes, --on-bad would have no effect beside --text": (
+        matrix, {"text": "encoder", "checkpoint": "best", "actors": 1, "wait_minutes": 0.0, "on_bad": "skip"},
     ),
     "--cell, --checkpoint, --least, --seed, --replace would have no effect without --classifier, where a bank is": (
         bank, {"show": "sheets", "checkpoint": "last", "cell": 16, "least": 0.0, "seed": 0, "replace": True},

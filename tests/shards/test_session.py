@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import OwnerDiedError, RayTaskError
 
 from shards.errors import RetryableError
-from shards.session import SPILL, _spill_directory, in_our_words, watched
+from shards.session import SPILL, _spill_directory, in_our_words, pool_for, watched
 
 
 def test_every_process_has_its_own_and_those_of_dead_ones_go(tmp_path):
@@ -41,3 +41,15 @@ def test_how_many_rows_came_is_said_now_and_then_where_no_bar_is_drawn(monkeypat
     monkeypatch.setattr("shards.session.time.monotonic", lambda: next(clock))
     assert list(watched(iter("abcdef"), "writing tars", 6)) == list("abcdef")
     assert capsys.readouterr().out == "writing tars: 2 of 6.\nwriting tars: 4 of 6.\n"
+
+
+def test_without_gpus_as_many_hold_a_classifier_as_there_are_cores(ray_session, capsys):
+    assert [pool_for(0, 9), pool_for(0, 1), pool_for(5, 9), pool_for(5, 3, minutes=5.0)] == [
+        (2, 0),
+        (1, 0),
+        (5, 0),
+        (3, 0),
+    ]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "The classifier is held by 2 processes on CPUs: the Ray cluster has no GPU."
+    assert told[1] == "The classifier is held by 1 process on CPUs: the Ray cluster has no GPU."

@@ -24,7 +24,7 @@ from r2kg.graph.artefact import standing_alike
 from r2kg.graph.bank.artefact import ARRAYS, CELLS, FILE, SCHEMA, Bank, BankManifest, load_bank, save_bank
 from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import fence
-from shards.session import gpus_for, in_our_words, quiet, watched
+from shards.session import in_our_words, pool_for, quiet, watched
 from shards.stream.blocks import read_block
 from shards.stream.index import Index, studies_of
 from shards.stream.order import Block
@@ -75,8 +75,9 @@ def write_bank(
     classifier: dict[str, Any],
     settings: BankSettings | None = None,
     on_bad: OnBad = "skip",
-    actors: int = 1,
+    actors: int = 0,
     replace: bool = False,
+    wait_minutes: float | None = None,
 ) -> Bank:
     """Make the bank of the training films of the shards at `root` and write it into `out`.
 
@@ -85,12 +86,14 @@ def write_bank(
         image_px: side of the films that it sees.
         build: makes the classifier; called once in every actor.
         classifier: names it, with its hash, for bank.json.
-        actors: processes that hold it, one GPU each where the cluster has them.
+        actors: processes that hold it, one GPU each where the cluster has them; 0: see `shards.session.pool_for`.
         replace: put it in the place of a bank that was made otherwise.
+        wait_minutes: longest time to wait for GPUs that an autoscaler can bring; None: what is there is taken.
 
     Raises:
         ConfigError: `out` holds something else, or a bank that was made otherwise; cells that do not divide the film;
-            fewer GPUs than actors.
+            more actors than there can be GPUs.
+        WaitedError: GPUs that could come did not in time.
         DataError: no training study has any of the findings, or in none of their films a cell is hot enough.
     """
     root, out, settings, manifest = place(root), place(out), settings or BankSettings(), read_manifest(root)
@@ -109,7 +112,7 @@ def write_bank(
     chosen = choose_films(index, labels, settings, on_bad, manifest.licence)
     if not chosen:
         raise DataError(f"no training study of {root} has any of {', '.join(labels)}: a bank needs labelled films")
-    parts = _look(index, chosen, image_px, build, settings, on_bad, manifest.licence, actors)
+    parts = _look(index, chosen, image_px, build, settings, on_bad, manifest.licence, actors, wait_minutes)
     kept = sample_cells(np.concatenate([part["label"] for part in parts]), len(labels), settings)
     if not len(kept):
         raise DataError(
@@ -176,6 +179,7 @@ def _look(
     on_bad: OnBad,
     licence: str,
     actors: int,
+    wait_minutes: float | None,
 ) -> list[dict[str, Any]]:
     """The cells of all chosen films, by Ray's actors: columns of `SCHEMA`, features [., D] and crops, in row order."""
     ref = ray.put(index)
@@ -199,8 +203,8 @@ def _look(
 
     rows = sorted(chosen)
     portions = [{"rows": np.array(rows[at : at + PORTION])} for at in range(0, len(rows), PORTION)]
-    gpus = gpus_for(actors)
-    pool = ray.data.ActorPoolStrategy(size=min(actors, len(portions)))
+    size, gpus = pool_for(actors, len(portions), wait_minutes)
+    pool = ray.data.ActorPoolStrategy(size=size)
     dataset = ray.data.from_items(portions, override_num_blocks=len(portions))
     dataset.context.execution_options.preserve_order = True
     looked = dataset.map(Looker, compute=pool, num_gpus=gpus)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from r2kg.modules.hub import weight_hashes
 from r2kg.modules.packaged import text_encoder
 from shards.errors import DataError, OnBad
 from shards.privacy import fence
-from shards.session import gpus_for, in_our_words, quiet, watched
+from shards.session import in_our_words, pool_for, quiet, watched
 from shards.stream.blocks import Rows, micro_batches, rows_per_block, stream_blocks
 from shards.stream.index import Index
 from shards.stream.order import sequential_blocks
@@ -98,7 +98,8 @@ def of_films(
     build: Callable[[], NodeEncoder],
     inputs: Inputs,
     on_bad: OnBad = "skip",
-    actors: int = 1,
+    actors: int = 0,
+    wait_minutes: float | None = None,
 ) -> Made:
     """Mean node states over the films of the training split; nothing of other splits is read.
 
@@ -107,10 +108,12 @@ def of_films(
     Args:
         build: makes the encoder; called once in every actor.
         inputs: how many films of a study it sees, and how large, as in its training.
-        actors: processes that hold it, one GPU each where the cluster has them.
+        actors: processes that hold it, one GPU each where the cluster has them; 0: see `shards.session.pool_for`.
+        wait_minutes: longest time to wait for GPUs that an autoscaler can bring; None: what is there is taken.
 
     Raises:
-        ConfigError: fewer GPUs than actors.
+        ConfigError: more actors than there can be GPUs.
+        WaitedError: GPUs that could come did not in time.
         DataError: no film of the split can be read; under "fail" one that cannot.
     """
     index, licence = Index.open(root, "train", on_bad, manifest), manifest.licence
@@ -136,14 +139,14 @@ def of_films(
 
     size = min(PORTION, len(index))
     blocks = sequential_blocks(len(index), 1, size, rows_per_block(inputs.image_px, inputs.views, len(index)))
-    gpus = gpus_for(actors)
+    held_by, gpus = pool_for(actors, len(blocks), wait_minutes)
     summed = (
         stream_blocks(root, "train", blocks, inputs.image_px, inputs.views, on_bad, index)
         .dataset()
         .map_batches(
             Adder,
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(blocks))),
+            compute=ray.data.ActorPoolStrategy(size=held_by),
             num_cpus=0,  # else as many actors as cores would leave none to read films, and wait for ever
             num_gpus=gpus,
         )

@@ -21,7 +21,8 @@ from r2kg.training.launch import refuse_impossible, wait_for_workers
 from shards.session import connect_ray
 connect_ray()
 from shards.errors import ConfigError, RetryableError
-from r2kg.scoring.generate import gpus_for
+from r2kg.scoring.generate import gpus_to_write_on
+from shards.session import pool_for
 on_gpus = {"root": sys.argv[1], "train.gpus": True, "train.wait_minutes": 5.0, "train.cpus_per_worker": 1}
 for workers in (2, 9):
     changes = {"root": sys.argv[1], "train.workers": workers, "train.wait_minutes": 5.0, "train.global_batch": 18}
@@ -33,11 +34,12 @@ for workers in (2, 9):
         print("can be")
     except (ConfigError, RetryableError) as error:
         print(type(error).__name__, error)
-print("GPUs to write on:", gpus_for(find_recipe("r2gengpt.tiny").change(on_gpus), 2))
+print("GPUs to write on:", gpus_to_write_on(find_recipe("r2gengpt.tiny").change(on_gpus), 2))
 try:
-    gpus_for(find_recipe("r2gengpt.tiny").change(on_gpus), 3)
+    gpus_to_write_on(find_recipe("r2gengpt.tiny").change(on_gpus), 3)
 except ConfigError as error:
     print(error)
+print("pool:", pool_for(0, 9, 5.0), pool_for(1, 9, 5.0))
 """
 GONE = """
 import sys
@@ -112,6 +114,7 @@ def test_nodes_that_can_come_are_waited_for_and_others_refused(head, tmp_path):
     assert any(refused in line for line in lines), lines
     assert "GPUs to write on: 2" in lines, lines
     assert "3 writers need a GPU each, the Ray cluster has 2: lower --writers" in lines, lines
+    assert lines[-1] == "pool: (2, 1) (1, 1)" and "The classifier is held by 2 processes with a GPU each." in lines
 
 
 def test_a_node_that_is_gone_is_waited_for_where_no_autoscaler_is_known_of(ray_session, tmp_path):
