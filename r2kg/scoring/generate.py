@@ -21,6 +21,7 @@ from r2kg.config.run import Run
 from r2kg.modules.beams import Generated
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import answer_of, scoring_context
+from r2kg.scoring.further import add_protocols, written_before
 from r2kg.systems.contract import Model, add_reference_cuts, model_class, refuse_cuts, to_device
 from r2kg.training.artefacts import trained_model
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
@@ -156,8 +157,9 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
 
     Returns:
         RUN/predictions/SPLIT/CHECKPOINT-DECODING-HASH/predictions.jsonl, the hash being that of all that decides the
-        file; beside it shuffled.jsonl (each study with what is written when the films are another study's) and
-        context.json (vocabulary, floors, fingerprints).
+        reports, which no protocol does: what a further one needs is added to those that are there. Beside it
+        shuffled.jsonl (each study with what is written when the films are another study's) and context.json
+        (vocabulary, floors, fingerprints).
 
     Raises:
         ConfigError: a protocol that is unknown or of another task than the system's, a side of another meaning, more
@@ -192,17 +194,20 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         "features": bool(run.data.features),
         "precision": run.engine.precision,
         "micro_batch": run.train.micro_batch,
-        "protocols": list(protocols),
     }
     decoding = run.model.decoding
     how = "sampled" if decoding.sample else f"beams{decoding.beams}"
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
     out = RunFiles(run.directory).predictions / split / f"{source.name}-{how}-{digest[:8]}"
-    predictions = out / "predictions.jsonl"
+    predictions = (out := written_before(out, decided)) / "predictions.jsonl"
     if predictions.exists():
-        print(f"{predictions} is written already; delete its directory to have it written again.")
+        with lease(out, f"{split} of {run.name} is being written", stop_main):
+            added = add_protocols(run, manifest, out, protocols)
+        told = f"; what {' and '.join(added)} needs was added" if added else ""
+        print(f"{predictions} is written already{told}; delete its directory to have it written again.")
         return predictions
     context = decided | {
+        "protocols": list(protocols),
         "run": run.name,
         "checkpoint": source.name,
         "step": state["step"],
@@ -220,6 +225,7 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         context |= write_control(run, index, manifest.licence, source, writers, out, offsets)
         write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
         (out / "written.jsonl").replace(predictions)  # last: where it stands, all of it does
+        add_protocols(run, manifest, out, protocols)  # lines that a killed call has left are of its protocols alone
         for parts in ("parts", "control"):
             shutil.rmtree(out / parts, ignore_errors=True)
     return predictions
