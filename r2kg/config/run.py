@@ -19,6 +19,7 @@ from r2kg.config.overrides import TAGS, assign, explain
 from r2kg.config.parts import Data, Decoding, Engine, Optim, Part, Privacy, Tracking, Train
 from shards.errors import ConfigError, patiently
 from shards.tars.format import Manifest, read_manifest
+from shards.tars.kinds import KINDS
 from shards.tars.place import place, size_of, write_atomic
 
 SYSTEMS = {
@@ -135,7 +136,10 @@ class Run(Part):
     def sides(self) -> dict[str, str]:
         """Kind → place of the sides that are streamed in training; features among them where they stand for films."""
         inputs, data = self.inputs, self.data
-        beside = {kind: f"{data.shards}/side/{kind}" for kind in (*inputs.sides, *inputs.training_sides)} | data.sides
+        names = {
+            kind: (kind in KINDS and KINDS[kind].place) or kind for kind in (*inputs.sides, *inputs.training_sides)
+        }
+        beside = {kind: f"{data.shards}/side/{name}" for kind, name in names.items()} | data.sides
         return beside | ({"features": data.features} if data.features else {})
 
     @property

@@ -7,7 +7,7 @@ another extractor, says of reports:
 
     r2kg graph annotate DIR --split train --split val
     r2kg graph findings DIR
-    r2kg train gcn.iu data.shards=DIR data.sides.annotations=DIR/side/annotations-rules
+    r2kg train gcn.iu data.shards=DIR
     r2kg graph matrix DIR --classifier runs/gcn-iu
 """
 
@@ -27,7 +27,7 @@ DRAWN = tuple(name for name in CHEXPERT if name != "Pneumonia")
 def iu() -> Run:
     """IU X-Ray as released, 80 epochs; shards with --size 586. Its shards have no labels: the validation loss tells.
 
-    One 24 GB GPU. `r2kg train gcn.iu data.shards=DIR data.sides.annotations=DIR/side/annotations-rules`
+    One 24 GB GPU. `r2kg train gcn.iu data.shards=DIR`
     """
     vision = Vision(name="densenet121", image_px=512, merge="separate", augment=Augment(resize_px=586))
     return Run(
@@ -42,7 +42,7 @@ def iu() -> Run:
 def mimic_cxr() -> Run:
     """MIMIC-CXR, frontal films, 3 epochs at the released batch and rate; how long the paper trained is not told.
 
-    One 24 GB GPU. `r2kg train gcn.mimic_cxr data.shards=DIR data.sides.annotations=DIR/side/annotations-rules`
+    One 24 GB GPU. `r2kg train gcn.mimic_cxr data.shards=DIR`
     """
     changes = {"data.views": 1, "train.epochs": 3, "train.checkpoint_every": 9000, "train.choose": "AUROC"}
     return iu().change({"name": "gcn-mimic-cxr", **changes})
@@ -52,7 +52,7 @@ def tiny() -> Run:
     """Drawn films on a laptop: r2gengpt.tiny's encoder, states of 64 channels, the eleven findings that are drawn.
 
     Two CPU workers, ZeRO-2, some minutes.
-    `r2kg train gcn.tiny data.shards=DIR data.sides.annotations=DIR/side/annotations-rules`
+    `r2kg train gcn.tiny data.shards=DIR`
     """
     vision = TINY_VISION.model_copy(update={"merge": "separate"})
     part, base = GcnConfig(vision=vision, width=64, dropout=0.1, labels=DRAWN), tiny_reports()

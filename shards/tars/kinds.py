@@ -43,6 +43,8 @@ class Kind:
     """True: made from the study's films alone, so that where another study's films are shown it is the other's too."""
     tells_report: bool = False
     """True: made from the study's report, so that a system that writes reports must not be shown it."""
+    place: str = ""
+    """Below SHARDS/side, where one is looked for that no place is named for; "": as the kind is called."""
     unpack: str = ""
     """"module:function" of (data, *extent) that raises DataError for bytes that are not of this kind."""
 
@@ -72,6 +74,7 @@ KINDS: dict[str, Kind] = {
         column="annotation",
         how="`r2kg graph annotate SHARDS`",
         tells_report=True,
+        place="annotations-rules",  # each extractor's have a place of their own: those of the default one
     ),
     "features": Kind(
         suffix="features",

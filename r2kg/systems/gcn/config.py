@@ -67,8 +67,8 @@ class GcnConfig(System):
         if lacking := [split for split in needed if split not in splits]:
             raise DataError(
                 f"the annotations at {where} say nothing of {', '.join(lacking)}, so nothing can be learned or "
-                f"validated there: `r2kg graph annotate SHARDS {' '.join(f'--split {split}' for split in needed)}` and "
-                "data.sides.annotations=SHARDS/side/annotations-rules, or train.validation_studies=0"
+                f"validated there: `r2kg graph annotate SHARDS {' '.join(f'--split {split}' for split in needed)}`, "
+                "or train.validation_studies=0"
             )
         if self.graph.at:
             return ()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from jobs.graph import NAME
 from r2kg.config.parts import Data, Decoding
 from r2kg.config.run import Run
 from r2kg.graph.build.findings import write_findings
@@ -240,6 +241,9 @@ def test_what_cannot_be_is_refused(graph, tmp_path):
 def test_annotations_that_do_not_speak_of_what_is_read_are_refused(phantom_shards, tmp_path):
     manifest, train_alone = read_manifest(phantom_shards), tmp_path / "said"
     run = find_recipe("gcn.tiny").change({"data.shards": str(phantom_shards), "root": str(tmp_path)})
+    assert run.sides == {
+        "annotations": f"{phantom_shards}/side/{NAME.format('rules')}"
+    }  # where `r2kg graph annotate` writes
     with pytest.raises(DataError, match="no side at .*r2kg graph annotate"):
         prepared(run, manifest)
     write_annotations(phantom_shards, train_alone, Rules())
