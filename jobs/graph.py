@@ -143,7 +143,9 @@ def findings(
         Literal["kg40-train", "kg40-lineage", "kg30-code", "sentkg20"],
         typer.Option(help="kg40-train: of the training reports; the others as published, which no reports here decide"),
     ] = "kg40-train",
-    min_count: Annotated[int, typer.Option(min=1, help="training reports that hold both ends of an edge")] = 1,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="training reports that hold both ends of an edge; of per=image once a film")
+    ] = 1,
     min_npmi: Annotated[
         float | None, typer.Option(min=-1, max=1, help="least normalised mutual information of an edge's ends")
     ] = None,

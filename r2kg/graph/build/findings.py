@@ -5,6 +5,10 @@ text of one report: so the published graph was made of all reports of IU X-Ray, 
 reports alone. Keywords are looked for as they are, within words too, and denied ones count: "no pneumothorax" joins
 pneumothorax to all that the report holds.
 
+A report counts once for every study of the shards that has it. In shards of MIMIC-CXR that were made with per=image,
+R2Gen's form, a study is one film, and a report of two films counts twice: in the nodes' counts, against min_count and
+in min_npmi. The rule of the published graph, one report or more, is the same there; limits are meant for per=study.
+
 As an artefact it is a graph of origin "findings". A row of its provenance says that a report holds both ends of an
 edge: `start` is the first character, in the text that `text_of` gives, of the keyword that comes first, `end` one
 behind the other keyword, `rule` names the two. Sentence and certainty are null: the two may stand in different
