@@ -3,6 +3,7 @@
 Id 0 begins a report, ends it and fills it up; ids from 1 on are the words in their order, `<unk>` among them.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from shards.tars.format import Manifest
 END = "<end>"
 """Begins and ends a report; id 0."""
 VECTORS = "vectors.safetensors"
+UNREAD = "unread.json"
+"""Key of a training study whose report could not be read, so that its words are not counted → cause."""
+SHOWN = 5
+"""Of those, so many are printed."""
 WORDS = 761
 """Ids of R2Gen's whole IU X-Ray, for counting where there is no vocabulary."""
 TEXT_WIDTH = 768
@@ -44,7 +49,12 @@ def artefact(min_count: int, text: TextEncoder | None, run: Run, manifest: Manif
 
     def make(folder: Path) -> None:
         unread: dict[str, str] | None = {} if run.data.on_bad == "skip" else None
-        write_vocabulary(vocabulary(read_targets(run.data.shards, "train", unread), min_count), folder, text)
+        reports = read_targets(run.data.shards, "train", unread)
+        write_vocabulary(vocabulary(reports, min_count), folder, text)
+        if unread:
+            (folder / UNREAD).write_text(json.dumps(unread, indent=1) + "\n")
+            print(f"The words of {len(unread):,} reports are not counted, which cannot be read; {UNREAD} names all.")
+            print("\n".join(f"Not counted: {key}: {cause}" for key, cause in [*unread.items()][:SHOWN]))
 
     settings: dict[str, Any] = {"shards": manifest.fingerprint, "min_count": min_count}
     if text:
