@@ -74,6 +74,25 @@ def test_an_ablation_changes_what_it_names_and_nothing_else():
         } == fields
 
 
+def test_an_ablation_of_cknet_changes_what_it_names_and_nothing_else():
+    base = find_recipe("cknet.tiny").model_dump()
+    for name, fields in {
+        "base": {""},
+        "men": {".control"},
+        "men-trained": {".control", ".trained"},
+        "trained": {".trained"},
+        "gamma-2": {".top_gamma"},
+        "ratio": {".weights"},
+        "film-alone": {".fuse_words"},
+        "words-alone": {".fuse_film"},
+        "control-values": {".control"},
+        "control-other": {".control"},
+    }.items():
+        changed = differences(base, find_ablation(f"ablation:cknet.tiny:{name}").model_dump())
+        fields = {f"model.knowledge{field}" for field in fields}
+        assert {field for field in changed if not field.startswith(("name", "recipe"))} == fields, name
+
+
 def test_the_system_alone_names_its_paper_recipe():
     assert find_ablation("ablation:r2genkg:no-graph").data == find_recipe("r2genkg.chexpert_plus").data
     resolved = resolve("ablation:r2genkg.tiny:no-graph", ["train.seed=7"])
