@@ -49,7 +49,7 @@ def graph(phantom_shards, tmp_path_factory):
 
 def test_the_matrix_is_the_mean_over_training_films(phantom_shards, graph, tmp_path, capsys):
     manifest = read_manifest(phantom_shards)
-    make = partial(of_films, phantom_shards, manifest, Strips, INPUTS)
+    make = partial(of_films, phantom_shards, manifest, Strips, INPUTS, actors=1)
     index = Index.open(phantom_shards, "train")
     (block,) = sequential_blocks(len(index), 1, len(index))
     rows = read_block(index, block, SIDE, 2)
@@ -85,7 +85,7 @@ def test_test_studies_do_not_change_it_and_actors_neither(phantom_shards, tmp_pa
     for name in kept:
         shutil.copy(tmp_path / "other" / name, mixed / name)
     manifest = read_manifest(phantom_shards)
-    mine, theirs = (of_films(root, manifest, Strips, INPUTS)[0] for root in (phantom_shards, mixed))
+    mine, theirs = (of_films(root, manifest, Strips, INPUTS, actors=1)[0] for root in (phantom_shards, mixed))
     assert kept and (mine == theirs).all()
     assert any((mixed / name).read_bytes() != (phantom_shards / name).read_bytes() for name in kept)
     assert (of_films(phantom_shards, manifest, Strips, INPUTS, actors=2)[0] == mine).all()
