@@ -96,8 +96,8 @@ def make_what_r2genkg_needs(root: Path, shards: Path) -> None:
     train(classifier)
     build, model, named = explainer_of(classifier.directory, "best", manifest)
     settings = BankSettings(per_label=60, least=0.5, width=64)
-    px = model.vision.image_px
-    bank = write_bank(shards, shards / "bank", model.labels, px, build, named, settings, replace=True)
+    px, fit = model.vision.image_px, model.vision.fit
+    bank = write_bank(shards, shards / "bank", model.labels, px, build, named, settings, replace=True, fit=fit)
     print(f"Bank: {', '.join(f'{name} {count}' for name, count in bank.manifest.counts.items())}.")
     frozen = {"train.init_from": "demo-classifier@best", "model.vision.tuning": "frozen", "name": "demo-features"}
     write_features(classifier.change(frozen), manifest, side / "features-classifier")

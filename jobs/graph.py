@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.cli import run
-from jobs.options import extractor_of, given, only_side, refuse_idle
+from jobs.options import extractor_of, given, refuse_idle
 from r2kg.config.overrides import parse_overrides
 from r2kg.graph.film import FILMS, OTHERS
 from shards.errors import ConfigError, DataError, OnBad
 from shards.privacy import TERMS
 from shards.study import SPLITS
 from shards.tars.format import read_manifest
-from shards.tars.kinds import read_side, without_member
+from shards.tars.kinds import only_side, read_side, without_member
 from shards.tars.place import place
 from shards.tars.report import SHOWN, side_lines
 
@@ -112,6 +112,9 @@ def build(
     force: Annotated[
         bool, typer.Option("--force", help="take other splits too: no system accepts such a graph")
     ] = False,
+    triples: Annotated[
+        bool, typer.Option("--triples", help="of triples (`r2kg triples`) in SHARDS/side/triples or at --annotations")
+    ] = False,
 ) -> None:
     """Make the graph of what was said of the training reports, and print its card."""
     if not synonyms:
@@ -123,7 +126,9 @@ def build(
     from r2kg.graph.card import card_lines
     from shards.session import connect_ray
 
-    side, where = annotations or root / "side" / NAME.format("rules"), place(out) if out else root / "graph"
+    kind: Literal["triples", "annotations"] = "triples" if triples else "annotations"
+    side = annotations or root / "side" / (kind if triples else NAME.format("rules"))
+    where = place(out) if out else root / "graph"
     connect_ray(where if isinstance(where, Path) else None)
     sifting = Sifting(min_count, min_triple_count, merge=read_merge(merge) if merge else {})
 
@@ -133,7 +138,7 @@ def build(
 
         return near_synonyms(graph, TextEncoder(source=synonyms, **given(pooling=pooling)))
 
-    print("\n".join(card_lines(build_graph(root, side, where, sifting, force, near if synonyms else None))))
+    print("\n".join(card_lines(build_graph(root, side, where, sifting, force, near if synonyms else None, kind))))
     print(where)
 
 
@@ -307,14 +312,12 @@ def bank(
         settings = BankSettings(**asked | given(cell_px=cell))
         build, model, named = explainer_of(classifier, checkpoint or "best", manifest)
         connect_ray(where if isinstance(where, Path) else None)
-        write_bank(root, where, model.labels, model.vision.image_px, build, named, settings, **how)
+        seen = model.vision
+        write_bank(root, where, model.labels, seen.image_px, build, named, settings, fit=seen.fit, **how)
     made = load_bank(where)
-    print(", ".join(f"{name} {count}" for name, count in made.manifest.counts.items()))
-    for what, count in made.manifest.warnings.items():
-        print(f"{what}: {count}")
-    for sheet in contact_sheets(made, show) if show else ():
-        print(sheet)
-    print(where)
+    told = [f"{what}: {count}" for what, count in made.manifest.warnings.items()]
+    print("\n".join([", ".join(f"{name} {count}" for name, count in made.manifest.counts.items()), *told]))
+    print("\n".join(map(str, [*(contact_sheets(made, show) if show else ()), where])))
 
 
 def matrix(

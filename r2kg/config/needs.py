@@ -9,6 +9,7 @@ from typing import Any, Literal
 from r2kg.config.parts import Part
 from shards.errors import ConfigError
 from shards.films.augment import OFF, Augment
+from shards.films.stored import Fit
 from shards.tars.kinds import KINDS
 
 ALWAYS_SHOWN = ("key", "id", "split", "views", "provenance")
@@ -25,6 +26,8 @@ class Inputs:
 
     image_px: int | None = None
     """Side of the square films, pixels; None: no film is read."""
+    fit: Fit = "squash"
+    """How films become square, everywhere they are read (`shards.films.stored.decode`)."""
     views: int = 1
     """Films of a study, frontal first; fewer are padded and masked."""
     merge: Literal["average", "concatenate", "separate"] = "average"

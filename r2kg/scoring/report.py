@@ -52,7 +52,7 @@ def report(run: Run, films: Sequence[str | Path | Film] | str | Path | Film, che
     for view, film in enumerate(films):
         with enough(size):
             pixels = film if isinstance(film, np.ndarray) else open_film(Path(film))
-        images[0, view] = decode(encode(shrink(pixels, size), quality), inputs.image_px)
+        images[0, view] = decode(encode(shrink(pixels, size), quality), inputs.image_px, fit=inputs.fit)
     study = Study(key="film", id="film", split="test", views=(View(),) * len(films), report="", target="")
     rows = {
         "images": images,

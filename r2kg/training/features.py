@@ -23,6 +23,7 @@ from r2kg.systems.contract import to_bf16
 from r2kg.training.artefacts import begin, with_init
 from shards.errors import ConfigError, DataError
 from shards.films.augment import OFF
+from shards.films.stored import Fit
 from shards.stream.blocks import read_block
 from shards.stream.index import Index, open_splits
 from shards.stream.order import Block
@@ -36,7 +37,7 @@ from shards.tars.write import Made
 FEATURES = KINDS["features"]
 NAME = "features-{}"
 """Place below SHARDS/side, by the encoder's name."""
-RESIZE = "bicubic to a square"
+RESIZE: dict[Fit, str] = {"squash": "bicubic to a square", "pad": "bicubic of a black square with the film in it"}
 DTYPE = "bf16"
 DECIDING = ("encoder", "name", "transform", "dtype", "patches", "width")
 """Fields of the description that a run's own encoder must agree with."""
@@ -161,10 +162,11 @@ def frozen_encoder(run: Run) -> VisionEncoder:
 def describe(run: Run, vision: VisionEncoder) -> dict[str, Any]:
     """What decides the features, for side.json."""
     config = encoder_of(run)
+    grey = [list(pair) for pair in vision.scale]
     return {
         "encoder": vision.fingerprint(),
         "name": config.name,
-        "transform": {"image_px": config.image_px, "grey": [list(pair) for pair in vision.scale], "resize": RESIZE},
+        "transform": {"image_px": config.image_px, "grey": grey, "resize": RESIZE[config.fit]},
         "dtype": DTYPE,
         "patches": vision.patches,
         "width": vision.width,
@@ -187,7 +189,7 @@ class FilmEncoder:
 
     def __init__(self, run: Run, fingerprint: str):
         """Build the encoder; ConfigError when its weights are not here what they are where `fingerprint` was taken."""
-        self.run, self.image_px = run, encoder_of(run).image_px
+        self.run, self.config = run, encoder_of(run)
         self.device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
         self.vision = frozen_encoder(run).eval()
         refuse_other_weights(self.vision, fingerprint, "the driver has")
@@ -202,7 +204,7 @@ class FilmEncoder:
 
         def read(part: np.ndarray) -> dict[str, np.ndarray]:
             block = Block(0, 0, part[None], part[None])
-            return read_block(index, block, self.image_px, data.views, data.on_bad)
+            return read_block(index, block, self.config.image_px, data.views, data.on_bad, fit=self.config.fit)
 
         for films in ahead(read, parts):
             mask = films["view_mask"]

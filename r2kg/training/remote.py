@@ -73,7 +73,8 @@ def film_streams(
     """
     train, data, inputs = run.train, run.data, run.inputs
     films = partial(
-        stream_blocks, data.shards, image_size=inputs.image_px, views=inputs.views, on_bad=data.on_bad, sides=run.sides
+        stream_blocks, data.shards, image_size=inputs.image_px, views=inputs.views, on_bad=data.on_bad, sides=run.sides,
+        fit=inputs.fit,
     )  # fmt: skip
 
     def training() -> Stream:

@@ -16,7 +16,7 @@ from ray.data import Dataset
 
 from shards.errors import ConfigError, DataError, OnBad
 from shards.films.augment import OFF, Augment
-from shards.films.stored import decode
+from shards.films.stored import Fit, decode
 from shards.session import in_our_words, quiet
 from shards.stream.index import Index
 from shards.stream.order import Block
@@ -57,6 +57,7 @@ def stream_blocks(
     sides: Mapping[str, str | Place] | None = None,
     augment: Augment = OFF,
     seed: int = 0,
+    fit: Fit = "squash",
 ) -> "Stream":
     """The blocks' rows in order; see `read_block` for a row's fields. Giving `index` spares reading it.
 
@@ -73,7 +74,7 @@ def stream_blocks(
         arrays = {name: np.asarray(batch[name][0]) for name in ("index", "position", "films") if name in batch}
         block = Block(int(batch["rank"][0]), int(batch["step"][0]), **arrays)
         pointers, beside = ray.get(ref)
-        return read_block(pointers, block, image_size, views, on_bad, beside, augment, seed)
+        return read_block(pointers, block, image_size, views, on_bad, beside, augment, seed, fit)
 
     return Stream(tuple(blocks), read)
 
@@ -113,13 +114,14 @@ def read_block(
     sides: Mapping[str, Side] | None = None,
     augment: Augment = OFF,
     seed: int = 0,
+    fit: Fit = "squash",
 ) -> Rows:
     """The n rows of one block.
 
-    images uint8 [n, V, S, S] grey (not there where `image_size` is None: no film is read), zero where `view_mask` bool
-    [n, V] is False; index, step int64 [n]; record: n JSON strings of `Study`; valid bool [n]: False for a row that
-    fills a step and, under on_bad="skip", for a study that cannot be read, whose `bad` then says why (else ""). Under
-    "fail" such a study raises DataError.
+    images uint8 [n, V, S, S] grey, made square as `fit` says (`shards.films.stored.decode`; not there where
+    `image_size` is None: no film is read), zero where `view_mask` bool [n, V] is False; index, step int64 [n]; record:
+    n JSON strings of `Study`; valid bool [n]: False for a row that fills a step and, under on_bad="skip", for a study
+    that cannot be read, whose `bad` then says why (else ""). Under "fail" such a study raises DataError.
 
     A side adds its column (`Kind.column`): n bytes, b"" for a study without. One that is stored per film stands in
     place of the images, which are not read: features uint16 [n, V, P, D], the bit patterns of bf16.
@@ -157,7 +159,7 @@ def read_block(
                 record = record if giver == study else index.read_record(study)
                 name = index.tars[int(index.tar[giver])]
                 side_px = max(size, augment.resize_px or 0)
-                shown = [decode(film, side_px, f"{name}, view {v}") for v, film in enumerate(encoded[:views])]
+                shown = [decode(film, side_px, f"{name}, view {v}", fit) for v, film in enumerate(encoded[:views])]
                 if augment != OFF:
                     shown = [augment.apply(film, size, seed, position[row], v) for v, film in enumerate(shown)]
             else:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from r2kg.graph.artefact import standing_alike
 from r2kg.graph.bank.artefact import ARRAYS, CELLS, FILE, SCHEMA, Bank, BankManifest, load_bank, save_bank
 from shards.errors import ConfigError, DataError, OnBad
+from shards.films.stored import Fit
 from shards.privacy import fence
 from shards.session import in_our_words, pool_for, quiet, watched
 from shards.stream.blocks import read_block
@@ -77,6 +78,7 @@ def write_bank(
     on_bad: OnBad = "skip",
     actors: int = 0,
     replace: bool = False,
+    fit: Fit = "squash",
     wait_minutes: float | None = None,
 ) -> Bank:
     """Make the bank of the training films of the shards at `root` and write it into `out`.
@@ -88,6 +90,7 @@ def write_bank(
         classifier: names it, with its hash, for bank.json.
         actors: processes that hold it, one GPU each where the cluster has them; 0: see `shards.session.pool_for`.
         replace: put it in the place of a bank that was made otherwise.
+        fit: how films become square for it, as in its training.
         wait_minutes: longest time to wait for GPUs that an autoscaler can bring; None: what is there is taken.
 
     Raises:
@@ -112,7 +115,7 @@ def write_bank(
     chosen = choose_films(index, labels, settings, on_bad, manifest.licence)
     if not chosen:
         raise DataError(f"no training study of {root} has any of {', '.join(labels)}: a bank needs labelled films")
-    parts = _look(index, chosen, image_px, build, settings, on_bad, manifest.licence, actors, wait_minutes)
+    parts = _look(index, chosen, image_px, fit, build, settings, on_bad, manifest.licence, actors, wait_minutes)
     kept = sample_cells(np.concatenate([part["label"] for part in parts]), len(labels), settings)
     if not len(kept):
         raise DataError(
@@ -174,6 +177,7 @@ def _look(
     index: Index,
     chosen: dict[int, list[int]],
     image_px: int,
+    fit: Fit,
     build: Callable[[], Explainer],
     settings: BankSettings,
     on_bad: OnBad,
@@ -195,7 +199,7 @@ def _look(
             with fence(licence):
                 self.explainer = self.explainer or build()  # not in __init__: an error of a call comes back as it was
                 block = Block(0, 0, np.array([rows]), np.array([rows]))
-                films = read_block(ray.get(ref), block, image_px, 1, on_bad)
+                films = read_block(ray.get(ref), block, image_px, 1, on_bad, fit=fit)
                 wanted = [chosen[at] if ok else [] for at, ok in zip(rows, films["valid"], strict=True)]
                 cells = cut_cells(self.explainer, films["images"][:, 0], wanted, settings)
                 keys = ray.get(ref).keys[np.array(rows)[cells.pop("film")]]

@@ -141,7 +141,7 @@ def of_films(
     blocks = sequential_blocks(len(index), 1, size, rows_per_block(inputs.image_px, inputs.views, len(index)))
     held_by, gpus = pool_for(actors, len(blocks), wait_minutes)
     summed = (
-        stream_blocks(root, "train", blocks, inputs.image_px, inputs.views, on_bad, index)
+        stream_blocks(root, "train", blocks, inputs.image_px, inputs.views, on_bad, index, fit=inputs.fit)
         .dataset()
         .map_batches(
             Adder,

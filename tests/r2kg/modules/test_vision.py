@@ -65,6 +65,8 @@ def test_grey_bytes_get_the_models_own_mean_and_deviation():
     x = normalised(model, torch.full((1, 64, 64), 255, dtype=torch.uint8))
     mean, std = (torch.tensor(model.encoder.pretrained_cfg[key]) for key in ("mean", "std"))
     torch.testing.assert_close(x[0, :, 0, 0], (1 - mean) / std)
+    x = normalised(encoder(CNN, grey=(0.6, 0.25)), torch.full((1, 64, 64), 255, dtype=torch.uint8))
+    torch.testing.assert_close(x[0, :, 0, 0], torch.full((3,), 1.6))
 
 
 def test_one_channel_models_get_one_channel():
@@ -108,6 +110,12 @@ def test_a_crop_smaller_than_what_the_encoder_sees_is_refused():
     with pytest.raises(ValueError, match=r"augment.resize_px=224 is below image_px=256.*Use 256 or more, such as 293"):
         Vision(image_px=256, augment={"resize_px": 224})
     assert Vision(augment={"resize_px": 256}).augment.resize_px == 256
+
+
+@pytest.mark.parametrize("grey", [(150, 70), (0.5, 0), (-0.1, 0.2), (0.5, float("nan"))])
+def test_grey_values_that_are_none_are_refused(grey):
+    with pytest.raises(ValueError, match=r"grey.* must be a mean from 0 to 1|finite number"):
+        Vision(grey=grey)
 
 
 @pytest.mark.parametrize("mask", [[[False, False], [True, True]], [[False, False], [False, False]]])

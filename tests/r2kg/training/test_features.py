@@ -175,6 +175,8 @@ def test_the_stream_carries_features_and_fills_with_invalid_rows(recipe: Run, si
         ({"model.vision.options": {"init_values": 0.1}}, "encoder: "),
         ({"model.vision.name": "test_vit2"}, 'name: "test_vit" there, "test_vit2" here'),
         ({"model.vision.image_px": 80}, r'transform: {"image_px": 64.*there, {"image_px": 80.*write them again'),
+        ({"model.vision.fit": "pad"}, 'transform: .*"bicubic to a square"} there, .*"bicubic of a black square with'),
+        ({"model.vision.grey": [0.5, 0.25]}, r"transform: .* there, .*\[\[0.5, 0.25\], \[0.5, 0.25\], \[0.5, 0.25\]\]"),
         ({"data.views": 3}, "of 2 views a study, data.views=3: lower it"),
     ],
 )

@@ -7,22 +7,30 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from r2kg.config.needs import Inputs
-from r2kg.config.parts import Data, Train
+from r2kg.config.parts import Data, Engine, Train
 from r2kg.config.run import Run, System
 from r2kg.modules.config import Vision
 from r2kg.rundir import RunFiles
+from r2kg.scoring.generate import probe_of
+from r2kg.systems.classifier.config import ClassifierConfig
 from r2kg.systems.r2genkg.config import R2GenKGConfig
-from r2kg.training.features import check_features, write_features
+from r2kg.training.features import FilmEncoder, check_features, describe, frozen_encoder, write_features
 from r2kg.training.remote import Losses, Ranks, film_bytes, film_streams
 from shards.errors import ConfigError
+from shards.films.stored import decode
+from shards.sources import Item
+from shards.sources.phantom.source import Phantom
 from shards.stream.blocks import Rows, read_batches
 from shards.stream.index import Index
 from shards.stream.order import step_indices
+from shards.study import Study
 from shards.tars.format import read_manifest
+from shards.tars.shards import write_shards
 
 TRAIN = Train(global_batch=6, micro_batch=3, workers=2, gpus=False, seed=11)
 
@@ -94,6 +102,43 @@ def test_training_films_are_augmented_as_the_run_says_and_validation_films_are_n
     assert len(studies[1]) == len(Index.open(phantom_shards, "train"))
     assert sum((studies[1][at] != studies[2][at]).any() for at in studies[1]) > 40
     assert Run(name="x").inputs.augment == Vision().augment
+
+
+class Tall(Phantom):
+    """Films of 64 x 48 px: drawn ones, cut at the sides."""
+
+    def read(self, item: Item) -> tuple[Study, list[np.ndarray]]:
+        study, films = super().read(item)
+        return study, [film[:, 8:56] for film in films]
+
+
+def test_films_are_padded_wherever_they_are_read(tmp_path: Path, ray_session: None) -> None:
+    """In training, validation, the features of a frozen encoder, and where a checkpoint's loss is checked."""
+    shards = tmp_path / "shards"
+    manifest = write_shards(Tall(studies=24, size=64), shards, size=48)
+    seen = {"image_px": 32, "fit": "pad", "grey": (0.6, 0.3)}
+    model = ClassifierConfig(vision=Vision(name="test_vit", weights="random", tuning="frozen", **seen))
+    data, engine = Data(shards=str(shards)), Engine(precision="fp32")
+    run = Run(name="tall", root=str(tmp_path), data=data, model=model, train=TRAIN, engine=engine)
+
+    def wanted(index: Index, at: int) -> np.ndarray:
+        return np.stack([decode(film, 32, fit="pad") for film in index.read(at)[0]])
+
+    for name in ("train", "val"):
+        index = Index.open(shards, name)
+        (rows,) = read_batches(film_streams(run.change({"train.workers": 1}), 12, 2, 1)[name](), 6)
+        for at, images in zip(rows["index"][rows["valid"]].tolist(), rows["images"][rows["valid"]], strict=True):
+            assert (images == wanted(index, at)).all() and not images[:, :, :3].any() and images[:, :, 16].any()
+    state = {"probe": {"studies": 2, "loss": 1.0}, "shards": manifest.fingerprint}
+    rows, _ = probe_of(run, manifest, state)  # type: ignore[misc]
+    assert all((images == wanted(index, at)).all() for at, images in enumerate(rows["images"]))
+    encoder = frozen_encoder(run)
+    made = next(FilmEncoder(run, encoder.fingerprint())(index, range(1), b""))
+    with torch.no_grad():
+        tokens = encoder.eval().encode(torch.tensor(wanted(index, 0)))
+    assert made.members["features"] == tokens.to(torch.bfloat16).view(torch.uint16).numpy().tobytes()
+    told = describe(run, encoder)["transform"]
+    assert told == {"image_px": 32, "grey": [[0.6, 0.3]] * 3, "resize": "bicubic of a black square with the film in it"}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])

@@ -40,6 +40,32 @@ def test_stored_films_are_squashed_to_a_square(size: int) -> None:
     assert np.abs(found.astype(float) - wanted).mean() < 2
 
 
+@pytest.mark.parametrize("shape", [(320, 256), (256, 320), (97, 311), (40, 31), (200, 200)])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_stored_films_are_pasted_into_a_black_square(shape: tuple[int, int], size: int) -> None:
+    film = np.asarray(Image.fromarray(SLOPE).resize(shape[::-1])) // 2 + 100  # no black of its own
+    side = max(shape)
+    square = np.zeros((side, side), np.uint8)
+    top, left = ((side - length) // 2 for length in shape)
+    square[top : top + shape[0], left : left + shape[1]] = film
+    wanted = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    found = decode(png(film), size, fit="pad")
+    assert found.shape == (size, size) and found.dtype == np.uint8
+    assert np.abs(found - wanted).max() <= 2
+    stored = decode(encode(film, 95), size, fit="pad")  # at 1/2 to 1/8, and in its middle to a whole pixel of that
+    assert np.abs(stored - wanted).mean() < 5
+    assert (found != decode(png(film), size)).any() == (shape != (200, 200))
+
+
+def test_a_strip_that_would_be_a_huge_square_is_refused() -> None:
+    strip = np.ones((2, 40000), np.uint8)
+    assert decode(png(strip), 32).shape == (32, 32)
+    with pytest.raises(
+        DataError, match=r"film: image does not decode: it is 40000x2 px, and padded 40000x\d+; at most"
+    ):
+        decode(png(strip), 32, fit="pad")
+
+
 @pytest.mark.parametrize("data", [b"", b"<html>", encode(SLOPE, 90)[:900], bomb(60000)])
 def test_stored_films_that_do_not_decode_are_named(data: bytes) -> None:
     with pytest.raises(DataError, match=r"train-00000.tar, view 1: image does not decode: \w+") as caught:

@@ -1,0 +1,1 @@
+"""VLM-KG: the film of a study and its report → triples of a knowledge graph."""
