@@ -112,6 +112,7 @@ class Tall(Phantom):
         return study, [film[:, 8:56] for film in films]
 
 
+@pytest.mark.slow
 def test_films_are_padded_wherever_they_are_read(tmp_path: Path, ray_session: None) -> None:
     """In training, validation, the features of a frozen encoder, and where a checkpoint's loss is checked."""
     shards = tmp_path / "shards"
