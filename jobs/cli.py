@@ -21,6 +21,7 @@ VERBS = {
     "shard": "raw dataset → shards + manifest",
     "shards": "verify shards, or show one study of them",
     "subgraphs": "the studies' triples, or their part of a graph, beside the shards",
+    "triples": "what systems that write triples have to write, beside the shards",
     "graph": "annotate the training reports, make a graph of that, look at it",
     "features": "what a frozen encoder makes of the films, beside the shards",
     "recipes": "list the recipes",

@@ -9,6 +9,7 @@ from rich.console import Console
 from jobs.cli import run
 from r2kg.rundir import newest_predictions
 from r2kg.tracking import track_scores
+from shards.errors import DataError
 from shards.tars.format import read_manifest
 
 
@@ -23,12 +24,21 @@ def main(
 ) -> None:
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
     # numpy and scipy take a second, for which help need not wait
-    from r2kg.scoring.context import scoring_context
-    from r2kg.scoring.evaluate import evaluate, protocols_beside, scores_table
+    from r2kg.scoring.context import References, scoring_context
+    from r2kg.scoring.evaluate import context_beside, evaluate, protocols_beside, scores_table
 
     predictions = newest_predictions(predictions)
     names = tuple(protocol or protocols_beside(predictions))
-    context = scoring_context(shards, read_manifest(shards), names) if shards else None
+    context = None
+    if shards:
+        manifest, beside = read_manifest(shards), context_beside(predictions)
+        references = References.of(beside.get("reference_at") or {}, manifest)
+        if references and references.named != beside.get("reference"):
+            raise DataError(
+                f"the {references.kind} at {references.where} are not those that the predictions were compared with: "
+                "score without --shards, or generate the predictions again"
+            )
+        context = scoring_context(shards, manifest, names, references=references)
     scores = evaluate(predictions, names, context)
     Console(width=110).print(scores_table(scores))
     note = track_scores(predictions, scores)

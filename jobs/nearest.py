@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from jobs.options import only_side
 from r2kg.config.protocol import protocols_of
 from shards.errors import DataError
 from shards.tars.format import read_manifest
+from shards.tars.kinds import only_side
 from shards.tars.place import place
 
 
@@ -29,7 +29,7 @@ def main(
         raise DataError(f"split {split!r} of {root} holds no study: its splits are {', '.join(manifest.splits)}")
     protocols_of(protocol or (), "report")
     seen = place(features) if features else only_side(root, "features", "--features")
-    from r2kg.scoring.nearest import write_nearest  # seconds of torch and Ray
+    from r2kg.scoring.controls.nearest import write_nearest  # seconds of torch and Ray
     from shards.session import connect_ray
 
     connect_ray(out)

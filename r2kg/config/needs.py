@@ -41,6 +41,9 @@ class Inputs:
     """Kinds of sides (`shards.tars.kinds`) that are read in training and in generation."""
     training_sides: tuple[str, ...] = ()
     """Kinds of sides that are targets: read in training and validation, not there in generation."""
+    reference: str = ""
+    """The one of `training_sides` that holds what is right, in place of the record: "triples". Scores, floors and
+    prediction lines are of it, and a study without a member in it is not scored. "": the record."""
     text: tuple[str, ...] = ()
     """Texts of the record that are read: names of sections, or "report". In generation a record holds no others."""
 
@@ -48,6 +51,16 @@ class Inputs:
         """ConfigError when a system that writes reports or names findings reads the report, or a side that tells it."""
         if strange := [kind for kind in (*self.sides, *self.training_sides) if kind not in KINDS]:
             raise ConfigError(f"no kind of side {', '.join(strange)}: there are {', '.join(KINDS)}")
+        if self.reference and (task, self.reference) != ("triples", "triples"):
+            raise ConfigError(
+                f"reference={self.reference!r} of a system of the task {task!r}: only triples lie beside the shards, "
+                'for systems of the task "triples". Leave it out, so that the record tells what is right'
+            )
+        if self.reference and (self.reference not in self.training_sides or self.reference in self.sides):
+            raise ConfigError(
+                f"the reference {self.reference} must be one of training_sides and none of sides: what is right is no "
+                "input when a system is tested"
+            )
         if task == "triples":
             return
         does, why = "writes reports", "that is the answer itself"

@@ -63,8 +63,8 @@ class Protocol(BaseModel):
     """Words are what blanks divide: lone periods count, and no PTB tokenizer runs."""
     task: Task = "report"
     """What systems write. triples: reference and hypothesis are read as triples and written in one form
-    (`shards.graphs.text`); what is no triple is left out, and a triple counts once. labels: names of findings, joined
-    by ", ", are compared with the study's labels."""
+    (`shards.graphs.text`); what is no triple, or broke off, is left out, and a triple counts once. labels: names of
+    findings, joined by ", ", are compared with the study's labels."""
     order: Literal["written", "sorted"] = "written"
     """Of triples: sorted, BLEU and ROUGE no longer measure the order in which they are listed."""
     uncertain: Literal["absent", "left_out"] = "absent"
@@ -179,13 +179,13 @@ class Protocol(BaseModel):
         Where references are cut, they have single blanks between words, and so gets the hypothesis.
         """
         if self.task == "triples":
-            return self._one_form(line["prediction"])
+            return self._one_form(line["prediction"], line.get("truncated") is True)
         name = manifest_cleaning if self.hypothesis_cleaning == AS_MANIFEST else self.hypothesis_cleaning
         text = clean_again(name, line["prediction"])
         return text if self.reference_cut == "none" else " ".join(text.split())
 
-    def _one_form(self, text: str) -> str:
-        triples = triples_in(text).triples
+    def _one_form(self, text: str, truncated: bool = False) -> str:
+        triples = triples_in(text, truncated).triples
         return triples_text(sorted(triples) if self.order == "sorted" else triples)
 
 

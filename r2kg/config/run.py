@@ -147,6 +147,11 @@ class Run(Part):
         """Kind → place of the sides that are streamed in generation: no targets, and none that is not asked for."""
         return {kind: where for kind, where in self.sides.items() if kind in (*self.inputs.sides, "features")}
 
+    @property
+    def reference(self) -> dict[str, str]:
+        """Kind → place of the side that holds what is right; {} where the records do."""
+        return {kind: self.sides[kind] for kind in (self.inputs.reference,) if kind}
+
     def manifest(self) -> Manifest:
         """The manifest of its shards.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from r2kg.config.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, read_json, saved_run
-from r2kg.scoring.context import Answers
+from r2kg.scoring.context import Answers, References
 from r2kg.scoring.evaluate import score_protocol
 from r2kg.scoring.generate import lines_of, write_reports
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable, program
@@ -68,6 +68,9 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
     manifest = checked_manifest(run)
     of_data = {"split": "val", "shards": manifest.fingerprint, "studies": train.validation_studies}
     of_data |= {"task": task, "protocol": protocol.name, "hash": protocol.hash}
+    if references := References.of(run.reference, manifest):
+        references.refuse_lacking("val")
+        of_data["reference"] = references.named
     waiting = []
     for checkpoint in checkpoints(run.directory):
         path, same = files.validation / f"{checkpoint.name}.json", False

@@ -1,6 +1,6 @@
 """What scoring needs beside the predictions: the training vocabulary and the constant report to beat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -11,22 +11,32 @@ from r2kg.scoring.metrics.labels import names_text
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError, OnBad
 from shards.graphs.text import NOTHING, triples_text
+from shards.graphs.triples import unpack_triples
 from shards.stream.facts import fact
 from shards.stream.index import Index, read_studies
-from shards.study import Study
+from shards.stream.side import Side
+from shards.study import SPLITS, Study
 from shards.tars.format import Manifest
+from shards.tars.kinds import KINDS, description_hash, read_side, refuse_other
 from shards.tars.place import Place
 
 T = TypeVar("T")
+PORTION = 1024
+"""Members of a side that are read at once."""
 
 
 def scoring_context(
-    shards: str | Place, manifest: Manifest, protocols: Sequence[str], on_bad: OnBad = "fail"
+    shards: str | Place,
+    manifest: Manifest,
+    protocols: Sequence[str],
+    on_bad: OnBad = "fail",
+    references: "References | None" = None,
 ) -> dict[str, Any]:
     """Vocabulary of the training reports and, by protocol, the training answer that scores best on validation.
 
     Shards without a validation split give no floor. Under on_bad="skip" reports that cannot be read are left out, and
-    `context_unread` names them: vocabulary and floor are then not those of the whole shards.
+    `context_unread` names them: vocabulary and floor are then not those of the whole shards. Where what is right lies
+    in a side (`references`), studies without a member in it are not among those that the floor is chosen by.
 
     Raises:
         ConfigError: a protocol that cannot score these shards (`refuse_unfit`), or two that ask for vocabularies of
@@ -39,13 +49,72 @@ def scoring_context(
     if len(thresholds) > 1:
         names = ", ".join(protocol.name for protocol in used if protocol.threshold)
         raise ConfigError(f"{names} count words with thresholds {sorted(thresholds)}: score them in separate calls")
-    answers = Answers(shards, manifest, used[0].task if used else "report", on_bad)
+    answers = Answers(shards, manifest, used[0].task if used else "report", on_bad, references=references)
     words = answers.vocabulary(thresholds.pop()) if thresholds else None
-    floors = {protocol.name: answers.floor(protocol, words) for protocol in used if manifest.splits["val"].studies}
+    validated = manifest.splits["val"].studies and (references is None or "val" in references.splits)
+    floors = {protocol.name: answers.floor(protocol, words) for protocol in used if validated}
     if not floors and answers.task != "report":
         _ = answers.training  # raises where there are none
     context = {"task": answers.task, "cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
     return context | ({"context_unread": answers.unread} if answers.unread else {})
+
+
+@dataclass(frozen=True)
+class References:
+    """A side that holds what is right about studies, in place of their records."""
+
+    kind: str
+    """Key of `shards.tars.kinds.KINDS`: "triples"."""
+    where: str
+    """Place of the side."""
+    hash: str
+    """`description_hash` of it."""
+    splits: tuple[str, ...]
+    """Those that have members."""
+
+    @classmethod
+    def of(cls, named: Mapping[str, str], manifest: Manifest) -> "References | None":
+        """The side that a run's `reference` names, kind → place; None for {}.
+
+        Raises:
+            DataError: no such side, or of other shards.
+        """
+        for kind, where in named.items():
+            side = read_side(where, kind)
+            refuse_other(where, side, manifest, kind)
+            held = {tar.split for tar in side.shards if tar.held}
+            return cls(kind, where, description_hash(side), tuple(split for split in SPLITS if split in held))
+        return None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What decides the references, as predictions and their context.json name it."""
+        return {self.kind: self.hash}
+
+    def refuse_lacking(self, split: str) -> None:
+        """DataError when no study of the split has a member: nothing there can be scored."""
+        if split not in self.splits:
+            raise DataError(
+                f"the {self.kind} at {self.where} hold none of split {split!r}, but of {', '.join(self.splits)}: "
+                f"nothing there can be scored. Write them of more splits with {KINDS[self.kind].how}, for triples of "
+                "annotations after `r2kg graph annotate SHARDS --split " + split + "`"
+            )
+
+    def lines(self, shards: str | Place, manifest: Manifest, split: str) -> Iterator[dict[str, Any]]:
+        """{"id": its key, "row", "reference"} of the studies of a split that have a member, in the order of the index.
+
+        Raises:
+            DataError: a member that cannot be read.
+        """
+        self.refuse_lacking(split)
+        index = Index.open(shards, split, manifest=manifest)
+        side = Side.open(self.where, index, manifest, self.kind)
+        for start in range(0, len(index), PORTION):
+            rows = range(start, min(start + PORTION, len(index)))
+            fetched = side.fetch(rows)
+            for row in rows:
+                if (data := side.read(row, fetched.get(row))) is not None:
+                    yield {"id": index.keys[row].decode(), "row": row, "reference": triples_text(unpack_triples(data))}
 
 
 @dataclass
@@ -58,8 +127,14 @@ class Answers:
     on_bad: OnBad = "fail"
     unread: dict[str, str] = field(default_factory=dict)
     """Key → cause of what could not be read and was left out."""
+    references: References | None = None
+    """The side that holds what is right; None: the records do."""
+    rows: list[int] = field(default_factory=list)
+    """Of `training`, once it is read: by which its answers are kept as facts."""
 
-    def _answers(self, split: str) -> list[dict[str, str]]:
+    def _answers(self, split: str) -> list[dict[str, Any]]:
+        if self.references:
+            return [*self.references.lines(self.shards, self.manifest, split)]
         unread = self.unread if self.on_bad == "skip" else None
         return [{"id": study.id} | answer_of(study, self.task) for study in read_studies(self.shards, split, unread)]
 
@@ -70,9 +145,15 @@ class Answers:
         Raises:
             DataError: the task is "triples" or "labels", and there is none that is present.
         """
-        training = [line["reference"] for line in self._answers("train")]
+        lines = self._answers("train")
+        training = [line["reference"] for line in lines]
+        self.rows = [int(line.get("row", number)) for number, line in enumerate(lines)]
         if self.task == "triples" and set(training) <= {NOTHING}:
-            raise DataError(f"no training study of {self.shards} has triples: write shards of a dataset with triples")
+            where = self.references.where if self.references else self.shards
+            raise DataError(
+                f"no training study of {where} has triples: write shards of a dataset with triples, or a side of them "
+                "with `r2kg triples SHARDS`"
+            )
         if self.task == "labels" and not any(training):
             raise DataError(
                 f"no training study of {self.shards} has a label that is 1: write shards of a dataset with labels of "
@@ -81,7 +162,7 @@ class Answers:
         return training
 
     @cached_property
-    def validation(self) -> list[dict[str, str]]:
+    def validation(self) -> list[dict[str, Any]]:
         """Lines of the validation split, as predictions.jsonl has them."""
         return self._answers("val")
 
@@ -101,32 +182,39 @@ class Answers:
             if protocol.reference_cut == "tokens":
                 scorer = protocol.uncut
             references = [scorer.reference(line, known) for line in self.validation]
-            return self.training.index(choose_floor(self.training, references, protocol, words))
+            answer = choose_floor(self.training, references, protocol, words)
+            return self.rows[self.training.index(answer)]
 
         row = self._fact("floor", {"protocol": protocol.hash}, choose)
         if "training" in self.__dict__:
-            return self.training[row]
+            return self.training[self.rows.index(row)]
         index = Index.open(self.shards, "train", self.on_bad, self.manifest)
+        if self.references:
+            side = Side.open(self.references.where, index, self.manifest, self.references.kind)
+            return triples_text(unpack_triples(side.read(row) or b""))
         try:
             study = Study.model_validate_json(index.record_of(row, index.read_record(row)))
         except DataError:
             if self.on_bad == "fail":
                 raise
-            return self.training[choose()]
+            return self.training[self.rows.index(choose())]
         return answer_of(study, self.task)["reference"]
 
     def _fact(self, name: str, settings: dict[str, Any], count: Callable[[], T]) -> T:
-        return fact(self.shards, self.manifest, name, settings, count, self.unread)
+        beside = {"references": self.references.named} if self.references else {}
+        return fact(self.shards, self.manifest, name, settings | beside, count, self.unread)
 
 
-def answer_of(study: Study, task: str) -> dict[str, str]:
+def answer_of(study: Study, task: str, member: bytes | None = None) -> dict[str, str]:
     """What a system of `task` has to write about a study, as fields of its prediction line.
+
+    `member`: its triples of a side, in place of the record's.
 
     Raises:
         DataError: the task is "labels", and a label has a name that no answer can hold (`names_text`).
     """
     if task == "triples":
-        return {"reference": triples_text(study.triples)}
+        return {"reference": triples_text(study.triples if member is None else unpack_triples(member))}
     if task == "labels":
         return {"reference": names_text(study.labels)}
     return {"reference": study.target, "reference_raw": study.report}

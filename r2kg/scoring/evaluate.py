@@ -58,6 +58,8 @@ class Context(TypedDict, total=False):
     task: Task | None
     protocols: list[str] | None
     no_control: str | None
+    reference: dict[str, str] | None
+    reference_at: dict[str, str] | None
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
@@ -203,6 +205,7 @@ def evaluate(
         "context_sha256": hashlib.sha256(used.encode()).hexdigest(),
         "shuffled_sha256": None if other is None else hashlib.sha256(other.encode()).hexdigest(),
     }
+    scored |= {"reference": merged["reference"]} if merged.get("reference") else {}
     health = score_health(lines)
     if task == "triples":
         health |= score_reading(lines)
@@ -223,9 +226,14 @@ def _split_of(line: Mapping[str, Any]) -> str:
     return split if isinstance(split, str) and split and len(split) <= _LONGEST_SPLIT else "unnamed"
 
 
+def context_beside(predictions: Path) -> dict[str, Any]:
+    """What context.json beside a predictions file says; without one nothing but no floors."""
+    return _read_context(predictions.with_name("context.json"), {})
+
+
 def protocols_beside(predictions: Path) -> tuple[str, ...]:
     """The protocols that context.json beside a predictions file names, else those of its task, else of reports."""
-    context = _read_context(predictions.with_name("context.json"), {})
+    context = context_beside(predictions)
     return protocols_of(context.get("protocols", ()), context.get("task") or "report")
 
 
@@ -257,7 +265,8 @@ def _read_shuffled(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[dict[
             "generate both from one split"
         )
     told = [(line, other[line["id"]]) for line in lines]
-    return [{**line, "prediction": its["prediction"], "extra": its.get("extra")} for line, its in told]
+    fields = ("prediction", "extra", "truncated")
+    return [{**line, **{field: its.get(field) for field in fields}} for line, its in told]
 
 
 def score_protocol(
@@ -273,9 +282,10 @@ def score_protocol(
         refuse_unfit([protocol], cleaning)
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
     references = [protocol.reference(line, vocabulary) for line in lines]
+    whole = {"extra": None, "truncated": False}
     systems = {
         "score": lines,
-        "floor": None if floor is None else [{**line, "prediction": floor, "extra": None} for line in lines],
+        "floor": None if floor is None else [{**line, **whole, "prediction": floor} for line in lines],
         "shuffled": shuffled,
     }
     unavailable = {}

@@ -20,7 +20,8 @@ from r2kg.config.protocol import protocols_of
 from r2kg.config.run import Run
 from r2kg.modules.beams import Generated
 from r2kg.rundir import RunFiles
-from r2kg.scoring.context import answer_of, scoring_context
+from r2kg.scoring.context import References, answer_of, scoring_context
+from r2kg.scoring.controls.withheld import derangement, refuse_withheld, shown, shuffled
 from r2kg.scoring.further import add_protocols, written_before
 from r2kg.systems.contract import Model, add_reference_cuts, model_class, refuse_cuts, to_device
 from r2kg.training.artefacts import trained_model
@@ -28,6 +29,7 @@ from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
+from shards.graphs.triples import unpack_triples
 from shards.privacy import fence
 from shards.session import connect_ray, gpus_for, in_our_words, watched
 from shards.stream.blocks import Rows, micro_batches, read_block, stream_blocks
@@ -46,8 +48,7 @@ PART = "part-{:09d}.jsonl"
 BLOCKS, BLOCK_ROWS = 256, 256
 """A split is cut into about so many blocks of at least a micro-batch and at most so many rows, however many write:
 enough for every writer to have work to the end, and few enough to cost nothing."""
-WRITTEN = ("prediction", "tokens", "truncated", "extra")
-"""Fields of a prediction line that a system gives; the others are the study's own."""
+NOT_KNOWN = "what is right about it is not known: the side that holds that has no member of it"
 PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 """How far a writer's loss may lie from the one in training, of the loss or of 1: other kernels, or autocast, round."""
 
@@ -96,19 +97,26 @@ class Writer:
             )
 
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
-        """Write a block's lines into a file of their own, and instead of a study's that is unread why; their number."""
-        lines = list[dict[str, Any]]()
+        """Write a block's lines into a file of their own, and instead of a study's that is unread why; their number.
+
+        What is right is taken out of the rows where it lies in a side, before the model is shown them.
+        """
+        lines, right = list[dict[str, Any]](), [KINDS[kind].column for kind in self.run.reference]
         with fence(self.licence, self.run.privacy.allow_text), torch.inference_mode():
             for micro in micro_batches(rows, self.run.train.micro_batch):
-                shown = np.array([self.run.inputs.shown(record) for record in micro["record"]], object)
-                batch = to_device(self.model.collate(micro | {"record": shown}), self.device)
+                members = next((micro.pop(column) for column in right), None)
+                batch = to_device(self.model.collate(micro | shown(self.run, micro)), self.device)
                 written = self.model.generate(batch, self.run.model.decoding)
                 for row in np.flatnonzero(micro["index"] >= 0):
                     if cause := micro["bad"][row]:
                         lines.append({"row": int(micro["index"][row]), "unread": str(cause)})
+                    elif members is not None and not members[row]:
+                        lines.append({"row": int(micro["index"][row]), "unread": NOT_KNOWN})
                     else:
-                        study = Study.model_validate_json(micro["record"][row])
-                        lines.append(prediction_line(study, written[row], self.run.model.task))
+                        study, member = Study.model_validate_json(micro["record"][row]), None
+                        if members is not None:
+                            member = bytes(members[row])
+                        lines.append(prediction_line(study, written[row], self.run.model.task, member))
             add_reference_cuts(lines, self.model, protocols_of(self.run.protocols, self.run.model.task))
             if self.parts:
                 content = "".join(json.dumps(line) + "\n" for line in lines)
@@ -116,8 +124,10 @@ class Writer:
         return {"written": np.array([len(lines)])}
 
 
-def prediction_line(study: Study, written: Generated, task: str) -> dict[str, Any]:
+def prediction_line(study: Study, written: Generated, task: str, member: bytes | None = None) -> dict[str, Any]:
     """What predictions.jsonl says of a study; `written.extra` is its field "extra", unless it is empty.
+
+    `member`: what is right about it, of a side, in place of the record.
 
     Raises:
         ConfigError: the system's `extra` is no JSON, so that it could not be read back.
@@ -135,9 +145,9 @@ def prediction_line(study: Study, written: Generated, task: str) -> dict[str, An
         "key": study.key,
         "split": study.split,
         "prediction": written.text,
-        **answer_of(study, task),
+        **answer_of(study, task, member),
         "labels": study.labels,
-        "triples": study.triples,
+        "triples": study.triples if member is None else unpack_triples(member),
         "tokens": written.tokens,
         "truncated": written.truncated,
         **extra,
@@ -186,17 +196,24 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
                 f"the {kind} at {run.shown_sides[kind]} are described otherwise than those {run.name} was trained "
                 "with, so their numbers would mean other things: write them as those were, or name those in data.sides"
             )
+    decoding = run.model.decoding
+    refuse_withheld(run)
     decided = {
         "checkpoint_sha256": sha256_of(source / MANIFEST),
-        "decoding": run.model.decoding.model_dump(mode="json"),
+        "decoding": decoding.told(),
         "shards": manifest.fingerprint,
         "sides": sides,
         "features": bool(run.data.features),
         "precision": run.engine.precision,
         "micro_batch": run.train.micro_batch,
     }
-    decoding = run.model.decoding
-    how = "sampled" if decoding.sample else f"beams{decoding.beams}"
+    references = References.of(run.reference, manifest)
+    if references:
+        references.refuse_lacking(split)
+        decided["reference"] = references.named
+    how = "-".join(
+        ["sampled" if decoding.sample else f"beams{decoding.beams}", *(f"no-{x}" for x in decoding.withhold)]
+    )
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
     out = RunFiles(run.directory).predictions / split / f"{source.name}-{how}-{digest[:8]}"
     predictions = (out := written_before(out, decided)) / "predictions.jsonl"
@@ -214,8 +231,9 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         "split": split,
         "trained_on": state["shards"],
         "licence": manifest.licence,
+        **({"reference_at": run.reference} if references else {}),
     }
-    context |= scoring_context(run.data.shards, manifest, protocols, run.data.on_bad)
+    context |= scoring_context(run.data.shards, manifest, protocols, run.data.on_bad, references)
     probe = probe_of(run, manifest, state)
     with lease(out, f"{split} of {run.name} is being written", stop_main):
         print(f"{run.name}: writing {len(index)} reports of {split} with {source.name}.")
@@ -238,6 +256,8 @@ def write_control(
     inputs, donors = run.inputs, derangement(len(offsets), run.train.seed)
     if inputs.image_px is None and not run.data.features:
         return {"no_control": f"{run.model.system} reads no films, so none can be another study's"}
+    if "film" in run.model.decoding.withhold:
+        return {"no_control": "films are black (model.decoding.withhold): another study's would be as black"}
     if not len(donors):
         return {"no_control": f"{len(offsets)} study was written about: there are no films of another one"}
     if inputs.text or not all(KINDS[kind].of_films for kind in inputs.sides):
@@ -262,6 +282,10 @@ def probe_of(run: Run, manifest: Manifest, state: dict[str, Any]) -> Probe | Non
         why = "it was trained on other shards" if probe else "it was not measured in training"
         print(f"{run.name}: the model's validation loss is not checked, {why}.")
         return None
+    for kind, where in run.reference.items():
+        if description_hash(read_side(where, kind)) != state["sides"].get(kind):
+            print(f"{run.name}: the model's validation loss is not checked, it was trained with other {kind}.")
+            return None
     index, count = Index.open(run.data.shards, "val", run.data.on_bad), probe["studies"]
     block = sequential_blocks(count, 1, count, count)[0]
     inputs, sides = run.inputs, run.sides.items()  # those that are targets too
@@ -321,7 +345,7 @@ def write_reports(
     if left:
         studies = stream_blocks(
             run.data.shards, index.split, left, run.inputs.image_px, run.inputs.views, run.data.on_bad, index,
-            run.shown_sides, fit=run.inputs.fit,
+            run.shown_sides | run.reference, fit=run.inputs.fit,
         )  # fmt: skip
         reports = studies.dataset().map_batches(
             Writer,
@@ -374,27 +398,3 @@ def joined(parts: Path, path: Path, index: Index) -> tuple[Indices, dict[str, st
                 "was written. Delete that directory, and run the same command again"
             )
     return np.array(starts, np.int64), unread
-
-
-def derangement(n: int, seed: int) -> Indices:
-    """For each of n another one, each taken once: int64 [n]; of fewer than two empty."""
-    if n < 2:
-        return np.empty(0, np.int64)
-    order = np.random.default_rng(seed).permutation(n)
-    donor = np.empty(n, np.int64)
-    donor[order] = np.roll(order, 1)
-    return donor
-
-
-def shuffled(predictions: Path, offsets: Indices, donors: Indices) -> Iterator[dict]:
-    """Every study with the report written for another study's films; `offsets` as `joined` gives them.
-
-    A system that sees nothing but films writes the same report whichever study it is asked about, so its control is a
-    derangement of its own predictions.
-    """
-    with predictions.open("rb") as own, predictions.open("rb") as others:
-        for line, donor in zip(own, donors, strict=True):
-            others.seek(offsets[donor])
-            other, kept = json.loads(others.readline()), json.loads(line)
-            kept.pop("extra", None)
-            yield kept | {field: other[field] for field in WRITTEN if field in other}

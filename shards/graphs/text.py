@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shards.graphs.subgraph import Triple
 
-VERSION = 1
+VERSION = 2
 """Of the rules here: part of the hash of every protocol that compares triples."""
 NOTHING = "none"
 """A study without triples."""
@@ -14,7 +14,7 @@ MAX_TEXT = 20_000
 """Characters of a generated text that are read."""
 MAX_CHUNK = 1_000
 """Characters of a piece that can be a triple."""
-_ANSWER = re.compile(r"#{2,}\s*response\s*:?")
+_ANSWER = re.compile(r"##\s*response\s*:?")
 _ENDS = re.compile(r"</s>|<\|(?:endoftext|eot_id|end_of_text|im_end)\|>")
 _BULLET = re.compile(r"^\s*(?:[-*•]+|\d+[.)])\s+")
 _RELATION = re.compile(r"[\s,|:(]+(located[_ ]at|suggestive[_ ]of|modif(?:y|ies))[\s,|:)]+")
@@ -35,6 +35,8 @@ class Reading:
     """Pieces that are no triple."""
     repeated: int
     """Pieces that say a triple again."""
+    truncated: int = 0
+    """1 where the last piece was left out, because the text broke off in it."""
 
 
 def triples_text(triples: Iterable[Iterable[str]]) -> str:
@@ -53,16 +55,22 @@ def normal_triple(head: str, relation: str, tail: str) -> Triple:
     return first, {"modifies": "modify"}.get(name, name), last
 
 
-def triples_in(text: str) -> Reading:
+def triples_in(text: str, truncated: bool = False) -> Reading:
     """The triples that a generated text says. Every text can be read; what is no triple is counted.
 
     Read are three fields between commas or bars, or a known relation between two names. What stands before a last
     "### Response:" and behind an end token is not read.
+
+    Args:
+        truncated: the writer was stopped at its length limit. A last piece that nothing ends may then lack words, and
+            is left out also where it reads as a triple.
     """
-    answer = _ENDS.split(_ANSWER.split(text[-MAX_TEXT:].lower())[-1])[0]
-    chunks = [chunk.strip() for chunk in re.split(r"[;\n\r]", answer) if chunk.strip()]
+    answer, *behind = _ENDS.split(_ANSWER.split(text[-MAX_TEXT:].lower())[-1], maxsplit=1)
+    pieces = re.split(r"[;\n\r]", answer)
+    broken = int(truncated and not behind and bool(pieces[-1].strip()))
+    chunks = [chunk.strip() for chunk in pieces[: len(pieces) - broken] if chunk.strip()]
     if len(chunks) == 1 and chunks[0].strip(_AROUND) == NOTHING:
-        return Reading((), 0, 0, 0)
+        return Reading((), broken, 0, 0, broken)
     found: dict[Triple, None] = {}
     said = 0
     for chunk in chunks:
@@ -73,4 +81,4 @@ def triples_in(text: str) -> Reading:
         if len(fields) == 3 and len(bare) <= MAX_CHUNK and all(triple := normal_triple(*fields)):
             found[triple] = None
             said += 1
-    return Reading(tuple(found), len(chunks), len(chunks) - said, said - len(found))
+    return Reading(tuple(found), len(chunks) + broken, len(chunks) - said, said - len(found), broken)

@@ -1,4 +1,4 @@
-"""Files of triples: those of single studies (CSV or JSONL) and whole graphs (CSV or JSON).
+"""Triples as JSON and CSV: files of single studies' triples, a study's member of a side, whole graphs.
 
 Errors name file and line, never what stands there: triples are made from reports.
 """
@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from shards.errors import ConfigError, DataError
 from shards.graphs.subgraph import Graph, Triple, Vocabulary
+from shards.graphs.text import MAX_CHUNK, MAX_TEXT, normal_triple, triples_in, triples_text
 from shards.sources.tables import Span, Table, span_of
 from shards.study import refuse_bomb
 from shards.tars.place import Place, place
@@ -153,6 +154,43 @@ def statement_in(raw: bytes) -> tuple[str, bool, tuple[Triple, ...]]:
     by_key = KEY in value
     name = name_in(value.get(KEY if by_key else ID), "key" if by_key else "id")
     return name, by_key, tuple(listed_triple(triple) for triple in value["triples"])
+
+
+def pack_triples(triples: Iterable[Triple]) -> bytes:
+    """A study's triples as its member of a side: JSON [[head, relation, tail], ...], each once, in their order.
+
+    Raises:
+        DataError: names that are none; triples of which `triples_in` would not read back all that `triples_text`
+            writes, because they are too long or nothing is left of a name without its punctuation. It quotes nothing.
+    """
+    try:
+        distinct = [*dict.fromkeys(triple_of(dict(zip(COLUMNS, triple, strict=True))) for triple in triples)]
+    except ValueError as error:
+        raise DataError(f"triples that cannot be kept: {error}") from None
+    normal = dict.fromkeys(normal_triple(*triple) for triple in distinct)
+    if triples_in(triples_text(distinct)).triples != tuple(normal):
+        raise DataError(
+            f"triples that cannot be read as text: a name without letters or digits, a triple of more than "
+            f"{MAX_CHUNK:,} characters or all of more than {MAX_TEXT:,}"
+        )
+    return json.dumps(distinct, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def unpack_triples(data: bytes | memoryview) -> tuple[Triple, ...]:
+    """What `pack_triples` wrote, checked.
+
+    Raises:
+        DataError: no JSON of that shape, or names that are none. It quotes nothing.
+    """
+    try:
+        refuse_bomb(data)
+        value = json.loads(str(data, "utf-8"))
+        if not isinstance(value, list):
+            raise ValueError("no list of triples")
+        return tuple(listed_triple(triple) for triple in value)
+    except (ValueError, RecursionError) as error:
+        what = str(error) if type(error) is ValueError else type(error).__name__
+        raise DataError(f"a study's triples are not readable: {what}") from None
 
 
 def read_graph(path: str | Place) -> Graph:

@@ -7,7 +7,8 @@ none), and side.json. What kinds there are is data (`KINDS`): a new one is an en
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +77,14 @@ KINDS: dict[str, Kind] = {
         tells_report=True,
         place="annotations-rules",  # each extractor's have a place of their own: those of the default one
     ),
+    "triples": Kind(
+        suffix="triples.json",
+        extent=(),
+        column="triples",
+        how="`r2kg triples SHARDS`",
+        tells_report=True,
+        unpack="shards.graphs.triples:unpack_triples",
+    ),
     "features": Kind(
         suffix="features",
         extent=("views", "patches", "width"),
@@ -104,7 +113,8 @@ class SideManifest(SealedManifest):
     description: dict[str, Any]
     """What decides the content. features: encoder (fingerprint), name, transform, dtype, precision, views, patches,
     width. subgraphs: origin, nodes and relations (names by id), and the file they were made from with its sha256.
-    film_subgraphs: nodes and relations, graph, annotations and features by fingerprint, settings."""
+    film_subgraphs: nodes and relations, graph, annotations and features by fingerprint, settings. triples: origin,
+    what they were taken from by hash or fingerprint, settings, and the splits that have them."""
     shards: tuple[SideTar, ...]
     warnings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """What is suspicious → where it was found."""
@@ -141,6 +151,28 @@ def read_side(where: str | Place, kind: str = "") -> SideManifest:
     """
     again = f"write it with {' or '.join(one.how for name, one in KINDS.items() if kind in ('', name))}"
     return read_sealed(place(where) / FILE, SideManifest, f"no side at {where}", again)
+
+
+def only_side(root: Place, kind: str, option: str, fingerprint: str = "") -> Place:
+    """The side of a kind below SHARDS/side, where there is exactly one; `fingerprint`: the one that has it.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    folder, found = root / "side", list[Place]()
+    entries: Iterable[Any] = folder.iterdir() if folder.is_dir() else ()
+    for where in sorted(entries, key=str):
+        with suppress(DataError):  # what else lies there is no side, or broken, and is not meant
+            side = read_side(where)
+            if side.kind == kind and fingerprint in ("", side.fingerprint):
+                found.append(where)
+    if len(found) == 1:
+        return found[0]
+    those = f"{kind} of fingerprint {fingerprint[:12]}, which the graph was built of," if fingerprint else kind
+    if not found:
+        raise ConfigError(f"no {those} below {folder}: write them with {KINDS[kind].how}, or give {option} PLACE")
+    names = ", ".join(where.name for where in found)
+    raise ConfigError(f"{len(found)} sides of {those} below {folder} ({names}): say which with {option} PLACE")
 
 
 def description_hash(side: SideManifest) -> str:

@@ -1,4 +1,5 @@
-"""Annotations of the training reports → the graph: names made alike, mentions counted, nodes and triples sifted.
+"""What annotations or triples say of the training reports → the graph: names made alike, mentions counted, nodes and
+triples sifted.
 
 As M3KG was made (the pipeline of ReXKG): the majority decides a node's kind, and which way and by which relation two
 nodes are joined; all statements on the two count for it. Statements on denied findings count too, as there; the tables
@@ -10,8 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 import ray
@@ -26,22 +26,20 @@ from r2kg.graph.artefact import (
     load_graph,
     save_graph,
 )
-from r2kg.graph.extract.lexicon import spellings
-from r2kg.graph.schema import CERTAINTIES, Certainty, Kind, unpack
+from r2kg.graph.build.said import Said, Statement, add, add_triples, alike
+from r2kg.graph.schema import CERTAINTIES, Certainty, Kind
 from shards.errors import ConfigError, DataError
-from shards.graphs.triples import MAX_EDGES, malformed, name_in
+from shards.graphs.triples import MAX_EDGES, malformed, name_in, unpack_triples
 from shards.session import in_our_words, quiet
 from shards.sources.tables import Table
 from shards.stream.index import Index
 from shards.stream.side import Side
 from shards.study import SPLITS
 from shards.tars.format import Manifest, read_manifest
-from shards.tars.kinds import read_side
+from shards.tars.kinds import read_side, refuse_other
 from shards.tars.place import Place, place
 
 EMPTY = GraphManifest(licence="", origin="reports", description={}, counts={}, tables={})
-SHORTEST = 3
-"""Letters of the shorter part of a glued word."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +60,8 @@ class Sifting:
     """Name → the name it is merged into, such as `r2kg.graph.embed.near_synonyms` finds."""
 
 
-class Statement(NamedTuple):
-    """One relation as it was said in one report."""
-
-    head: str
-    relation: str
-    tail: str
-    certainty: Certainty
-    study: str
-    sentence: int
-    start: int
-    end: int
-    rule: str
-
-
 Joined = tuple[int, str, int, list[Statement]]
 """(head, relation, tail, statements)"""
-
-
-class Said(NamedTuple):
-    """What the annotations of some studies say."""
-
-    mentions: Counter[tuple[str, str, str]]
-    """(name, kind, certainty) → how often."""
-    statements: list[Statement]
 
 
 def build_graph(
@@ -95,13 +71,15 @@ def build_graph(
     sifting: Sifting | None = None,
     force: bool = False,
     synonyms: Callable[[KnowledgeGraph], Mapping[str, str]] | None = None,
+    kind: Literal["annotations", "triples"] = "annotations",
 ) -> KnowledgeGraph:
     """Make the graph of the training reports of the shards at `root` and write it into `out`.
 
     Args:
-        annotations: the side that `r2kg.graph.extract.annotate` wrote.
+        annotations: the side that `r2kg.graph.extract.annotate` wrote, or one of triples.
         force: take the annotations of other splits too. The graph says so, and `refuse_leak` refuses it.
         synonyms: what else is merged, told by the graph that there is without (`r2kg.graph.embed.near_synonyms`).
+        kind: of that side. Of triples the place of a statement is its study.
 
     Raises:
         ConfigError: `out` holds something else.
@@ -111,28 +89,37 @@ def build_graph(
     root, out, sifting = place(root), place(out), sifting or Sifting()
     if out in (root, place(annotations)):
         raise ConfigError(f"{out} holds something else: a graph needs a place of its own, such as {root / 'graph'}")
-    manifest, side = read_manifest(root), read_side(annotations)
+    manifest, side = read_manifest(root), read_side(annotations, kind)
+    refuse_other(annotations, side, manifest, kind)
     annotated = [split for split in SPLITS if split in side.description.get("splits", ())]
     if "train" not in annotated:
-        raise DataError(f"{annotations} annotates {', '.join(annotated) or 'nothing'}: a graph is made of train")
+        does = f"{annotations} {'annotates' if kind == 'annotations' else 'holds triples of'}"
+        raise DataError(f"{does} {', '.join(annotated) or 'nothing'}: a graph is made of train")
     splits, said = annotated if force else ["train"], Said(Counter(), [])
     for split in splits:
         index = Index.open(root, split, manifest=manifest)
-        for part in said_in(Side.open(annotations, index, manifest, "annotations")):
+        for part in said_in(Side.open(annotations, index, manifest, kind)):
             said.mentions.update(part.mentions)
             said.statements.extend(part.statements)
+            said = said._replace(unused=said.unused + part.unused)
     tables, notes = integrated(said, sifting)
     if synonyms:
         alike_too = synonyms(KnowledgeGraph(EMPTY, **tables))
         merge = {name: alike_too.get(node, node) for name, node in sifting.merge.items()} | dict(alike_too)
         sifting = replace(sifting, merge=merge)
         tables, notes = integrated(said, sifting)
-    description = {name: side.description[name] for name in ("extractor", "settings")} | {"splits": splits}
+    if kind == "triples":
+        description = {"extractor": "triples", "settings": side.description, "triples": side.fingerprint}
+    else:
+        description = {name: side.description[name] for name in ("extractor", "settings")}
+    description["splits"] = splits
     merged = hashlib.sha256(json.dumps(sorted(sifting.merge.items())).encode()).hexdigest() if sifting.merge else ""
     description["sifting"] = asdict(sifting) | {"merge": merged}
     notes["names merged into others"] = len(sifting.merge)
+    notes["triples of other relations"] = said.unused
     made = GraphManifest(
-        licence=manifest.licence, origin="reports", parent=manifest.fingerprint, annotations=side.fingerprint,
+        licence=manifest.licence, origin="reports", parent=manifest.fingerprint,
+        annotations=side.fingerprint if kind == "annotations" else "",
         description=json.loads(json.dumps(description)), counts={}, tables={},
         warnings={note: count for note, count in notes.items() if count},
     )  # fmt: skip
@@ -161,68 +148,28 @@ def read_merge(path: str | Place) -> dict[str, str]:
 
 
 def said_in(side: Side) -> Iterable[Said]:
-    """What the annotations of a split say, tar by tar on the cluster."""
+    """What the annotations, or triples, of a split say, tar by tar on the cluster."""
     ref, tars = ray.put(side), len(side.tars)
 
     def read(row: dict) -> dict:
         mine: Side = ray.get(ref)
-        rows, said = mine.rows_of(int(row["id"])), Said(Counter(), [])
+        rows, said, unused = mine.rows_of(int(row["id"])), Said(Counter(), []), 0
         fetched = mine.fetch(rows)
         for at in rows:
-            if (data := mine.read(at, fetched.get(at))) is not None:
+            if (data := mine.read(at, fetched.get(at))) is None:
+                continue
+            if mine.kind == "triples":
+                unused += add_triples(said, mine.keys[at].decode(), unpack_triples(data))
+            else:
                 add(said, mine.keys[at].decode(), data)
-        return {"mentions": json.dumps(list(said.mentions.items())), "statements": json.dumps(said.statements)}
+        statements = json.dumps(said.statements)
+        return {"mentions": json.dumps(list(said.mentions.items())), "statements": statements, "unused": unused}
 
     with in_our_words():
         for row in quiet(ray.data.range(tars, override_num_blocks=tars).map(read)).iter_rows():
             mentions = Counter({tuple(name): count for name, count in json.loads(row["mentions"])})
-            yield Said(mentions, [Statement(*statement) for statement in json.loads(row["statements"])])
-
-
-def add(said: Said, study: str, data: bytes | memoryview) -> None:
-    """Add what one packed annotation says, its names made alike."""
-    annotation = unpack(data)
-    entities = [entity._replace(name=alike(entity.name)) for entity in annotation.entities]
-    said.mentions.update((entity.name, entity.kind, entity.certainty) for entity in entities)
-    for relation in annotation.relations:
-        head, tail = entities[relation.head], entities[relation.tail]
-        said.statements.append(
-            Statement(
-                head.name,
-                relation.kind,
-                tail.name,
-                annotation.certainty(relation),
-                study,
-                head.sentence,
-                min(head.start, tail.start),
-                max(head.end, tail.end),
-                relation.rule,
-            )
-        )
-
-
-@cache
-def alike(name: str) -> str:
-    """The name that all spellings of an entity have in the graph: the lexicon's, words that were glued taken apart."""
-    known = spellings()
-    name = " ".join(name.lower().split())
-    if name not in known:
-        name = " ".join(unglued(word) for word in name.split())
-    return known[name][0] if name in known else name
-
-
-@cache
-def words() -> frozenset[str]:
-    """The words of the lexicon."""
-    return frozenset(word for spelling in spellings() for word in spelling.split())
-
-
-def unglued(word: str) -> str:
-    """Two words of the lexicon that stand without a blank ("pleuraleffusion"), with it; any other word as it is."""
-    if word in words():
-        return word
-    cuts = range(SHORTEST, len(word) - SHORTEST + 1)
-    return next((f"{word[:at]} {word[at:]}" for at in cuts if {word[:at], word[at:]} <= words()), word)
+            statements = [Statement(*statement) for statement in json.loads(row["statements"])]
+            yield Said(mentions, statements, int(row["unused"]))
 
 
 def integrated(said: Said, sifting: Sifting) -> tuple[dict[str, pa.Table], dict[str, int]]:

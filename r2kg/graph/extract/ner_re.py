@@ -15,10 +15,10 @@ from functools import lru_cache
 from itertools import permutations
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -30,9 +30,10 @@ from r2kg.graph.extract.prompt import Heard, sentences_of
 from r2kg.graph.extract.relate import Span
 from r2kg.graph.extract.rules import Rules, composed
 from r2kg.graph.extract.spans import Inputs, Mention, NerReConfig, SpanClassifier, Text
-from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS, Annotation, Entity, Extractor, Kind, Relation
+from r2kg.graph.schema import CERTAINTIES, KINDS, RELATIONS, Annotation, Certainty, Entity, Extractor, Kind, Relation
 from shards.errors import ConfigError, DataError
-from shards.tars.place import place, read_whole, sha256_of
+from shards.graphs.radgraph import Document, documents_in
+from shards.tars.place import read_whole, sha256_of
 
 VERSION = 1
 CARD = "ner_re.json"
@@ -41,8 +42,8 @@ FILES = [f"{part}/{name}" for part in ("entity", "relation") for name in ("model
 FILES += ["tokenizer.json", "tokenizer_config.json"]
 CLASSES = [(kind, certainty) for kind in KINDS for certainty in CERTAINTIES]
 """Of spans, from class 1; 0 is no entity. Those of pairs are `RELATIONS`, likewise."""
-MOST_BYTES = 256 << 20
-"""Of a file of RadGraph; the inferred graphs of all MIMIC-CXR are more, and nothing to train on."""
+KIND_OF: dict[str, Kind] = {"anatomy": "anatomy", "observation": "disorder", "measurement": "size"}
+"""What RadGraph's entities are in this schema."""
 Labelled = tuple[str, Annotation]
 """A report and what is said of it."""
 
@@ -322,76 +323,41 @@ def score_found(extractor: Extractor, examples: Iterable[Labelled]) -> tuple[Sco
     return scores[0], scores[1]
 
 
-class _RadGraphEntity(Heard):
-    tokens: str
-    label: Literal["ANAT-DP", "OBS-DP", "OBS-U", "OBS-DA"]
-    start_ix: int
-    end_ix: int
-    relations: list[tuple[Literal["modify", "located_at", "suggestive_of"], str]]
-
-
-class _RadGraphLabels(Heard):
-    entities: dict[str, _RadGraphEntity]
-
-
-class _RadGraphReport(Heard):
-    text: str
-    entities: dict[str, _RadGraphEntity] | None = None
-    labeler_1: _RadGraphLabels | None = None
-    labeler_2: _RadGraphLabels | None = None
-
-
 def read_radgraph(path: Path, labeler: Literal["labeler_1", "labeler_2"] = "labeler_1") -> list[Labelled]:
-    """Reports and annotations of a file of RadGraph 1.0 (Jain et al. 2021): train.json, dev.json, test.json and others.
+    """Reports and annotations of a file of RadGraph: train.json, dev.json, test.json and others.
 
-    Its labels know less than this schema: ANAT is anatomy, OBS disorder, so that devices, procedures, sizes and
-    describing words ("mild", "normal") are disorders; and "left" is an anatomy that modifies one, no part of its name.
-    DP is present, U uncertain, DA absent.
+    Its labels know less than this schema: anatomy is anatomy, observations are disorders, so that devices, procedures
+    and describing words ("mild", "normal") are disorders, and in version 1 sizes too; "left" is an anatomy that
+    modifies one, no part of its name.
 
     Args:
         labeler: whose annotations are taken where a report has those of two, as in test.json.
 
     Raises:
         ConfigError: no such file.
-        DataError: no such JSON; an entity that is not at its place; a relation to none.
+        DataError: what `documents_in` refuses; an entity that is not at its place.
     """
-    try:
-        reports = TypeAdapter(dict[str, _RadGraphReport]).validate_json(read_whole(place(path), MOST_BYTES))
-    except (OSError, ValueError) as error:
-        kind = ConfigError if isinstance(error, FileNotFoundError) else DataError
-        raise kind(f"{path} is no file of RadGraph that can be read: {_why(error)}") from None
     examples = []
-    for key, report in reports.items():
-        labels = getattr(report, labeler)
-        entities = report.entities if report.entities is not None else labels and labels.entities
-        if entities is None:
-            raise DataError(f"{path}: {key} has neither entities nor those of {labeler}")
+    for document in documents_in(path, labeler):
         try:
-            examples.append((report.text, _of_radgraph(report.text, entities)))
+            examples.append((document.text, _annotation(document)))
         except ValueError as error:
-            raise DataError(f"{path}: {key}: {error}") from None
+            raise DataError(f"{path}, document {document.number}: {error}") from None
     return examples
 
 
-def _of_radgraph(text: str, said: dict[str, _RadGraphEntity]) -> Annotation:
-    """The annotation; ValueError for what is not in the text. A relation of an entity to itself is none."""
+def _annotation(document: Document) -> Annotation:
+    """The annotation that a document is; ValueError for what is not in its text."""
+    text, entities = document.text, list[Entity]()
     places, sentences = [token.span() for token in re.finditer(r"\S+", text)], sentences_of(text)
-    entities = dict[str, Entity]()
-    for name, entity in sorted(said.items(), key=lambda item: (item[1].start_ix, item[1].end_ix)):
-        if not 0 <= entity.start_ix <= entity.end_ix < len(places):
-            raise ValueError(f"entity {name} is at tokens that the text does not have")
-        start, end = places[entity.start_ix][0], places[entity.end_ix][1]
-        if text[start:end].lower().split() != entity.tokens.lower().split():
-            raise ValueError(f"entity {name} is not at its tokens")
-        kind: Kind = "anatomy" if entity.label == "ANAT-DP" else "disorder"
-        certainty: Any = {"OBS-U": "uncertain", "OBS-DA": "absent"}.get(entity.label, "present")
-        sentence = sum(behind <= start for _, behind in sentences)
-        entities[name] = Entity(start, end, sentence, named(text[start:end], kind), kind, certainty, "radgraph")
-    positions, relations = {name: at for at, name in enumerate(entities)}, list[Relation]()
-    for name, entity in said.items():
-        for relation, tail in entity.relations:
-            if tail not in positions:
-                raise ValueError(f"entity {name} has a relation to {tail!r}, which is none")
-            if tail != name:
-                relations.append(Relation(positions[name], relation, positions[tail], "radgraph"))
-    return Annotation(tuple(entities.values()), tuple(dict.fromkeys(relations)))
+    for number, said in enumerate(document.entities, start=1):
+        if said.last >= len(places):
+            raise ValueError(f"its entity {number} by place is at tokens that the text does not have")
+        start, end = places[said.first][0], places[said.last][1]
+        if text[start:end].lower().split() != said.tokens.lower().split():
+            raise ValueError(f"its entity {number} by place is not at its tokens")
+        kind: Kind = KIND_OF[said.kind]
+        sentence, certainty = sum(behind <= start for _, behind in sentences), cast(Certainty, said.certainty)
+        entities.append(Entity(start, end, sentence, named(text[start:end], kind), kind, certainty, "radgraph"))
+    relations = tuple(Relation(head, cast(Any, kind), tail, "radgraph") for head, kind, tail in document.relations)
+    return Annotation(tuple(entities), relations)

@@ -55,11 +55,18 @@ def agreement(both: int, said: int, given: int) -> tuple[float, float, float]:
 
 
 def score_reading(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Facts of the predictions as texts: shares of the pieces that are no triple and that repeat one, 0..1."""
-    readings = [triples_in(line["prediction"]) for line in lines]
+    """Facts of the predictions as texts: pieces in all, those that are no triple, that repeat one, that broke off.
+
+    `..._pieces` are counts, `..._share` parts of all pieces, 0..1, None where there is none.
+    """
+    readings = [triples_in(line["prediction"], line.get("truncated") is True) for line in lines]
     pieces = sum(reading.chunks for reading in readings)
+    counts = {
+        name: sum(getattr(reading, name) for reading in readings) for name in ("rejected", "repeated", "truncated")
+    }
     return {
-        "rejected_share": sum(reading.rejected for reading in readings) / pieces if pieces else None,
-        "repeated_share": sum(reading.repeated for reading in readings) / pieces if pieces else None,
+        "pieces": pieces,
+        **{f"{name}_pieces": count for name, count in counts.items()},
+        **{f"{name}_share": counts[name] / pieces if pieces else None for name in ("rejected", "repeated")},
         "mean_triples_prediction": sum(len(reading.triples) for reading in readings) / len(lines),
     }

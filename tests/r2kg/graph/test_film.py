@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jobs.options import only_side
 from r2kg.config.needs import Inputs
 from r2kg.graph.artefact import load_graph, save_graph
 from r2kg.graph.build.reports import build_graph
@@ -30,7 +29,7 @@ from shards.stream.order import Block
 from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import read_index, read_manifest
-from shards.tars.kinds import read_side, without_member
+from shards.tars.kinds import only_side, read_side, without_member
 from shards.tars.place import place
 from shards.tars.shards import write_shards
 from shards.tars.sides import write_side

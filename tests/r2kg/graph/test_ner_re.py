@@ -324,7 +324,7 @@ def test_of_two_labelers_the_one_that_is_named_is_read(tmp_path):
     path.write_text(json.dumps({"a": both}))
     assert [len(read_radgraph(path)[0][1].entities), len(read_radgraph(path, "labeler_2")[0][1].entities)] == [1, 0]
     path.write_text(json.dumps({"a": {"text": TOKENS, "labeler_2": {"entities": one}}}))
-    with pytest.raises(DataError, match="a has neither entities nor those of labeler_1"):
+    with pytest.raises(DataError, match="document 1: .* it has neither entities nor those of labeler_1"):
         read_radgraph(path)
 
 
@@ -332,9 +332,9 @@ MALFORMED = {
     "not at its tokens": {"tokens": "edema"},
     "does not have": {"end_ix": 99},
     r"relation to '7', which is none": {"relations": [["modify", "7"]]},
-    r"p10/s5\.txt\.entities\.3\.label": {"label": "OBS-XX"},
-    r"p10/s5\.txt\.entities\.3\.start_ix": {"start_ix": "3"},
-    r"p10/s5\.txt\.entities\.3\.relations\.0": {"relations": [["causes", "2"]]},
+    r"document 1: .*: entities\.3\.label": {"label": "OBS-XX"},
+    r"document 1: .*: entities\.3\.start_ix": {"start_ix": "3"},
+    r"document 1: .*: entities\.3\.relations\.0": {"relations": [["causes", "2"]]},
 }
 
 

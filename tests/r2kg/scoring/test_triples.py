@@ -62,9 +62,26 @@ def test_triples_are_scored_under_their_own_protocols(tmp_path: Path) -> None:
     assert written["floor"]["triple_f1"] == pytest.approx(1 / 3, abs=1e-6)
     assert ordered["floor"] is None and "floor" in ordered["unavailable"]
     assert scores["health"]["rejected_share"] == pytest.approx(1 / 3, abs=1e-6)
+    faults = {name: scores["health"][f"{name}_pieces"] for name in ("rejected", "repeated", "truncated")}
+    assert faults == {"rejected": 1, "repeated": 0, "truncated": 0} and scores["health"]["pieces"] == 3
     console = Console(width=160, record=True, file=(tmp_path / "table").open("w"))
     console.print(scores_table(scores))
     assert "triple_f1" in (shown := console.export_text()) and "meteor" not in shown
+
+
+def test_of_a_truncated_answer_the_broken_piece_is_left_out_and_counted(tmp_path: Path) -> None:
+    text = "effusion, located_at, pleural; small, modify, eff"
+    path = write(tmp_path, [text, "none", "none"], floor={"triples": triples_text([LARGE])})
+    whole = evaluate(path)["protocols"]["triples"]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["truncated"] = lines[1]["truncated"] = True
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path.with_name("scores.json").unlink()
+    scores = evaluate(path)
+    cut = scores["protocols"]["triples"]
+    assert cut["score"]["triple_precision_pooled"] == 1 > whole["score"]["triple_precision_pooled"]
+    assert cut["floor"] == whole["floor"], "the floor is no text that broke off"
+    assert scores["health"]["truncated_pieces"] == 2
 
 
 def test_protocols_of_another_task_are_refused_by_name(tmp_path: Path) -> None:

@@ -59,9 +59,51 @@ def test_forms_that_are_seen_are_read(text: str, triples: int) -> None:
     assert len(found) == triples and set(found) <= known
 
 
+@pytest.mark.parametrize(
+    ("text", "triples", "broken"),
+    [
+        ("small , modify , effusion ; effusion , located_at , left", 1, 1),
+        ("small , modify , effusion ; effusion , loc", 1, 1),
+        ("small , modify , effusion ;", 1, 0),
+        ("small , modify , effusion ; effusion , located_at , left\n", 2, 0),
+        ("small , modify , effusion</s>", 1, 0),
+        ("small , modify , eff", 0, 1),
+        ("none", 0, 1),
+        ("", 0, 0),
+    ],
+)
+def test_the_piece_in_which_a_truncated_text_broke_off_is_left_out(text: str, triples: int, broken: int) -> None:
+    reading = triples_in(text, truncated=True)
+    assert (len(reading.triples), reading.rejected, reading.truncated) == (triples, 0, broken)
+    assert reading.chunks == triples + broken and triples_in(text).truncated == 0
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=200), st.booleans())
+def test_bytes_of_any_kind_can_be_read(data: bytes, truncated: bool) -> None:
+    for text in (data.decode("utf-8", "replace"), data.decode("latin-1"), data.decode("utf-8", "surrogateescape")):
+        reading = triples_in(text, truncated)
+        faults = reading.rejected + reading.repeated + reading.truncated
+        assert reading.chunks == len(reading.triples) + faults
+        again = triples_in(triples_text(reading.triples))
+        assert again.triples == reading.triples and not again.rejected + again.repeated + again.truncated
+
+
+def test_statuses_are_read_back() -> None:
+    triples = (("effusion", "located_at", "left base"), ("effusion", "status", "absent"), ("clip", "status", "present"))
+    assert triples_in(triples_text(triples)) == Reading(triples, 3, 0, 0)
+
+
 def test_of_endless_texts_only_the_end_is_read_and_no_endless_piece() -> None:
     assert triples_in("x , modify , y ; " + "a " * MAX_TEXT).triples == ()
     assert triples_in("a " * MAX_TEXT + "; x , modify , y").triples == (("x", "modify", "y"),)
     assert triples_in("a" * MAX_CHUNK + " , modify , y").triples == ()
-    for text in (",|" * MAX_TEXT, " ( " * MAX_TEXT, "modify" * MAX_TEXT, "1. " * MAX_TEXT):
+    for text in (
+        "#" * MAX_TEXT,
+        "## " * MAX_TEXT,
+        ",|" * MAX_TEXT,
+        " ( " * MAX_TEXT,
+        "modify" * MAX_TEXT,
+        "1. " * MAX_TEXT,
+    ):
         assert triples_in(text).triples == ()
