@@ -133,7 +133,7 @@ def test_what_tells_the_report_is_refused_before_anything_starts() -> None:
     with pytest.raises(
         ConfigError,
         match="no kind of side marcs: there are subgraphs, film_subgraphs, film_subgraphs_of_another, annotations, "
-        "features",
+        "triples, features",
     ):
         Inputs(training_sides=("marcs",)).refuse_answers("triples")
     for sides, message in (({"features": "f"}, "set that instead"), ({"subgraphs": "s"}, "reads none: leave it out")):
