@@ -131,6 +131,9 @@ class Llm(Part):
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Kernel. sdpa: PyTorch's fused ones where the architecture can use them, else eager; flash_attention_2: the
     package flash-attn on a GPU; eager: plain matrix products."""
+    packing: bool = True
+    """Studies share rows in training where that leaves less padding: each attends to itself alone, and the loss is the
+    same. Architectures that cannot keep them apart are noticed, and get a row a study."""
     liger: bool = False
     """Fused Triton kernels of the package liger-kernel for norms, rotary positions and MLPs; on a GPU. They replace
     the architecture's own in the whole process."""

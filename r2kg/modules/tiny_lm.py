@@ -22,7 +22,8 @@ from r2kg.config.needs import Artefact
 from r2kg.config.run import Run
 from r2kg.modules.config import PROMPT, TinyLm
 from r2kg.modules.hub import weight_hashes
-from r2kg.modules.llm import IGNORED, frame
+from r2kg.modules.llm.packing import IGNORED
+from r2kg.modules.llm.writer import frame
 from shards.errors import DataError
 from shards.stream.index import read_targets
 from shards.tars.format import Manifest

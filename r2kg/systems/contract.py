@@ -33,7 +33,8 @@ class Model(Protocol):
     """The nn.Module that `System.build` names. Its `forward` is `loss`. tests/own/pairs_model.py is a small one.
 
     One whose references are to be cut by its own tokens has `fitting(texts, tokens)` besides: of each text the
-    characters that its first so many tokens spell, int each (`add_reference_cuts`).
+    characters that its first so many tokens spell, int each (`add_reference_cuts`). One that pads what it reads may
+    have `padding()`: the share of places that were padding since it was last asked; None: it has read nothing.
     """
 
     mutable: tuple[str, ...]

@@ -281,6 +281,8 @@ class Worker:
             speed = (step - since) * self.run.train.global_batch / (self.clock[1] - then)
             record = {f"train.{name}": value for name, value in metrics.items()}
             record |= {"train.studies_per_s": speed, "train.unread": len(self.unread.named)}
+            padding = ask() if (ask := getattr(self.model, "padding", None)) else None
+            record |= {} if padding is None else {"train.padding": padding}
             self.tracker.log(step, **record, **{"train.skipped": self.skipped}, **machine())
 
     def is_told(self) -> bool:

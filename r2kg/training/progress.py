@@ -75,7 +75,10 @@ class Lines:
         speed = f", {metrics['train.studies_per_s']:.3g} studies/s" if "train.studies_per_s" in metrics else ""
         rate = f", lr {metrics['train.lr']:.2g}" if "train.lr" in metrics else ""
         peak = f", at most {metrics['train.peak_gb']:.3g} GB" if "train.peak_gb" in metrics else ""
-        return f"step {step} of {self.steps}: loss {metrics['train.loss']:.3f}{rate}{speed}{peak}, {time_left} left"
+        idle = f", {100 * metrics['train.padding']:.0f} % padding" if "train.padding" in metrics else ""
+        return (
+            f"step {step} of {self.steps}: loss {metrics['train.loss']:.3f}{rate}{speed}{peak}{idle}, {time_left} left"
+        )
 
 
 def newest_record(records: Path) -> tuple[int, dict[str, float]] | None:

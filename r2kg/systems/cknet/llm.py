@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from r2kg.config.parts import Decoding
 from r2kg.modules.beams import Generated
-from r2kg.modules.llm import IGNORED, ReportWriter
+from r2kg.modules.llm.packing import IGNORED
+from r2kg.modules.llm.writer import ReportWriter, frame
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.cknet.config import CKNetLlmConfig
 from r2kg.systems.cknet.knowledge import KnowledgeMemory, Taken, named_shares, sha256_of
@@ -73,7 +74,7 @@ class CKNetLlm(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.film = nn.Sequential(nn.Linear(self.vision.width, width), nn.ReLU())
         self.knowledge = KnowledgeMemory(config.knowledge, width) if config.knowledge else None
-        self.writer = ReportWriter(config.llm, config.prompt)
+        self.writer = ReportWriter(config.llm, frame(config.prompt))
         self.projection, self.norm = nn.Linear(width, self.writer.width), nn.LayerNorm(self.writer.width)
         if self.knowledge and config.knowledge and config.knowledge.fuse_words != "none":
             table = self.writer.llm.get_input_embeddings()
@@ -156,6 +157,10 @@ class CKNetLlm(nn.Module):
     def trainable(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Groups of the optimiser (vision, film, knowledge, projection, llm; empty ones left out) → parameters."""
         return trained_groups(self, {"norm": "projection", "writer": "llm"})
+
+    def padding(self) -> float | None:
+        """As `ReportWriter.padding`."""
+        return self.writer.padding()
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in backward: less memory, about a third more time."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from r2kg.config.parts import Decoding
 from r2kg.modules.beams import Generated, decode
-from r2kg.modules.llm import IGNORED
+from r2kg.modules.llm.packing import IGNORED
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.cknet.config import CKNetConfig
 from r2kg.systems.cknet.knowledge import KnowledgeMemory, Taken, named_shares, sha256_of

@@ -20,7 +20,7 @@ from r2kg.config.run import Run
 from r2kg.graph.embed import embed
 from r2kg.modules.config import TextEncoder
 from r2kg.modules.hub import weight_hashes
-from r2kg.modules.llm import IGNORED
+from r2kg.modules.llm.packing import IGNORED
 from r2kg.modules.packaged import text_encoder
 from shards.clean import UNKNOWN, vocabulary
 from shards.errors import ConfigError, DataError

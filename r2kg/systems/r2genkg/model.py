@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from r2kg.config.parts import Decoding
 from r2kg.graph.film import FILMS
 from r2kg.modules.beams import Generated
-from r2kg.modules.llm import IGNORED, ReportWriter
+from r2kg.modules.llm.packing import IGNORED
+from r2kg.modules.llm.writer import ReportWriter, frame
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.contract import Term, targets_of, trained_groups
 from r2kg.systems.r2genkg.config import R2GenKGConfig
@@ -74,7 +75,7 @@ class R2GenKG(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.writer = ReportWriter(config.llm, config.prompt)
+        self.writer = ReportWriter(config.llm, frame(config.prompt))
         self.projection = nn.Linear(self.vision.width, self.writer.width)
         self.norm = nn.LayerNorm(self.writer.width)
         self.graph = GraphBranch(config.graph, self.vision.width) if config.graph else None
@@ -205,6 +206,10 @@ class R2GenKG(nn.Module):
         Names are those of named_parameters(). "projection" is the projection and its LayerNorm.
         """
         return trained_groups(self, {"norm": "projection", "writer": "llm"})
+
+    def padding(self) -> float | None:
+        """As `ReportWriter.padding`."""
+        return self.writer.padding()
 
     def gradient_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in backward: less memory, about a third more time."""

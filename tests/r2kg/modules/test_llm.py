@@ -14,11 +14,14 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from r2kg.config.parts import Decoding
 from r2kg.modules.config import Llm, Lora, TinyLm
-from r2kg.modules.llm import IGNORED, ReportWriter
+from r2kg.modules.llm.packing import IGNORED, shared_rows
+from r2kg.modules.llm.writer import ReportWriter, frame
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.systems.contract import to_bf16
 from shards.errors import ConfigError
@@ -31,11 +34,11 @@ P = 5
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     config = TinyLm(width=32, layers=2, heads=2, vocabulary=320, epochs=1)
-    return write_tiny_lm(REPORTS * 4, tmp_path_factory.mktemp("lm") / "tiny", config, 0, INSTRUCTION)
+    return write_tiny_lm(REPORTS * 4, tmp_path_factory.mktemp("lm") / "tiny", config, 0, frame(INSTRUCTION))
 
 
 def writer(source, **changes) -> ReportWriter:
-    return ReportWriter(Llm(source=str(source), **changes), INSTRUCTION)
+    return ReportWriter(Llm(source=str(source), **changes), frame(INSTRUCTION))
 
 
 def soft_tokens(model: ReportWriter, batch: int) -> torch.Tensor:
@@ -120,23 +123,17 @@ def test_where_every_soft_token_is_there_a_mask_changes_no_bit(source):
     model = writer(source)
     soft, (input_ids, labels) = soft_tokens(model, 3), model.tokenize(REPORTS, 100)
     everything = torch.ones(3, P, dtype=torch.bool)
-    embeds = torch.cat((model.prompt(soft), model.llm.get_input_embeddings()(input_ids)), dim=1)
-    mask = torch.cat((torch.ones(embeds.shape[0], embeds.shape[1] - input_ids.shape[1]), labels != IGNORED), dim=1)
-    plain = model.llm(
-        inputs_embeds=embeds, attention_mask=mask.long(), position_ids=torch.arange(embeds.shape[1]).expand(3, -1),
-        use_cache=False, logits_to_keep=input_ids.shape[1] + 1,
-    ).logits[:, :-1]  # fmt: skip
-    for present in (None, everything):
-        assert torch.equal(model._report_logits(soft, input_ids, labels != IGNORED, present), plain)
+    assert torch.equal(model.loss(soft, input_ids, labels), model.loss(soft, input_ids, labels, everything))
 
 
-def test_the_lm_head_never_sees_the_soft_tokens(source):
+def test_the_lm_head_sees_no_place_but_those_that_predict(source):
     model = writer(source)
-    seen = []
-    model.llm.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     input_ids, labels = model.tokenize(REPORTS, 100)
+    model.loss(soft_tokens(model, 3), input_ids, labels)  # asks once whether studies can share rows
+    seen = []
+    model.llm.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[:2])))
     model.loss(soft_tokens(model, 3), input_ids, labels)
-    assert seen == [input_ids.shape[1] + 1]
+    assert seen == [(1, int((labels != IGNORED).sum()))]
 
 
 def test_later_words_do_not_reach_earlier_predictions(source):
@@ -145,9 +142,9 @@ def test_later_words_do_not_reach_earlier_predictions(source):
     input_ids, labels = model.tokenize([REPORTS[1]], 100)
     changed = input_ids.clone()
     changed[0, 4:] = 7
-    logits = [model._report_logits(soft, ids, labels != IGNORED) for ids in (input_ids, changed)]
-    torch.testing.assert_close(logits[0][:, :5], logits[1][:, :5])
-    assert not torch.allclose(logits[0][:, 5:], logits[1][:, 5:])
+    whole, other = (model.target_logits(soft, ids, labels)[0] for ids in (input_ids, changed))
+    torch.testing.assert_close(whole[:5], other[:5])
+    assert not torch.allclose(whole[5:], other[5:])
 
 
 def test_frozen_trains_soft_tokens_only(source):
@@ -162,7 +159,7 @@ def test_frozen_trains_soft_tokens_only(source):
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(source, tuning):
     gradients, calls = [], []
     for on in (False, True):
-        model = writer(source, tuning=tuning).train()
+        model = writer(source, tuning=tuning, packing=False).train()
         model.gradient_checkpointing(on)
         model.llm.model.layers[0].self_attn.register_forward_hook(lambda *_, on=on: calls.append(on))
         soft = soft_tokens(model, 3)
@@ -262,3 +259,69 @@ def test_rotary_tables_keep_their_precision_in_bf16(source):
     after = dict(model.llm.named_buffers())
     assert before and all(torch.equal(after[name], value) for name, value in before.items())
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+LONG = ["clear .", REPORTS[1] * 4, REPORTS[0], "the heart .", REPORTS[0] * 2, "a .", REPORTS[1]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "grouped queries", "learned positions", "alibi"])
+def test_studies_that_share_rows_are_read_as_if_alone(source, tmp_path, kind):
+    """Loss and gradients of each equal those of rows of its own; none sees another's tokens."""
+    small = {"vocab_size": 320, "num_hidden_layers": 2, "num_attention_heads": 4}
+    other = {
+        "grouped queries": lambda: Qwen2ForCausalLM(
+            Qwen2Config(**small, hidden_size=16, intermediate_size=32, num_key_value_heads=2)
+        ),
+        "learned positions": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=16, n_layer=2, n_head=2)),
+        "alibi": lambda: BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=16, n_layer=2, n_head=2)),
+    }.get(kind)
+    if other:
+        other().save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    where = tmp_path if other else source
+    shared, apart = writer(where).train(), writer(where, packing=False).train()
+    soft, there = soft_tokens(shared, len(LONG)), torch.ones(len(LONG), P, dtype=torch.bool)
+    there[1, 2:] = False
+    losses, gradients = [], []
+    for model in (shared, apart):
+        asked = model.ask([text[::-1] for text in LONG], 30)
+        loss = model.loss(soft, *model.tokenize([*LONG[:-1], None], 100), there, asked)
+        losses.append(loss)
+        gradients.append(torch.autograd.grad(loss, soft)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+    assert shared._apart is (kind != "alibi") and apart._apart is None
+    assert shared.read[0] == apart.read[0]
+    padding = [model.read[1] / sum(model.read) for model in (shared, apart)]
+    assert padding[1] > 0.4 and (padding[0] < padding[1] / 2 if kind != "alibi" else padding[0] == padding[1])
+
+
+def test_what_a_study_is_asked_stands_in_its_prompt_without_padding(source):
+    """Longer texts beside it change neither its loss nor what is written of it."""
+    model = ReportWriter(Llm(source=str(source)), ("", " Name: ", " So: ")).eval()
+    texts, soft = ["clear lungs .", REPORTS[1] * 3], soft_tokens(model, 2)
+    asked, targets = model.ask(texts, 200), model.tokenize(REPORTS[:2], 100)
+    embed, words = model.llm.get_input_embeddings(), model.tokenizer
+    ids = [words.bos_token_id], [*words(" Name: ").input_ids, *words(texts[0]).input_ids, *words(" So: ").input_ids]
+    pieces = [embed(torch.tensor(ids[0])), soft[0], embed(torch.tensor(ids[1]))]
+    prompt, mask = model.prompt(soft, asked)[0], model.prompt_mask(soft, asked=asked)[0].bool()
+    torch.testing.assert_close(prompt[mask], torch.cat(pieces))
+    alone = [
+        model.loss(soft[[i]], *model.tokenize([REPORTS[i]], 100), asked=model.ask([texts[i]], 200)) for i in (0, 1)
+    ]
+    torch.testing.assert_close(model.loss(soft, *targets, asked=asked), sum(alone))
+    for rule in ("hf", "r2gen"):
+        decoding = Decoding(length_rule=rule, beams=2, max_new_tokens=12, repetition_penalty=1.0)
+        both = model.write(soft, decoding, asked=asked)
+        each = [model.write(soft[[i]], decoding, asked=model.ask([texts[i]], 200))[0] for i in (0, 1)]
+        assert both == each
+
+
+def test_rows_are_those_of_least_work_whatever_the_order():
+    lengths = [100, 10, 50, 50, 90, 8]
+    rows = shared_rows(lengths, 128)
+    assert sorted(study for row in rows for study in row) == [*range(6)]
+    filled = [sum(lengths[study] for study in row) for row in rows]
+    assert max(filled) * len(rows) < 1.2 * sum(lengths) < 0.7 * max(lengths) * 6
+    assert shared_rows(lengths, 128, one=True) == [[0, 4, 2, 3, 1, 5]]
+    assert shared_rows([70, 60, 66], 32) is None and shared_rows([], 32) is None

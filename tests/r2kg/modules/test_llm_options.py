@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from r2kg.config.parts import Decoding
 from r2kg.config.run import Run
 from r2kg.modules.config import Llm, Lora, TinyLm, Vision
-from r2kg.modules.llm import ReportWriter
+from r2kg.modules.llm.writer import ReportWriter, frame
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.modules.vision import VisionEncoder
 from r2kg.systems.contract import build_model, load_stored, stored
@@ -49,7 +49,7 @@ def llama(tmp_path_factory) -> Path:
 
 def writer(source: Path, **changes) -> ReportWriter:
     torch.manual_seed(1)
-    return ReportWriter(Llm(source=str(source), **changes), INSTRUCTION)
+    return ReportWriter(Llm(source=str(source), **changes), frame(INSTRUCTION))
 
 
 def whole_model(source: Path, **changes) -> R2GenKG:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r2kg.modules import tiny_lm
 from r2kg.modules.config import TinyLm
 from r2kg.modules.hub import weight_hashes
-from r2kg.modules.llm import IGNORED, frame
+from r2kg.modules.llm.packing import IGNORED
+from r2kg.modules.llm.writer import frame
 from r2kg.modules.tiny_lm import CARD, write_tiny_lm
 from shards.errors import DataError
 

@@ -31,9 +31,9 @@ def test_the_newest_record_with_a_loss_counts(tmp_path):
 
 def test_how_far_it_is_is_said_now_and_then_where_no_bar_is_drawn():
     lines, metrics = Lines(1000), {"train.loss": 2.3456, "train.lr": 0.003, "train.studies_per_s": 41.27}
-    metrics["train.peak_gb"] = 1.23456
+    metrics |= {"train.peak_gb": 1.23456, "train.padding": 0.0612}
     assert lines.next(300, metrics, 0.0) == "", "it may be of an earlier attempt"
-    told = "step 310 of 1000: loss 2.346, lr 0.003, 41.3 studies/s, at most 1.23 GB, 69 s left"
+    told = "step 310 of 1000: loss 2.346, lr 0.003, 41.3 studies/s, at most 1.23 GB, 6 % padding, 69 s left"
     assert lines.next(310, metrics, 1.0) == told
     assert lines.next(320, metrics, 9.0) == ""
     assert lines.next(320, metrics, 12.0).startswith("step 320 of 1000")
