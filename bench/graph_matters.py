@@ -6,8 +6,12 @@ bank was cut by, or the knowledge matrix made by, as the papers' have seen films
 command again goes on with what is lacking. A row's interval is that of the mean over seeds (Student's t, 95 %).
 Finding F1 is micro-F1 of what `rules` finds in both texts.
 
+Of VLM-KG the question is whether the film matters beside the report: "llm" is its first stage, which begins every
+other row of its seed; black films and withheld reports are the trained model's, decoded again.
+
     python -m bench.graph_matters --seeds 3
     python -m bench.graph_matters --system cknet --seeds 3
+    python -m bench.graph_matters --system vlm_kg --seeds 3
 """
 
 import json
@@ -18,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 import ray
 import typer
+from safetensors.torch import save_file
 from scipy import stats
 
 from bench.ingest import machine
@@ -32,10 +37,12 @@ from r2kg.graph.film import OTHERS
 from r2kg.graph.film.write import FilmSettings, write_film_subgraphs
 from r2kg.graph.matrix.make import of_films, write_matrix
 from r2kg.recipes import find_recipe
-from r2kg.rundir import read_json
+from r2kg.rundir import read_json, saved_run
+from r2kg.scoring.controls.nearest import write_nearest
 from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.explain import node_encoder_of
-from r2kg.scoring.nearest import write_nearest
+from r2kg.scoring.generate import generate
+from r2kg.training.checkpoint import find_checkpoint, read_tensors, weights_of
 from r2kg.training.launch import train
 from shards.session import connect_ray
 from shards.sources import open_source
@@ -49,16 +56,23 @@ ROWS = {
         *("control-empty", "control-edges", "control-features", "control-film"),
     ),
     "cknet": ("base", "men", "men-trained", "cmn", "full", "gamma-2", "code", "control-values", "control-other"),
+    "vlm_kg": ("llm", "full", "no-film", "frozen", "image-only"),
 }
 START = {
     "r2genkg": {"train.init_from": "demo-classifier@best", "train.init_map": {"head": None}},
     "cknet": {"train.init_from": "gcn-kg40-train@best", "train.init_map": {"*": None, "vision": "vision"}},
 }
 """The encoder that every row begins with."""
+ENCODER = "encoder.safetensors"
 NEAREST = "nearest report"
-METRICS = ("bleu4", "rouge_l", "cider_d", "finding_f1")
-SHUFFLED = ("cider_d", "finding_f1")
-"""Those that the table also tells of reports written for other studies' films."""
+METRICS = {
+    "report": ("bleu4", "rouge_l", "cider_d", "finding_f1"),
+    "triples": ("triple_f1", "entity_f1", "relation_f1", "bleu4"),
+}
+SHUFFLED = {"report": ("cider_d", "finding_f1"), "triples": ("triple_f1", "entity_f1")}
+"""Those that the table also tells of what is written for other studies' films."""
+WITHHELD = {"full": ("film", "report")}
+"""Row of VLM-KG → what it is decoded again without."""
 WHO = {"score": "ours", "shuffled": "shuffled", "floor": "floor"}
 
 
@@ -84,26 +98,56 @@ def cknet(root: Path, shards: Path) -> None:
         write_matrix(shards / out, findings, manifest, {"classifier": named}, make, replace=True)
 
 
+def vlm_kg(root: Path, shards: Path) -> None:
+    """A classifier's encoder, as a file of weights."""
+    changes = {"root": str(root), "data.shards": str(shards.resolve()), "train.epochs": 5, "name": "classifier"}
+    train(classifier := find_recipe("classifier.tiny").change(changes))
+    kept = weights_of(read_tensors(find_checkpoint(classifier.directory, "best")))
+    start = "vision.encoder."
+    save_file({name.removeprefix(start): kept[name] for name in kept if name.startswith(start)}, root / ENCODER)
+
+
 def run_of(system: str, row: str, seed: int, root: Path, shards: Path, steps: int) -> Run:
     """An ablation with a seed of its own."""
     changes = {"root": str(root), "data.shards": str(shards.resolve()), "train.steps": steps, "train.seed": seed}
-    return find_ablation(f"ablation:{system}.tiny:{row}").change(
-        changes | START[system] | {"name": f"{row}-seed{seed}"}
-    )
+    changes |= START.get(system, {}) | {"name": f"{row}-seed{seed}"}
+    if row == "llm":
+        return find_recipe("vlm_kg.llm_tiny").change(changes)
+    run = find_ablation(f"ablation:{system}.tiny:{row}")
+    if system == "vlm_kg":
+        changes["train.init_from"] = f"llm-seed{seed}@best"
+        changes |= {} if row == "no-film" else {"model.vision.weights": str((root / ENCODER).resolve())}
+    return run.change(changes)
 
 
 def values_of(scores: dict[str, Any], predictions: Path) -> dict[str, list[float]]:
-    """score, shuffled, floor → the metrics: of the first protocol, and F1 of findings."""
+    """score, shuffled, floor → the metrics: of the first protocol and, for reports, F1 of findings."""
     context = read_json(predictions.with_name("context.json"))
-    lines = read_predictions(predictions)
-    others = read_predictions(other) if (other := predictions.with_name("shuffled.jsonl")).is_file() else lines
-    findings = compared(lines, others, context["floor"][PROTOCOL], context["cleaning"])["finding F1, micro"]
-    first = next(iter(scores["protocols"].values()))
-    return {
-        system: [first[system][name] for name in METRICS[:-1]] + [findings[who]]
-        for system, who in WHO.items()
-        if first.get(system)
-    }
+    found = {system: dict(first[system]) for system in WHO if (first := first_of(scores)).get(system)}
+    if context["task"] == "report":
+        lines = read_predictions(predictions)
+        others = read_predictions(other) if (other := predictions.with_name("shuffled.jsonl")).is_file() else lines
+        findings = compared(lines, others, context["floor"][PROTOCOL], context["cleaning"])["finding F1, micro"]
+        for system, told in found.items():
+            told["finding_f1"] = findings[WHO[system]]
+    return {system: [told[name] for name in METRICS[context["task"]]] for system, told in found.items()}
+
+
+def first_of(scores: dict[str, Any]) -> dict[str, Any]:
+    """What the first protocol says."""
+    return next(iter(scores["protocols"].values()))
+
+
+def scored(system: str, row: str, seed: int, root: Path, shards: Path, steps: int) -> None:
+    """Train and score a row, and leave its values in ROOT/NAME.json; those of what is withheld beside it."""
+    run = run_of(system, row, seed, root, shards, steps)
+    scores = study(run, shards, 0.0)
+    for what in WITHHELD.get(row, ()) if system == "vlm_kg" else ():
+        again = generate(saved_run(run.directory).change({"model.decoding.withhold": [what]}), shards)
+        values = values_of(evaluate(again), again)
+        (root / f"{row}, no {what}-seed{seed}.json").write_text(json.dumps(values))
+    values = values_of(scores, scores["path"].with_name("predictions.jsonl"))
+    (root / f"{row}-seed{seed}.json").write_text(json.dumps(values))
 
 
 def cell(values: list[float]) -> str:
@@ -115,7 +159,7 @@ def cell(values: list[float]) -> str:
 
 
 def main(
-    system: Annotated[Literal["r2genkg", "cknet"], typer.Option(help="whose ablations")] = "r2genkg",
+    system: Annotated[Literal["r2genkg", "cknet", "vlm_kg"], typer.Option(help="whose ablations")] = "r2genkg",
     root: Annotated[Path | None, typer.Option(help="of shards and runs; default: runs/SYSTEM-matters")] = None,
     studies: Annotated[int, typer.Option(help="studies to draw")] = 1600,
     steps: Annotated[int, typer.Option(help="optimiser steps of every run")] = 400,
@@ -128,33 +172,34 @@ def main(
     connect_ray(root)
     shards, table = root / "phantom", dict[str, list[dict[str, list[float]]]]()
     write_shards(open_source("phantom", studies=studies), shards, size=128, studies_per_shard=64)
-    {"r2genkg": r2genkg, "cknet": cknet}[system](root, shards)
+    {"r2genkg": r2genkg, "cknet": cknet, "vlm_kg": vlm_kg}[system](root, shards)
+    task = find_recipe(f"{system}.tiny").model.task
     for seed in range(seeds):  # one of each first, so that a table of fewer seeds comes early
         for name in row or ROWS[system]:
-            done = root / f"{name}-seed{seed}.json"
-            if not done.is_file():
-                scores = study(run_of(system, name, seed, root, shards, steps), shards, 0.0)
-                done.write_text(json.dumps(values_of(scores, scores["path"].with_name("predictions.jsonl"))))
-            table.setdefault(name, []).append(json.loads(done.read_text()))
-            print(line(name, table[name]), flush=True)
+            if not (root / f"{name}-seed{seed}.json").is_file():
+                scored(system, name, seed, root, shards, steps)
+            for told in (name, *(f"{name}, no {what}" for what in WITHHELD.get(name, ()))):
+                if (done := root / f"{told}-seed{seed}.json").is_file():
+                    table.setdefault(told, []).append(json.loads(done.read_text()))
+                    print(line(told, table[told], task), flush=True)
     (floor,) = {tuple(one["floor"]) for one in table[name]}
-    table["one report for all"] = [{"score": [*floor]}]
+    table["one answer for all"] = [{"score": [*floor]}]
     if system == "r2genkg":
         predictions = write_nearest(shards, shards / "side" / "features-classifier", root / "nearest")
         table[NEAREST] = [values_of(evaluate(predictions), predictions)]
     ray.shutdown()
     print(f"{machine()}; {studies} drawn studies, {steps} steps of 16, {seeds} seeds")
-    print(f"| row | {' | '.join((*METRICS, *(f'{name}, other films' for name in SHUFFLED)))} |")
-    print(f"|{'---|' * (1 + len(METRICS) + len(SHUFFLED))}")
+    print(f"| row | {' | '.join((*METRICS[task], *(f'{name}, other films' for name in SHUFFLED[task])))} |")
+    print(f"|{'---|' * (1 + len(METRICS[task]) + len(SHUFFLED[task]))}")
     for name, values in table.items():
-        print(line(name, values))
+        print(line(name, values, task))
 
 
-def line(name: str, seeds: list[dict[str, list[float]]]) -> str:
+def line(name: str, seeds: list[dict[str, list[float]]], task: str) -> str:
     """A row of the table."""
-    cells = [cell([one["score"][at] for one in seeds]) for at in range(len(METRICS))]
+    cells = [cell([one["score"][at] for one in seeds]) for at in range(len(METRICS[task]))]
     others = [one["shuffled"] for one in seeds if "shuffled" in one]
-    cells += [cell([one[METRICS.index(metric)] for one in others]) if others else "" for metric in SHUFFLED]
+    cells += [cell([one[METRICS[task].index(metric)] for one in others]) if others else "" for metric in SHUFFLED[task]]
     return f"| {name} | {' | '.join(cells)} |"
 
 

@@ -1,14 +1,11 @@
 """Options that verbs share: what one means that is left out, and which have no effect beside others."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 from r2kg.graph.schema import Extractor
-from shards.errors import ConfigError, DataError
-from shards.tars.kinds import KINDS, read_side
-from shards.tars.place import Place
+from shards.errors import ConfigError
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -25,28 +22,6 @@ def refuse_idle(beside: str, words: Iterable[str]) -> None:
     """
     if options := [f"--{word.replace('_', '-')}" for word in words]:
         raise ConfigError(f"{', '.join(options)} would have no effect {beside}: leave out what is not meant")
-
-
-def only_side(root: Place, kind: str, option: str, fingerprint: str = "") -> Place:
-    """The side of a kind below SHARDS/side, where there is exactly one; `fingerprint`: the one that has it.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    folder, found = root / "side", list[Place]()
-    entries: Iterable[Any] = folder.iterdir() if folder.is_dir() else ()
-    for where in sorted(entries, key=str):
-        with suppress(DataError):  # what else lies there is no side, or broken, and is not meant
-            side = read_side(where)
-            if side.kind == kind and fingerprint in ("", side.fingerprint):
-                found.append(where)
-    if len(found) == 1:
-        return found[0]
-    those = f"{kind} of fingerprint {fingerprint[:12]}, which the graph was built of," if fingerprint else kind
-    if not found:
-        raise ConfigError(f"no {those} below {folder}: write them with {KINDS[kind].how}, or give {option} PLACE")
-    names = ", ".join(where.name for where in found)
-    raise ConfigError(f"{len(found)} sides of {those} below {folder} ({names}): say which with {option} PLACE")
 
 
 def extractor_of(name: str, licence: str, asked: Mapping[str, Any], cache: str) -> Extractor:

@@ -214,12 +214,25 @@ def saved_run(directory: Path) -> Run:
     return run.change({field: str(path) for field, path in beside.items() if path.is_dir()})
 
 
+def withheld(predictions: Path) -> list[str]:
+    """What a model was not shown when it wrote this file (`model.decoding.withhold`), by context.json beside it."""
+    with suppress(ValueError, TypeError, AttributeError):
+        return list(read_json(predictions.with_name("context.json")).get("decoding", {}).get("withhold", ()))
+    return []
+
+
 def newest_predictions(place: Path) -> Path:
-    """A predictions file, or the newest one below a directory, such as a run's; DataError where there is none."""
+    """A predictions file, or the newest one below a directory, such as a run's; DataError where there is none.
+
+    Controls, of which the model was not shown all, are to be named themselves: they are passed over.
+    """
     if not place.is_dir():
         return place
-    if found := sorted(place.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime):
-        return found[-1]
+    found = sorted(place.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime)
+    if ours := [path for path in found if not withheld(path)]:
+        return ours[-1]
+    if found:
+        raise DataError(f"all predictions below {place} are controls (model.decoding.withhold): name one, {found[-1]}")
     raise DataError(f"there is no predictions.jsonl below {place}: write it with `r2kg generate`")
 
 

@@ -276,7 +276,8 @@ def track_scores(predictions: Path, scores: dict) -> str:
         return ""
     context = json.loads(predictions.with_name("context.json").read_text())
     run, split = saved_run(directory), context["split"]
-    usual = {"decoding": run.model.decoding.model_dump(mode="json"), "shards": context.get("trained_on")}
+    usual = {"decoding": run.model.decoding.told(), "shards": context.get("trained_on")}
+    usual |= {"reference_at": run.absolute().reference or None}
     if any(context.get(name) != value for name, value in usual.items()):
         split = f"{split}.{predictions.resolve().parent.name}"  # beside the usual ones, not in their place
     tracker = Tracker(run)

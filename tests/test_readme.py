@@ -30,6 +30,9 @@ SMALLER = {
         "train.steps=3 train.cpus_per_worker=0.4 model.llm.tiny.epochs=1 model.decoding.max_new_tokens=8 "
         "model.graph.sizes=[10,20,30]"
     ),
+    "r2kg train vlm_kg": (
+        "train.steps=3 train.cpus_per_worker=0.4 model.llm.tiny.epochs=1 model.decoding.max_new_tokens=8"
+    ),
     "r2kg train": (
         "train.steps=3 train.cpus_per_worker=0.4 model.llm.tiny.epochs=1 model.llm.tiny.layers=1 "
         "model.decoding.max_new_tokens=8"
@@ -60,16 +63,21 @@ def test_looking_costs_nothing(command, tmp_path):
         lm = write_tiny_lm(["the heart is large ."], tmp_path / "lm", TinyLm(layers=1, epochs=1), 0)
         assert "Soft tokens: 426 " in run(f"{command} model.llm.source={lm}", tmp_path)
         return
-    told = {"r2genkg": "RECIPE:no-graph", "cknet": "RECIPE:gamma-2"}.get(command.split()[-1], "r2gengpt")
+    told = {"r2genkg": "RECIPE:no-graph", "cknet": "RECIPE:gamma-2", "vlm_kg": "RECIPE:no-film"}.get(
+        command.split()[-1], "r2gengpt"
+    )
     assert told in run(command, tmp_path)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] == "train"])
 def test_every_training_command_is_a_run(command):
-    from jobs.train import resolve
+    from jobs.train import names_recipe, resolve, stages
 
-    recipe, *changes = shlex.split(command)[2:]
-    assert resolve(recipe, changes).data.shards
+    recipe, *words = shlex.split(command)[2:]
+    further = [word for word in words if names_recipe(word)]
+    changes = [word.replace("medclip/pytorch_model.bin", "random") for word in words if word not in further]
+    runs = stages([recipe, *further], changes) if further else [resolve(recipe, changes)]
+    assert all(run.data.shards for run in runs)
 
 
 CHAIN = next(text for text in re.findall(r"```\n(.*?)```", README, re.DOTALL) if "\nr2kg generate" in text)
@@ -117,7 +125,7 @@ def test_from_films_to_scores_by_the_commands_and_the_mistakes_beside_them(tmp_p
     chain = [line for line in CHAIN.splitlines() if line.startswith("r2kg") and "--raw" not in line]
     printed = [run(command, tmp_path) for command in chain]
     evaluated = [text for command, text in zip(chain, printed, strict=True) if command.startswith("r2kg evaluate")]
-    assert len(evaluated) == 4
+    assert len(evaluated) == 5
     for text in evaluated:
         scores = Path(text.splitlines()[-1])
         assert scores.name == "scores.json" and scores.is_file()

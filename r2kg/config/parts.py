@@ -61,6 +61,9 @@ class Decoding(Part):
     max_new_tokens: int = Field(default=120, ge=1)
     """Longest report, tokens."""
 
+    withhold: tuple[Literal["film", "report"], ...] = ()
+    """Controls: what is not shown. film: every film is black; report: texts that the system reads are empty."""
+
     sample: bool = False
     """Draw every token from the decoder's probabilities in place of a search; needs beams=1, sets length_rule aside."""
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -71,6 +74,10 @@ class Decoding(Part):
     """Draw from the most probable tokens that together reach this probability; 1 is off (sampling only)."""
     seed: int = Field(default=0, ge=0)
     """Seed of what is drawn: a study's text depends on it and on the study's place in its split (sampling only)."""
+
+    def told(self) -> dict[str, Any]:
+        """As JSON, as predictions name it; what was added to it later is there only where it is used."""
+        return self.model_dump(mode="json", exclude=set() if self.withhold else {"withhold"})
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -27,6 +27,7 @@ SYSTEMS = {
     "cknet": "r2kg.systems.cknet.config:CKNetConfig",
     "cknet_llm": "r2kg.systems.cknet.config:CKNetLlmConfig",
     "classifier": "r2kg.systems.classifier.config:ClassifierConfig",
+    "vlm_kg": "r2kg.systems.vlm_kg.config:VlmKgConfig",
     "gcn": "r2kg.systems.gcn.config:GcnConfig",
 }
 """model.system → "module:Class" of its part, imported on use."""

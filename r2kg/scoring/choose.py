@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from r2kg.config.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.config.run import Run
@@ -66,7 +67,7 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
         return None
     protocol = protocol_named(protocols_of(run.protocols, task)[0])
     manifest = checked_manifest(run)
-    of_data = {"split": "val", "shards": manifest.fingerprint, "studies": train.validation_studies}
+    of_data: dict[str, Any] = {"split": "val", "shards": manifest.fingerprint, "studies": train.validation_studies}
     of_data |= {"task": task, "protocol": protocol.name, "hash": protocol.hash}
     if references := References.of(run.reference, manifest):
         references.refuse_lacking("val")
@@ -93,7 +94,8 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
                 for checkpoint in waiting:
                     print(f"{run.name}: scoring {checkpoint.name} by {train.choose}, {len(waiting)} in all.")
                     sha256 = sha256_of(checkpoint / MANIFEST)
-                    parts = files.validation / f"{checkpoint.name}-{sha256[:8]}-{train.validation_studies}"
+                    side = "".join(f"-{digest[:8]}" for digest in of_data.get("reference", {}).values())
+                    parts = files.validation / f"{checkpoint.name}-{sha256[:8]}-{train.validation_studies}{side}"
                     write_reports(run, index, manifest.licence, checkpoint, 0, parts, first=train.validation_studies)
                     lines = [line for _, line in lines_of(parts) if "unread" not in line]
                     shutil.rmtree(parts)

@@ -51,9 +51,9 @@ def scoring_context(
         raise ConfigError(f"{names} count words with thresholds {sorted(thresholds)}: score them in separate calls")
     answers = Answers(shards, manifest, used[0].task if used else "report", on_bad, references=references)
     words = answers.vocabulary(thresholds.pop()) if thresholds else None
-    validated = manifest.splits["val"].studies and (references is None or "val" in references.splits)
+    validated = manifest.splits["val"].studies and (references is None or {"train", "val"} <= {*references.splits})
     floors = {protocol.name: answers.floor(protocol, words) for protocol in used if validated}
-    if not floors and answers.task != "report":
+    if not floors and answers.task != "report" and (references is None or "train" in references.splits):
         _ = answers.training  # raises where there are none
     context = {"task": answers.task, "cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
     return context | ({"context_unread": answers.unread} if answers.unread else {})
@@ -100,21 +100,33 @@ class References:
                 "annotations after `r2kg graph annotate SHARDS --split " + split + "`"
             )
 
-    def lines(self, shards: str | Place, manifest: Manifest, split: str) -> Iterator[dict[str, Any]]:
+    def lines(
+        self, shards: str | Place, manifest: Manifest, split: str, unread: dict[str, str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """{"id": its key, "row", "reference"} of the studies of a split that have a member, in the order of the index.
 
+        Args:
+            unread: takes key and cause of members that cannot be read; None: such a one is an error.
+
         Raises:
-            DataError: a member that cannot be read.
+            DataError: a member that cannot be read, without `unread`.
         """
         self.refuse_lacking(split)
-        index = Index.open(shards, split, manifest=manifest)
-        side = Side.open(self.where, index, manifest, self.kind)
+        on_bad: OnBad = "fail" if unread is None else "skip"
+        index = Index.open(shards, split, on_bad, manifest)
+        side = Side.open(self.where, index, manifest, self.kind, on_bad)
         for start in range(0, len(index), PORTION):
             rows = range(start, min(start + PORTION, len(index)))
             fetched = side.fetch(rows)
             for row in rows:
-                if (data := side.read(row, fetched.get(row))) is not None:
-                    yield {"id": index.keys[row].decode(), "row": row, "reference": triples_text(unpack_triples(data))}
+                key = index.keys[row].decode()
+                try:
+                    if (data := side.read(row, fetched.get(row))) is not None:
+                        yield {"id": key, "row": row, "reference": triples_text(unpack_triples(data))}
+                except DataError as error:
+                    if unread is None:
+                        raise
+                    unread[key] = str(error)
 
 
 @dataclass
@@ -133,9 +145,9 @@ class Answers:
     """Of `training`, once it is read: by which its answers are kept as facts."""
 
     def _answers(self, split: str) -> list[dict[str, Any]]:
-        if self.references:
-            return [*self.references.lines(self.shards, self.manifest, split)]
         unread = self.unread if self.on_bad == "skip" else None
+        if self.references:
+            return [*self.references.lines(self.shards, self.manifest, split, unread)]
         return [{"id": study.id} | answer_of(study, self.task) for study in read_studies(self.shards, split, unread)]
 
     @cached_property

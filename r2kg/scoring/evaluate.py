@@ -28,7 +28,7 @@ from r2kg.config.protocol import (
     protocols_of,
     refuse_unfit,
 )
-from r2kg.rundir import read_json
+from r2kg.rundir import read_json, withheld
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.labels import RANKED, names_in, score_labels, score_naming, unlabelled
 from r2kg.scoring.metrics.meteor import Meteor
@@ -206,6 +206,7 @@ def evaluate(
         "shuffled_sha256": None if other is None else hashlib.sha256(other.encode()).hexdigest(),
     }
     scored |= {"reference": merged["reference"]} if merged.get("reference") else {}
+    scored |= {"withheld": hidden} if (hidden := withheld(path)) else {}
     health = score_health(lines)
     if task == "triples":
         health |= score_reading(lines)
@@ -346,8 +347,12 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
         if unmeant := [what[6:] for what in result["unavailable"] if what.startswith("label ")]:
             cut.append(f"{name} leaves {len(unmeant)} labels out of means, as all studies agree: {', '.join(unmeant)}")
     known = dict.fromkeys(METRICS["triples"] + METRICS["report"] + METRICS["labels"])
+    if pieces := health.get("pieces"):
+        rejected, torn = health["rejected_pieces"], health["truncated_pieces"]
+        cut.append(f"of {pieces} pieces {rejected} are no triple, {torn} broke off")
+    control = f", a control without {' and '.join(predictions['withheld'])}" if predictions.get("withheld") else ""
     table = Table(
-        title=f"{predictions['n']} studies, predictions {predictions['sha256'][:12]}",
+        title=f"{predictions['n']} studies, predictions {predictions['sha256'][:12]}{control}",
         caption="\n".join([facts, *cut, *sorted(reasons)]),
     )
     for column in ("protocol", "metric", "ours", "floor: one answer for all", "shuffled: other films"):

@@ -15,7 +15,7 @@ import torch
 from r2kg.config.protocol import protocol_named
 from r2kg.config.run import Run
 from r2kg.rundir import read_json
-from r2kg.scoring.context import scoring_context
+from r2kg.scoring.context import References, scoring_context
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.systems.contract import add_reference_cuts, build_model
 from shards.errors import DataError
@@ -34,7 +34,8 @@ def written_before(out: Path, decided: Mapping[str, Any]) -> Path:
         out: of this hash, NAME-HASH; neighbours are NAME-*.
         decided: what context.json says of what the reports depend on.
     """
-    start, asked = out.name.rpartition("-")[0], json.loads(json.dumps(dict(decided)))
+    start = out.name.rpartition("-")[0]
+    asked = {"reference": None} | json.loads(json.dumps(dict(decided)))
     for path in (out, *sorted(out.parent.glob(f"{start}-*"))):
         with suppress(ValueError):  # no context, or a damaged one
             told = read_json(path / "context.json")
@@ -74,7 +75,8 @@ def add_protocols(run: Run, manifest: Manifest, out: Path, protocols: Sequence[s
     except (ValueError, TypeError) as error:
         raise DataError(f"{out / 'context.json'}: {error}. Delete {out} to have its reports written again") from None
     if new := [name for name in protocols if name not in (context.get("protocols") or floors)]:
-        more = scoring_context(run.data.shards, manifest, named, run.data.on_bad)
+        references = References.of(run.reference, manifest)
+        more = scoring_context(run.data.shards, manifest, named, run.data.on_bad, references)
         context |= more | {"floor": floors | more["floor"], "protocols": named}
         write_atomic(out / "context.json", json.dumps(context, indent=1).encode())
     return [name for name in protocols if name in lacking or name in new]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features, refuse_damage
 from r2kg.training.optim import parameter_groups
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DataError
+from shards.graphs.triples import unpack_triples
 from shards.stream.index import Index, numbered_studies
+from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import Manifest
-from shards.tars.kinds import description_hash, read_side, refuse_other
+from shards.tars.kinds import KINDS, SideManifest, description_hash, read_side, refuse_other
 from shards.tars.verify import faults_of, verify
 
+PORTION = 512
+"""Members of a side that are read at once."""
 COUNTED = 5000
 """Studies of a split over which lengths are counted: at most these are read before a run starts."""
 MAY_CHANGE = (
@@ -98,6 +103,8 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
             refuse_other(where, side, manifest, kind)
             refuse_damage(run, where, side)
             sides[kind] = description_hash(side)
+            if kind == run.inputs.reference:
+                _refuse_lacking(run, manifest, where, side)
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
     begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
@@ -136,6 +143,19 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         count = max(1, kept - len(written))
         check_room(there, plan.checkpoint_bytes * count, count)
     return plan
+
+
+def _refuse_lacking(run: Run, manifest: Manifest, where: str, side: SideManifest) -> None:
+    """DataError where the side of what is right says nothing of a split that is learned or validated on."""
+    needed = ["train", *(["val"] if run.train.validation_studies and manifest.splits["val"].studies else [])]
+    held = {tar.split for tar in side.shards if tar.held}
+    if lacking := [split for split in needed if split not in held]:
+        raise DataError(
+            f"the {side.kind} at {where} say nothing of {' and '.join(lacking)}, so nothing can be learned or "
+            f"validated there. Write them of {' and '.join(needed)} with {KINDS[side.kind].how} (of annotations, after "
+            f"`r2kg graph annotate SHARDS {' '.join(f'--split {split}' for split in needed)}`), or set "
+            "train.validation_studies=0 where val alone is lacking"
+        )
 
 
 def checked_choice(run: Run, manifest: Manifest) -> dict[str, float]:
@@ -191,7 +211,21 @@ def count_cut(run: Run, manifest: Manifest, model: Model) -> tuple[dict[str, flo
 
 
 def _first_studies(run: Run, split: str) -> list[Study]:
-    return [study for _, study in numbered_studies(Index.open(run.data.shards, split, "skip"), {}, COUNTED)]
+    """With the triples of the side that says what is right, where there is one; those without are not among them."""
+    index = Index.open(run.data.shards, split, "skip")
+    found = list(numbered_studies(index, {}, COUNTED))
+    if not run.reference:
+        return [study for _, study in found]
+    (kind, where), told = next(iter(run.reference.items())), list[Study]()
+    side = Side.open(where, index, run.manifest(), kind, "skip")
+    for start in range(0, len(found), PORTION):
+        portion = found[start : start + PORTION]
+        fetched = side.fetch([row for row, _ in portion])
+        for row, study in portion:
+            with suppress(DataError):  # who reads it says so
+                if (member := side.read(row, fetched.get(row))) is not None:
+                    told.append(study.model_copy(update={"triples": unpack_triples(member)}))
+    return told
 
 
 def checked_manifest(run: Run) -> Manifest:

@@ -54,6 +54,6 @@ def find_ablation(words: str) -> Run:
         run = base.change({**changes, "name": f"{base.name}-{name}", "recipe": words})
     except ConfigError as error:
         raise ConfigError(f"{recipe} has not what the ablation {name} changes: {error}") from None
-    if changes and run.model == base.model:
+    if changes and run.change({"name": base.name, "recipe": base.recipe}) == base:
         raise ConfigError(f"{recipe} is already what the ablation {name} would make of it: train the recipe itself")
     return run

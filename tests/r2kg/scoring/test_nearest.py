@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from r2kg.scoring.controls.nearest import write_nearest
 from r2kg.scoring.evaluate import evaluate, read_predictions
-from r2kg.scoring.nearest import write_nearest
 from shards.errors import ConfigError, DataError
 from shards.stream.index import open_splits, read_studies
 from shards.tars.format import read_manifest

@@ -3,22 +3,37 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from r2kg.config.parts import Data
 from r2kg.modules.config import Vision
-from r2kg.systems.vlm_kg.parts import MEDCLIP, Tower
-from r2kg.systems.vlm_kg.tower import FilmTower
+from r2kg.modules.vision import VisionEncoder
+from r2kg.systems.vlm_kg.config import VlmKgConfig
+from r2kg.systems.vlm_kg.parts import MEDCLIP, Vector
+from r2kg.systems.vlm_kg.vector import FilmVector
 from shards.errors import ConfigError
 from tests.r2kg.modules.test_medclip import SWIN, drawn, swin_file
 
 VIT = {"name": "test_vit", "weights": "random", "image_px": 64, "merge": "separate"}
 
 
-def tower(vision: dict, **changes) -> FilmTower:
+class Tower(nn.Module):
+    """Encoder and vector, as VLM-KG has them."""
+
+    def __init__(self, vision: Vision, config: Vector) -> None:
+        super().__init__()
+        self.vision = VisionEncoder(vision)
+        self.vector = FilmVector(config, vision, self.vision.width)
+
+    def vectors(self, batch: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        tokens, there = self.vision.see(batch, dtype)
+        return self.vector(tokens, there)
+
+
+def tower(vision: dict, **changes) -> Tower:
     torch.manual_seed(0)
-    return FilmTower(Tower(**{"vision": Vision(**vision), "projection": 12, **changes})).eval()
+    return Tower(Vision(**vision), Vector(**{"projection": 12, **changes})).eval()
 
 
 def batch(images: Tensor, mask: list[list[bool]]) -> dict[str, Tensor]:
@@ -38,22 +53,22 @@ def medclip(tmp_path):
 def test_a_film_has_the_vector_that_medclip_gives_it(medclip):
     theirs, state, vision = medclip
     ours, films = tower(vision), drawn(112)
-    found, there = ours.vectors(batch(films[:, None], [[True]] * 3), torch.float32)
+    found = ours.vectors(batch(films[:, None], [[True]] * 3), torch.float32)
     mean, deviation = MEDCLIP.grey
     pixels = ((films.float() / 255 - mean) / deviation)[:, None].expand(-1, 3, -1, -1)
     wanted = theirs(pixel_values=pixels).pooler_output @ state["vision_model.projection_head.weight"].T
     torch.testing.assert_close(found, F.normalize(wanted, dim=-1), rtol=1e-5, atol=1e-5)
-    assert there.all() and ours.width == 12 and not any(p.requires_grad for p in ours.parameters())
-    plain = tower(vision, normalise=False).vectors(batch(films[:, None], [[True]] * 3), torch.float32)[0]
+    assert ours.vector.width == 12 and not any(p.requires_grad for p in ours.parameters())
+    plain = tower(vision, normalise=False).vectors(batch(films[:, None], [[True]] * 3), torch.float32)
     torch.testing.assert_close(plain, wanted, rtol=1e-5, atol=1e-4)
     pooled = tower(vision, projection=0, normalise=False)
     torch.testing.assert_close(
-        pooled.vectors(batch(films[:, None], [[True]] * 3), torch.float32)[0],
+        pooled.vectors(batch(films[:, None], [[True]] * 3), torch.float32),
         theirs(pixel_values=pixels).pooler_output,
         rtol=1e-5,
         atol=1e-5,
     )
-    assert pooled.width == 16 and pooled.projection is None
+    assert pooled.vector.width == 16 and pooled.vector.projection is None
 
 
 @torch.no_grad()
@@ -61,9 +76,9 @@ def test_a_film_has_the_vector_that_medclip_gives_it(medclip):
 def test_a_study_has_the_mean_over_its_films_and_zeros_without_one(normalise):
     model = tower(VIT, normalise=normalise)
     images = torch.stack([drawn(64)[:2], drawn(64)[1:], drawn(64)[:2]])
-    found, there = model.vectors(batch(images, [[True, True], [False, True], [False, False]]), torch.bfloat16)
-    assert found.shape == (3, 12) and found.dtype == torch.bfloat16 and there.tolist() == [True, True, False]
-    alone = model.vectors(batch(drawn(64)[:, None], [[True]] * 3), torch.float32)[0]
+    found = model.vectors(batch(images, [[True, True], [False, True], [False, False]]), torch.bfloat16)
+    assert found.shape == (3, 12) and found.dtype == torch.bfloat16
+    alone = model.vectors(batch(drawn(64)[:, None], [[True]] * 3), torch.float32)
     torch.testing.assert_close(found[0].float(), (alone[0] + alone[1]) / 2, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(found[1].float(), alone[2], rtol=1e-2, atol=1e-2)
     assert not found[2].any()
@@ -76,37 +91,37 @@ def test_features_give_what_films_give_and_absent_films_no_gradient_that_is_none
     with torch.no_grad():
         tokens = model.vision.encode(images.flatten(0, 1)).unflatten(0, (3, 2))
     films, features = (
-        model.vectors(given | {"view_mask": torch.tensor(mask)}, torch.float32)[0]
+        model.vectors(given | {"view_mask": torch.tensor(mask)}, torch.float32)
         for given in ({"images": images}, {"features": tokens * torch.tensor(mask)[..., None, None]})
     )
     torch.testing.assert_close(films, features)
     films[2].sum().backward()
-    assert not model.projection.weight.grad.any() and model.projection.weight.grad.isfinite().all()
+    assert not model.vector.projection.weight.grad.any() and model.vector.projection.weight.grad.isfinite().all()
 
 
 def test_what_is_frozen_is_in_the_fingerprint_and_what_is_trained_is_not(medclip):
     _, state, vision = medclip
     model = tower(vision).train()
-    assert not model.vision.encoder.training and len(model.fingerprint()) == 64
-    assert tower(vision).fingerprint() == model.fingerprint() != model.vision.fingerprint()
+    assert not model.vision.encoder.training and len(model.vector.fingerprint()) == 64
+    assert tower(vision).vector.fingerprint() == model.vector.fingerprint()
     torch.save(
         state | {"vision_model.projection_head.weight": state["vision_model.projection_head.weight"] + 1},
         vision["weights"],
     )
     changed = tower(vision)
-    assert changed.vision.fingerprint() == model.vision.fingerprint() and changed.fingerprint() != model.fingerprint()
+    assert changed.vision.fingerprint() == model.vision.fingerprint()
+    assert changed.vector.fingerprint() != model.vector.fingerprint()
     tuned = tower(vision | {"tuning": "full"})
-    assert tuned.projection.weight.requires_grad and tuned.fingerprint() == ""
-    torch.testing.assert_close(tuned.projection.weight.data, changed.projection.weight.data)
+    assert tuned.vector.projection.weight.requires_grad and tuned.vector.fingerprint() == ""
+    torch.testing.assert_close(tuned.vector.projection.weight.data, changed.vector.projection.weight.data)
     random = tower(VIT | {"tuning": "frozen"})
-    assert random.projection.weight.requires_grad and random.fingerprint() == random.vision.fingerprint() != ""
-    random.gradient_checkpointing()
+    assert random.vector.projection.weight.requires_grad and random.vector.fingerprint() == ""
 
 
 def test_without_memory_it_knows_what_will_be_trained(medclip):
     with torch.device("meta"):
         model = tower(medclip[2])
-    assert not any(p.requires_grad for p in model.parameters()) and model.projection.weight.shape == (12, 16)
+    assert not any(p.requires_grad for p in model.parameters()) and model.vector.projection.weight.shape == (12, 16)
 
 
 def test_a_projection_of_another_shape_or_none_is_told(medclip):
@@ -124,13 +139,13 @@ def test_a_projection_of_another_shape_or_none_is_told(medclip):
     torch.save(state, vision["weights"])
     with pytest.raises(ConfigError, match=f"MedCLIP's and has no {name}: give the whole file, or set projection=0"):
         tower(vision)
-    assert tower(vision, projection=0).width == 16
+    assert tower(vision, projection=0).vector.width == 16
 
 
 def test_its_configuration_is_medclips_and_films_stay_apart():
-    inputs = Tower().vision.inputs(Data(views=2))
+    inputs = VlmKgConfig().inputs(Data(views=2))
     assert (inputs.image_px, inputs.fit, inputs.merge, inputs.encoder) == (224, "pad", "separate", MEDCLIP)
-    with pytest.raises(ValidationError, match=r"vision.merge=average: .* set vision.merge=separate"):
-        Tower(vision=Vision())
-    with pytest.raises(ConfigError, match="films are 32 px, model.vision.image_px=64"):
-        tower(VIT).collate({"images": torch.zeros(1, 1, 32, 32).numpy(), "view_mask": [[True]]})
+    with pytest.raises(ValidationError, match=r"model.vision.merge=average: .* set model.vision.merge=separate"):
+        VlmKgConfig(vision=Vision())
+    with pytest.raises(ConfigError, match="model.vision.weights=medclip/pytorch_model.bin is not a file"):
+        VisionEncoder(MEDCLIP)
