@@ -80,24 +80,37 @@ class Layer(nn.Module):
         film: Pair | None = None,
         before: Pair | None = None,
         causal: bool = False,
+        parents: Tensor | None = None,
     ) -> tuple[Tensor, Pair]:
         """Tokens [B, T, D] → [B, T, D], and the keys and values of all tokens so far.
 
         Args:
             mask: bool [m, 1, 1, S] of film tokens that are there.
             film: keys and values of the film, [m, H, S, d]; B is a multiple of m, and every B / m rows share a film.
-            before: keys and values of the tokens before these, [B, H, t, d].
+            before: keys and values of the tokens before these, [n, H, t, d].
+            parents: int64 [B], the row of `before` that each row goes on from; None: its own.
         """
         asked = self.norms[0](x)
         held = self.own.read(asked)
         if before is not None:
-            held = torch.cat((before[0], held[0]), 2), torch.cat((before[1], held[1]), 2)
+            held = longer(before[0], held[0], parents), longer(before[1], held[1], parents)
         x = x + self.dropout(self.own(asked, held, mask if film is None else None, causal))
         if self.film is not None and film is not None:
             rows, tokens, width = x.shape
             shared = self.norms[1](x).reshape(len(film[0]), -1, width)  # rows of a film are as so many more tokens
             x = x + self.dropout(self.film(shared, film, mask).reshape(rows, tokens, width))
         return x + self.dropout(self.forwards(self.norms[-1](x))), held
+
+
+def longer(before: Tensor, more: Tensor, parents: Tensor | None) -> Tensor:
+    """Rows `parents` of [n, H, t, d], with [B, H, T, d] behind them: [B, H, t + T, d], copied once."""
+    if parents is None:
+        return torch.cat((before, more), 2)
+    rows, heads, new, width = more.shape
+    held = more.new_empty(rows, heads, before.shape[2] + new, width)
+    torch.index_select(before, 0, parents, out=held[:, :, :-new])
+    held[:, :, -new:] = more
+    return held
 
 
 class Cache(NamedTuple):
@@ -113,6 +126,8 @@ class Cache(NamedTuple):
     """int64 [n], each row's film."""
     knowledge: Pair | None = None
     """Of the matrix."""
+    parents: Tensor | None = None
+    """int64 [n], the row of `words` that each row goes on from: they are moved when the next word is read."""
 
 
 class EncoderDecoder(nn.Module):
@@ -165,15 +180,15 @@ class EncoderDecoder(nn.Module):
             film = tuple((keys[cache.whose], values[cache.whose]) for keys, values in film)
             mask = None if mask is None else mask[cache.whose]
         for layer, shown, before in zip(self.decoder, film, cache.words, strict=True):
-            word, pair = layer(word, mask, shown, before)
+            word, pair = layer(word, mask, shown, before, parents=cache.parents)
             held.append(pair)
-        return self.logits(self.decoded(word))[:, 0], cache._replace(words=tuple(held))
+        return self.logits(self.decoded(word))[:, 0], cache._replace(words=tuple(held), parents=None)
 
 
 def reorder(cache: Cache, parents: Tensor) -> Cache:
-    """A cache whose row i goes on from row parents[i]: words are moved, films stay where they are."""
-    moved = tuple((keys.index_select(0, parents), values.index_select(0, parents)) for keys, values in cache.words)
-    return cache._replace(words=moved, whose=cache.whose[parents])
+    """A cache whose row i goes on from row parents[i]; films stay where they are."""
+    whose = parents if cache.parents is None else cache.parents[parents]
+    return cache._replace(parents=whose, whose=cache.whose[parents])
 
 
 def places(length: int, width: int, start: int = 0) -> Tensor:
