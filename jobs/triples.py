@@ -22,8 +22,9 @@ def main(
         list[str] | None, typer.Option(help="file of RadGraph in their place; may be given more than once")
     ] = None,
     annotator: Annotated[
-        Literal["labeler_1", "labeler_2", "merge"], typer.Option(help="of RadGraph's documents that have two")
-    ] = "labeler_1",
+        Literal["labeler_1", "labeler_2", "merge"] | None,
+        typer.Option(help="of RadGraph's documents that have two; default: labeler_1"),
+    ] = None,
     triples: Annotated[str, typer.Option(help=".csv or .jsonl of the studies' triples in their place")] = "",
     predictions: Annotated[
         Path | None, typer.Option(help="predictions.jsonl of a system that writes triples, or its RUN, in their place")
@@ -43,6 +44,8 @@ def main(
     named = {"annotations": annotations, "radgraph": radgraph, "triples": triples, "predictions": predictions}
     if len(given := [f"--{name}" for name, value in named.items() if value]) > 1:
         raise ConfigError(f"{' and '.join(given)} were given: triples come from one of them")
+    if annotator and not radgraph:
+        raise ConfigError("--annotator goes with --radgraph: nothing else has two")
     if (status or isolated) and (triples or predictions):
         raise ConfigError("--status and --isolated go with annotations or --radgraph: other triples are as they are")
     said = place(annotations) if annotations else None
@@ -61,7 +64,7 @@ def main(
 
     where = place(out) if out else root / "side" / NAME
     if radgraph:
-        source = of_radgraph(radgraph, annotator, status, isolated)
+        source = of_radgraph(radgraph, annotator or "labeler_1", status, isolated)
     elif triples:
         source = of_file(triples)
     elif predictions:

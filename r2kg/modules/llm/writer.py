@@ -188,7 +188,9 @@ class ReportWriter(nn.Module):
         present: Tensor | None = None,
         asked: Asked | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [K, words] of the target tokens, and these, int64 [K], study by study; the arguments are `loss`'s.
+        """Logits [K, words] of the target tokens, and these, int64 [K], row by row as studies share them.
+
+        The arguments are `loss`'s.
 
         Without a target K is 1, and the token -100.
         """
