@@ -36,9 +36,7 @@ Actors = Annotated[
 ]
 Wait = Annotated[
     float | None,
-    typer.Option(
-        min=0, help="longest wait for GPUs that can come; 0: none; default: train.wait_minutes, if trained on GPUs"
-    ),
+    typer.Option(min=0, help="longest wait for GPUs to come; 0: none; default: train.wait_minutes, if trained on GPUs"),
 ]
 BadFilm = Annotated[OnBad | None, typer.Option(help="a film that cannot be read: skip (count) or fail; default: skip")]
 Hosts = Annotated[

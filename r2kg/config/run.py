@@ -17,9 +17,9 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from r2kg.config.needs import Artefact, Inputs
 from r2kg.config.overrides import TAGS, assign, explain
 from r2kg.config.parts import Data, Decoding, Engine, Optim, Part, Privacy, Tracking, Train
-from shards.errors import ConfigError, patiently
+from shards.errors import ConfigError, DataError, patiently
 from shards.tars.format import Manifest, read_manifest
-from shards.tars.kinds import KINDS
+from shards.tars.kinds import KINDS, read_side
 from shards.tars.place import place, size_of, write_atomic
 
 SYSTEMS = {
@@ -152,6 +152,18 @@ class Run(Part):
     def reference(self) -> dict[str, str]:
         """Kind → place of the side that holds what is right; {} where the records do."""
         return {kind: self.sides[kind] for kind in (self.inputs.reference,) if kind}
+
+    def refuse_lacking(self, kind: str, manifest: Manifest) -> None:
+        """DataError where a side of targets says nothing of a split that is learned or validated on."""
+        where = self.sides[kind]
+        held = {tar.split for tar in read_side(where, kind).shards if tar.held}
+        needed = ["train", *(["val"] if self.train.validation_studies and manifest.splits["val"].studies else [])]
+        if lacking := [split for split in needed if split not in held]:
+            raise DataError(
+                f"the {kind} at {where} say nothing of {', '.join(lacking)}, so nothing can be learned or validated "
+                f"there: `r2kg graph annotate SHARDS {' '.join(f'--split {split}' for split in needed)}`"
+                f"{'' if kind == 'annotations' else f', then {KINDS[kind].how}'}, or train.validation_studies=0"
+            )
 
     def manifest(self) -> Manifest:
         """The manifest of its shards.

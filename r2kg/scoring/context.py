@@ -21,8 +21,6 @@ from shards.tars.kinds import KINDS, description_hash, read_side, refuse_other
 from shards.tars.place import Place
 
 T = TypeVar("T")
-PORTION = 1024
-"""Members of a side that are read at once."""
 
 
 def scoring_context(
@@ -115,18 +113,8 @@ class References:
         on_bad: OnBad = "fail" if unread is None else "skip"
         index = Index.open(shards, split, on_bad, manifest)
         side = Side.open(self.where, index, manifest, self.kind, on_bad)
-        for start in range(0, len(index), PORTION):
-            rows = range(start, min(start + PORTION, len(index)))
-            fetched = side.fetch(rows)
-            for row in rows:
-                key = index.keys[row].decode()
-                try:
-                    if (data := side.read(row, fetched.get(row))) is not None:
-                        yield {"id": key, "row": row, "reference": triples_text(unpack_triples(data))}
-                except DataError as error:
-                    if unread is None:
-                        raise
-                    unread[key] = str(error)
+        for row, member in side.held(range(len(index)), unread):
+            yield {"id": index.keys[row].decode(), "row": row, "reference": triples_text(unpack_triples(member))}
 
 
 @dataclass

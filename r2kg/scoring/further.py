@@ -18,11 +18,43 @@ from r2kg.rundir import read_json
 from r2kg.scoring.context import References, scoring_context
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.systems.contract import add_reference_cuts, build_model
-from shards.errors import DataError
+from r2kg.training.checkpoint import MANIFEST
+from shards.errors import ConfigError, DataError
 from shards.tars.format import Manifest
-from shards.tars.place import write_atomic
+from shards.tars.kinds import description_hash, read_side
+from shards.tars.place import sha256_of, write_atomic
 
 FILES = ("predictions.jsonl", "shuffled.jsonl")
+
+
+def what_decides(
+    run: Run, manifest: Manifest, checkpoint: Path, state: Mapping[str, Any], references: References | None
+) -> dict[str, Any]:
+    """All that decides what is written about a split, as context.json says it and the directory's hash has it.
+
+    Args:
+        state: of the checkpoint.
+
+    Raises:
+        ConfigError: a side of another meaning than the run was trained with.
+    """
+    sides = {kind: description_hash(read_side(where)) for kind, where in run.shown_sides.items() if kind != "features"}
+    for kind, found in sides.items():
+        if found != state["sides"].get(kind, found):
+            raise ConfigError(
+                f"the {kind} at {run.shown_sides[kind]} are described otherwise than those {run.name} was trained "
+                "with, so their numbers would mean other things: write them as those were, or name those in data.sides"
+            )
+    decided = {
+        "checkpoint_sha256": sha256_of(checkpoint / MANIFEST),
+        "decoding": run.model.decoding.told(),
+        "shards": manifest.fingerprint,
+        "sides": sides,
+        "features": bool(run.data.features),
+        "precision": run.engine.precision,
+        "micro_batch": run.train.micro_batch,
+    }
+    return decided | ({"reference": references.named} if references else {})
 
 
 def written_before(out: Path, decided: Mapping[str, Any]) -> Path:

@@ -22,10 +22,10 @@ from r2kg.modules.beams import Generated
 from r2kg.rundir import RunFiles
 from r2kg.scoring.context import References, answer_of, scoring_context
 from r2kg.scoring.controls.withheld import derangement, refuse_withheld, shown, shuffled
-from r2kg.scoring.further import add_protocols, written_before
+from r2kg.scoring.further import add_protocols, what_decides, written_before
 from r2kg.systems.contract import Model, add_reference_cuts, model_class, refuse_cuts, to_device
 from r2kg.training.artefacts import trained_model
-from r2kg.training.checkpoint import MANIFEST, find_checkpoint, read_state
+from r2kg.training.checkpoint import find_checkpoint, read_state
 from r2kg.training.features import features_or_films
 from r2kg.training.plan import checked_manifest
 from shards.errors import CheckpointError, ConfigError, DataError, RetryableError
@@ -39,7 +39,7 @@ from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import Manifest
 from shards.tars.kinds import KINDS, description_hash, read_side
-from shards.tars.place import Place, create, sha256_of, write_atomic
+from shards.tars.place import Place, create, write_atomic
 
 Probe = tuple[Rows, float]
 """Rows of the validation split, and the loss that a checkpoint had on them."""
@@ -189,30 +189,13 @@ def generate(run: Run, shards: str | Place, split: str = "test", checkpoint: str
         )
     source = find_checkpoint(run.directory, checkpoint)
     state = read_state(source)
-    sides = {kind: description_hash(read_side(where)) for kind, where in run.shown_sides.items() if kind != "features"}
-    for kind, found in sides.items():
-        if found != state["sides"].get(kind, found):
-            raise ConfigError(
-                f"the {kind} at {run.shown_sides[kind]} are described otherwise than those {run.name} was trained "
-                "with, so their numbers would mean other things: write them as those were, or name those in data.sides"
-            )
-    decoding = run.model.decoding
     refuse_withheld(run)
-    decided = {
-        "checkpoint_sha256": sha256_of(source / MANIFEST),
-        "decoding": decoding.told(),
-        "shards": manifest.fingerprint,
-        "sides": sides,
-        "features": bool(run.data.features),
-        "precision": run.engine.precision,
-        "micro_batch": run.train.micro_batch,
-    }
-    references = References.of(run.reference, manifest)
-    if references:
+    if references := References.of(run.reference, manifest):
         references.refuse_lacking(split)
-        decided["reference"] = references.named
+    decided = what_decides(run, manifest, source, state, references)
+    decoding = run.model.decoding
     how = "-".join(
-        ["sampled" if decoding.sample else f"beams{decoding.beams}", *(f"no-{x}" for x in decoding.withhold)]
+        ["sampled" if decoding.sample else f"beams{decoding.beams}", *(f"no-{what}" for what in decoding.withhold)]
     )
     digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
     out = RunFiles(run.directory).predictions / split / f"{source.name}-{how}-{digest[:8]}"

@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,15 @@ from r2kg.training.artefacts import begin
 from r2kg.training.checkpoint import check_room, checkpoints
 from r2kg.training.features import check_features, refuse_damage
 from r2kg.training.optim import parameter_groups
-from shards.errors import ConfigError, DataError
+from shards.errors import ConfigError
 from shards.graphs.triples import unpack_triples
 from shards.stream.index import Index, numbered_studies
 from shards.stream.side import Side
 from shards.study import Study
 from shards.tars.format import Manifest
-from shards.tars.kinds import KINDS, SideManifest, description_hash, read_side, refuse_other
+from shards.tars.kinds import description_hash, read_side, refuse_other
 from shards.tars.verify import faults_of, verify
 
-PORTION = 512
-"""Members of a side that are read at once."""
 COUNTED = 5000
 """Studies of a split over which lengths are counted: at most these are read before a run starts."""
 MAY_CHANGE = (
@@ -104,7 +101,7 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
             refuse_damage(run, where, side)
             sides[kind] = description_hash(side)
             if kind == run.inputs.reference:
-                _refuse_lacking(run, manifest, where, side)
+                run.refuse_lacking(kind, manifest)
     with torch.device("meta"):  # so that a 7B model costs no memory
         model = build_model(run.model)
     begins = begin(model, run)  # type: ignore[arg-type]  # a Model is an nn.Module
@@ -143,19 +140,6 @@ def preflight(run: Run, manifest: Manifest, artefacts: dict[str, Any]) -> Plan:
         count = max(1, kept - len(written))
         check_room(there, plan.checkpoint_bytes * count, count)
     return plan
-
-
-def _refuse_lacking(run: Run, manifest: Manifest, where: str, side: SideManifest) -> None:
-    """DataError where the side of what is right says nothing of a split that is learned or validated on."""
-    needed = ["train", *(["val"] if run.train.validation_studies and manifest.splits["val"].studies else [])]
-    held = {tar.split for tar in side.shards if tar.held}
-    if lacking := [split for split in needed if split not in held]:
-        raise DataError(
-            f"the {side.kind} at {where} say nothing of {' and '.join(lacking)}, so nothing can be learned or "
-            f"validated there. Write them of {' and '.join(needed)} with {KINDS[side.kind].how} (of annotations, after "
-            f"`r2kg graph annotate SHARDS {' '.join(f'--split {split}' for split in needed)}`), or set "
-            "train.validation_studies=0 where val alone is lacking"
-        )
 
 
 def checked_choice(run: Run, manifest: Manifest) -> dict[str, float]:
@@ -216,16 +200,12 @@ def _first_studies(run: Run, split: str) -> list[Study]:
     found = list(numbered_studies(index, {}, COUNTED))
     if not run.reference:
         return [study for _, study in found]
-    (kind, where), told = next(iter(run.reference.items())), list[Study]()
+    ((kind, where),) = run.reference.items()
     side = Side.open(where, index, run.manifest(), kind, "skip")
-    for start in range(0, len(found), PORTION):
-        portion = found[start : start + PORTION]
-        fetched = side.fetch([row for row, _ in portion])
-        for row, study in portion:
-            with suppress(DataError):  # who reads it says so
-                if (member := side.read(row, fetched.get(row))) is not None:
-                    told.append(study.model_copy(update={"triples": unpack_triples(member)}))
-    return told
+    members = dict(side.held([row for row, _ in found], {}))  # what cannot be read is told by who learns from it
+    return [
+        study.model_copy(update={"triples": unpack_triples(members[row])}) for row, study in found if row in members
+    ]
 
 
 def checked_manifest(run: Run) -> Manifest:

@@ -55,8 +55,7 @@ def records_of(root: str | Place, side: str | Place) -> Iterator[dict[str, Any]]
         beside = Side.open(side, index, manifest, "triples")
         for start in range(0, len(index), PORTION):
             rows = range(start, min(start + PORTION, len(index)))
-            fetched = beside.fetch(rows)
-            of = {row: data for row in rows if (data := beside.read(row, fetched.get(row))) is not None}
+            of = dict(beside.held(rows))
             for row, study in studies_of(index, [*of]):
                 if study is None:
                     continue

@@ -1,5 +1,6 @@
 """`Side`: where what belongs to the studies of an `Index` lies beside their shards, row by row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -13,6 +14,9 @@ from shards.stream.members import ABSENT, Members
 from shards.tars.format import Manifest, read_index
 from shards.tars.kinds import KINDS, Kind, read_side, refuse_other
 from shards.tars.place import Place, place
+
+PORTION = 1024
+"""Members of a remote directory that are asked for at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,28 @@ class Side(Members):
         except DataError as error:
             raise DataError(f"study {self.keys[row].decode()}: {error}") from None
         return data
+
+    def held(self, rows: range | list[int], unread: dict[str, str] | None = None) -> Iterator[tuple[int, memoryview]]:
+        """(row, member) of those rows that have one; `PORTION` of a remote directory are asked for at once.
+
+        One that cannot be read is left out and noted in `unread` (key → cause) if that is given.
+
+        Raises:
+            DataError: as `read`, without `unread`.
+        """
+        for at in range(0, len(rows), PORTION):
+            some = rows[at : at + PORTION]
+            fetched = self.fetch(some)
+            for row in some:
+                try:
+                    member = self.read(row, fetched.pop(row, None))
+                except DataError as error:
+                    if unread is None:
+                        raise
+                    unread[self.keys[row].decode()] = str(error)
+                    continue
+                if member is not None:
+                    yield row, member
 
     def read_films(self, row: int, films: int, fetched: memoryview | DataError | None = None) -> NDArray[Any]:
         """What is stored of each film of study `row`, which has `films` films: uint16 [V, *extent[1:]] of the first V.

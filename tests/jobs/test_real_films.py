@@ -77,6 +77,7 @@ def test_every_real_test_study_is_scored_exactly_once(part, tmp_path):
 
 
 @pytest.mark.skipif(not find_spec(TEXT["all-minilm-l6-v2"].module), reason="no text encoder: r2kg[weights]")
+@pytest.mark.long
 @pytest.mark.parametrize("table", [None, "mesh_triples_train.csv"])
 def test_real_films_meet_a_graph_of_their_reports_or_of_mesh(part, tmp_path, table):
     manifest = write_shards(IuXray(raw=part), tmp_path / "shards", size=128, studies_per_shard=20)

@@ -154,10 +154,7 @@ def said_in(side: Side) -> Iterable[Said]:
     def read(row: dict) -> dict:
         mine: Side = ray.get(ref)
         rows, said, unused = mine.rows_of(int(row["id"])), Said(Counter(), []), 0
-        fetched = mine.fetch(rows)
-        for at in rows:
-            if (data := mine.read(at, fetched.get(at))) is None:
-                continue
+        for at, data in mine.held(rows):
             if mine.kind == "triples":
                 unused += add_triples(said, mine.keys[at].decode(), unpack_triples(data))
             else:

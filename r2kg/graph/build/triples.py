@@ -81,10 +81,9 @@ def write_annotated_triples(
 
     def annotated(index: Index, rows: range, given: bytes) -> Iterator[Made]:
         beside: Side | None = ray.get(ref).get(index.split)
-        fetched = beside.fetch(rows) if beside else {}
+        held = dict(beside.held(rows)) if beside else {}
         for row in rows:
-            data = beside.read(row, fetched.get(row)) if beside else None
-            if data is None:
+            if (data := held.get(row)) is None:
                 yield Made(cause=NOT_ANNOTATED if beside else NOT_ASKED)
                 continue
             said = unpack(data)

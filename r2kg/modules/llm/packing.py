@@ -54,24 +54,26 @@ def shared_rows(lengths: Sequence[int], width: int, one: bool = False) -> list[l
     return best if len(best) < len(lengths) else None
 
 
-def pack(embeds: Tensor, there: Tensor, targets: Tensor, rows: Sequence[Sequence[int]]) -> Packed:
+def pack(
+    embeds: Tensor, there: Tensor, targets: Tensor, lengths: Sequence[int], rows: Sequence[Sequence[int]]
+) -> Packed:
     """Lay the tokens that are there of the studies of each row one after the other; the rest is padding.
 
     Args:
         embeds: [B, M, D], there: bool [B, M], targets: int64 [B, M].
-        rows: every study once.
+        lengths: tokens that are there of each study; `rows`: every study once.
     """
     studies = [study for row in rows for study in row]
-    counts = there.sum(1).tolist()
-    longest = max(1, *(sum(counts[study] for study in row) for row in rows))
+    longest = max(1, *(sum(lengths[study] for study in row) for row in rows))
     begins = torch.tensor([
-        number * longest + sum(counts[study] for study in row[:at])
+        number * longest + sum(lengths[study] for study in row[:at])
         for number, row in enumerate(rows)
         for at in range(len(row))
     ], device=embeds.device)  # fmt: skip
     order = torch.tensor(studies, device=embeds.device)
-    study, column = there[order].nonzero(as_tuple=True)
-    nth = (there[order].cumsum(1) - 1)[study, column]  # of the tokens of its study
+    ordered = there[order]
+    study, column = ordered.nonzero(as_tuple=True)
+    nth = (ordered.cumsum(1) - 1)[study, column]  # of the tokens of its study
     place, source = begins[study] + nth, order[study] * there.shape[1] + column
     size, shape = len(rows) * longest, (len(rows), longest)
     laid = embeds.new_zeros(size, embeds.shape[2]).index_copy(0, place, embeds.flatten(0, 1)[source])

@@ -190,9 +190,7 @@ class ReportWriter(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits [K, words] of the target tokens, and these, int64 [K], row by row as studies share them.
 
-        The arguments are `loss`'s.
-
-        Without a target K is 1, and the token -100.
+        The arguments are `loss`'s. Without a target K is 1, and the token -100.
         """
         embeds = torch.cat((self.prompt(soft, asked), self.llm.get_input_embeddings()(input_ids)), dim=1)  # [B, L+T, D]
         prompted, is_target = self.prompt_mask(soft, present, asked).bool(), labels != IGNORED
@@ -203,7 +201,7 @@ class ReportWriter(nn.Module):
         lengths = there.sum(1).tolist()
         one = self.config.attention == "flash_attention_2"
         rows = shared_rows(lengths, self.width, one) if self.config.packing and self._apart else None
-        packed = pack(embeds, there, targets, rows or [[study] for study in range(len(embeds))])
+        packed = pack(embeds, there, targets, lengths, rows or [[study] for study in range(len(embeds))])
         self.read = [self.read[0] + sum(lengths), self.read[1] + packed.position.numel() - sum(lengths)]
         chosen = (packed.target[:, 1:] != IGNORED).nonzero(as_tuple=True)
         if not len(chosen[0]):  # every worker calls the LM head, and gets zeros

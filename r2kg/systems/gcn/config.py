@@ -10,9 +10,7 @@ from r2kg.config.parts import Data
 from r2kg.config.run import Run, System
 from r2kg.modules.config import Vision
 from r2kg.systems.gcn.parts import CHEXPERT, FindingGraph
-from shards.errors import DataError
 from shards.tars.format import Manifest
-from shards.tars.kinds import read_side
 
 
 class GcnConfig(System):
@@ -61,15 +59,7 @@ class GcnConfig(System):
         Raises:
             DataError: no annotations, or of other splits than are read; no graph, one of another kind or other shards.
         """
-        where = run.sides["annotations"]
-        splits = read_side(where, "annotations").description.get("splits", ())
-        needed = ["train", *(["val"] if run.train.validation_studies and manifest.splits["val"].studies else [])]
-        if lacking := [split for split in needed if split not in splits]:
-            raise DataError(
-                f"the annotations at {where} say nothing of {', '.join(lacking)}, so nothing can be learned or "
-                f"validated there: `r2kg graph annotate SHARDS {' '.join(f'--split {split}' for split in needed)}`, "
-                "or train.validation_studies=0"
-            )
+        run.refuse_lacking("annotations", manifest)
         if self.graph.at:
             return ()
         from r2kg.systems.gcn.graph import artefact  # a second of spaCy, for a run that needs it

@@ -103,6 +103,7 @@ def test_a_killed_worker_costs_nothing_with_augmented_films(undisturbed):
     assert worst == 0.0, worst
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trained_memory_learns_at_zero_3_as_at_zero_2(phantom_shards, matrix, tmp_path):
     """R2GenCMN's memory, which is a parameter: the same weights, whether they are sharded or not."""
@@ -132,6 +133,7 @@ def test_reports_are_written_as_by_the_released_code(phantom_shards, tmp_path):
     assert read_predictions(generate(saved_run(run.directory), phantom_shards, "test"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_language_model_asks_the_matrix_at_zero_3(phantom_shards, matrix, tmp_path):
     lm = {"width": 32, "layers": 1, "heads": 2, "vocabulary": 400, "epochs": 1}
