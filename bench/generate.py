@@ -22,7 +22,7 @@ from r2kg.modules.config import TinyLm
 from r2kg.modules.tiny_lm import write_tiny_lm
 from r2kg.recipes import find_recipe
 from r2kg.rundir import RunFiles
-from r2kg.scoring.generate import write_reports
+from r2kg.scoring.writing.writer import write_reports
 from r2kg.systems.contract import build_model, stored
 from r2kg.training.checkpoint import write_checkpoint
 from shards.sources.phantom.source import Phantom

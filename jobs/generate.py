@@ -27,6 +27,9 @@ def main(
     writers: Annotated[
         int, typer.Option(min=0, help="actors that hold the model; 0: one per GPU, without GPUs as many as trained it")
     ] = 0,
+    unscored: Annotated[
+        bool, typer.Option("--unscored", help="write about all studies, also those of which nothing right is known")
+    ] = False,
     changes: Annotated[
         list[str] | None,
         typer.Argument(help="key=value of model.decoding, data and protocols, e.g. model.decoding.beams=5"),
@@ -48,7 +51,7 @@ def main(
     read_manifest(where)
     from r2kg.scoring.generate import generate  # seconds of torch and Ray, after what is refused without them
 
-    print(generate(trained, where, split, checkpoint, writers))
+    print(generate(trained, where, split, checkpoint, writers, scored=not unscored))
 
 
 if __name__ == "__main__":

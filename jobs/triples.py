@@ -71,8 +71,8 @@ def main(
         from r2kg.rundir import newest_predictions
         from r2kg.scoring.evaluate import context_beside, read_predictions
 
-        path = newest_predictions(predictions)
-        source = of_predictions(path, read_predictions(path), context_beside(path))
+        path = newest_predictions(predictions, unscored=True)
+        source = of_predictions(path, read_predictions(path, scored=False), context_beside(path))
     connect_ray(where if isinstance(where, Path) else None)
     if said:
         side = write_annotated_triples(root, where, said, status, isolated)

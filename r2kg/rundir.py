@@ -21,6 +21,8 @@ UNREAD = "unread-{}.jsonl"
 """By rank: lines of [key, cause]."""
 
 
+UNSCORED = "unscored.jsonl"
+"""Predictions that tell nothing of what is right, in place of predictions.jsonl."""
 MAX_JSON_BYTES = 100_000_000
 
 
@@ -221,14 +223,18 @@ def withheld(predictions: Path) -> list[str]:
     return []
 
 
-def newest_predictions(place: Path) -> Path:
+def newest_predictions(place: Path, unscored: bool = False) -> Path:
     """A predictions file, or the newest one below a directory, such as a run's; DataError where there is none.
 
     Controls, of which the model was not shown all, are to be named themselves: they are passed over.
+
+    Args:
+        unscored: those that tell nothing of what is right, and so cannot be scored, are as good.
     """
     if not place.is_dir():
         return place
-    found = sorted(place.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime)
+    names = ("predictions.jsonl", UNSCORED)[: 1 + unscored]
+    found = sorted((path for name in names for path in place.rglob(name)), key=lambda path: path.stat().st_mtime)
     if ours := [path for path in found if not withheld(path)]:
         return ours[-1]
     if found:

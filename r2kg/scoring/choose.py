@@ -6,13 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from r2kg.config.protocol import parse_choice, protocol_named, protocols_of
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, read_json, saved_run
 from r2kg.scoring.context import Answers, References
 from r2kg.scoring.evaluate import score_protocol
-from r2kg.scoring.generate import lines_of, write_reports
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable, program
+from r2kg.scoring.writing.writer import lines_of, write_reports
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training import launch
 from r2kg.training.checkpoint import MANIFEST, checkpoints, complaints, find_checkpoint, prune, scored
@@ -83,6 +85,8 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
     if waiting:
         run = features_or_films(run, manifest)
         index = Index.open(run.data.shards, "val", run.data.on_bad)
+        rows = references.rows(index, manifest, run.data.on_bad) if references else np.arange(len(index))
+        rows = rows[: train.validation_studies]
         context = {"cleaning": manifest.cleaning, "floor": {}}
         if protocol.threshold:
             answers = Answers(run.data.shards, manifest, task, run.data.on_bad)
@@ -96,7 +100,7 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
                     sha256 = sha256_of(checkpoint / MANIFEST)
                     side = "".join(f"-{digest[:8]}" for digest in of_data.get("reference", {}).values())
                     parts = files.validation / f"{checkpoint.name}-{sha256[:8]}-{train.validation_studies}{side}"
-                    write_reports(run, index, manifest.licence, checkpoint, 0, parts, first=train.validation_studies)
+                    write_reports(run, index, manifest.licence, checkpoint, 0, parts, rows)
                     lines = [line for _, line in lines_of(parts) if "unread" not in line]
                     shutil.rmtree(parts)
                     if not lines:

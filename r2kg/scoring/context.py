@@ -14,6 +14,7 @@ from shards.graphs.text import NOTHING, triples_text
 from shards.graphs.triples import unpack_triples
 from shards.stream.facts import fact
 from shards.stream.index import Index, read_studies
+from shards.stream.order import Indices
 from shards.stream.side import Side
 from shards.study import SPLITS, Study
 from shards.tars.format import Manifest
@@ -97,6 +98,14 @@ class References:
                 f"nothing there can be scored. Write them of more splits with {KINDS[self.kind].how}, for triples of "
                 "annotations after `r2kg graph annotate SHARDS --split " + split + "`"
             )
+
+    def rows(self, index: Index, manifest: Manifest, on_bad: OnBad = "fail") -> Indices:
+        """Rows of the studies of `index` that have a member, rising: int64 [k].
+
+        Raises:
+            DataError: as `Side.open`.
+        """
+        return Side.open(self.where, index, manifest, self.kind, on_bad).present
 
     def lines(
         self, shards: str | Place, manifest: Manifest, split: str, unread: dict[str, str] | None = None

@@ -62,16 +62,16 @@ class Context(TypedDict, total=False):
     reference_at: dict[str, str] | None
 
 
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a predictions file, in its order, each study exactly once.
+def read_predictions(path: str | Path, scored: bool = True) -> list[dict[str, Any]]:
+    """The lines of a predictions file, in its order, each study exactly once; `scored`: with what is right.
 
     Raises `DataError` with file:line for a line that is no prediction, and with the ids that occur twice. No report
     text is quoted.
     """
-    return _read_lines(Path(path))[0]
+    return _read_lines(Path(path), TEXTS[: 2 + scored])[0]
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], str]:
+def _read_lines(path: Path, needed: Sequence[str] = TEXTS[:3]) -> tuple[list[dict[str, Any]], str]:
     """The lines of a predictions file and the SHA-256 of its bytes."""
     try:
         if path.exists() and not path.is_file():
@@ -97,9 +97,12 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], str]:
                 f"{path}:{number} is not one JSON object ({reason}): a file cut short must be generated again"
             ) from None
         known = line if isinstance(line, dict) else {}
-        wrong = [key for key in TEXTS[:3] if not isinstance(known.get(key), str)]
+        wrong = [key for key in needed if not isinstance(known.get(key), str)]
         if wrong:
-            raise DataError(f"{path}:{number} is not a prediction: no text under {', '.join(wrong)}")
+            raise DataError(
+                f"{path}:{number} is not a prediction: no text under {', '.join(wrong)}"
+                + ", so that it cannot be scored" * (wrong == ["reference"])
+            )
         if long := [key for key, text in line.items() if isinstance(text, str) and len(text) > MAX_TEXT]:
             what = ", ".join(key for key in long if key in TEXTS) or "a field"
             raise DataError(f"{path}:{number} is no report's: {what} has more than {MAX_TEXT:,} characters")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from shards.errors import DataError, OnBad
 from shards.stream.index import Index
 from shards.stream.members import ABSENT, Members
+from shards.stream.order import Indices
 from shards.tars.format import Manifest, read_index
 from shards.tars.kinds import KINDS, Kind, read_side, refuse_other
 from shards.tars.place import Place, place
@@ -73,6 +74,12 @@ class Side(Members):
             entry=KINDS[kind],
             extent=side.extent,
         )
+
+    @property
+    def present(self) -> Indices:
+        """Rows that have a member, or may have one behind a torn index, rising: int64 [k]."""
+        torn = np.array([bool(why) for why in self.torn])[self.tar]
+        return np.flatnonzero((self.span[:, 0, 0] != ABSENT) | torn)
 
     def read(self, row: int, fetched: memoryview | DataError | None = None) -> memoryview | None:
         """The member of study `row`, None when it has none; `fetched` is what `fetch` had for it.

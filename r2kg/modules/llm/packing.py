@@ -11,6 +11,8 @@ from torch import Tensor
 
 IGNORED = -100
 """Label of a position that is no target."""
+MOST_PADDING = 0.1
+"""Share of the places of shared rows that may be padding, where other rows have less."""
 
 
 class Packed(NamedTuple):
@@ -29,15 +31,20 @@ class Packed(NamedTuple):
 def shared_rows(lengths: Sequence[int], width: int, one: bool = False) -> list[list[int]] | None:
     """Which studies share a row of a language model, the longest first; None where each has a row of its own anyway.
 
-    First fit into rows of one length, which is the one of least work: a row of C tokens takes C(6D + C) of D channels
-    (products with 12D² weights a layer, and with all tokens of the row). The same lengths give the same rows.
+    First fit into rows of one length, which is the one of least work among those with less padding than `MOST_PADDING`,
+    or among all: a row of C tokens takes C(6D + C) of D channels (products with 12D² weights a layer, and with all
+    tokens of the row). The same lengths give the same rows.
 
     Args:
         lengths: tokens of each study.
         one: all in one row, for kernels that skip what is not attended to.
     """
     order, longest = sorted(range(len(lengths)), key=lambda study: -lengths[study]), max(lengths, default=0)
-    best, least = [[study] for study in range(len(lengths))], len(lengths) * longest * (6 * width + longest)
+
+    def cost(rows: int, tokens: int) -> tuple[bool, int]:
+        return sum(lengths) < (1 - MOST_PADDING) * rows * tokens, rows * tokens * (6 * width + tokens)
+
+    best, least = [[study] for study in range(len(lengths))], cost(len(lengths), longest)
     for capacity in [sum(lengths)] if one else [longest * eighths // 8 for eighths in range(8, 33)]:
         rows, left = list[list[int]](), list[int]()
         for study in order:
@@ -48,9 +55,8 @@ def shared_rows(lengths: Sequence[int], width: int, one: bool = False) -> list[l
             rows[at].append(study)
             left[at] -= lengths[study]
         tokens = capacity - min(left, default=0)
-        work = len(rows) * tokens * (6 * width + tokens)
-        if work < least or one:
-            best, least = rows, work
+        if (price := cost(len(rows), tokens)) < least or one:
+            best, least = rows, price
     return best if len(best) < len(lengths) else None
 
 

@@ -14,7 +14,7 @@ from r2kg.graph.film.memory import PORTION, nearest, remember
 from r2kg.modules.beams import Generated
 from r2kg.scoring.context import scoring_context
 from r2kg.scoring.controls.withheld import derangement, shuffled
-from r2kg.scoring.generate import prediction_line
+from r2kg.scoring.writing.writer import prediction_line
 from shards.errors import ConfigError, DataError
 from shards.stream.index import open_splits, studies_of
 from shards.stream.side import Side

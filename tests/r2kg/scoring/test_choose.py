@@ -11,8 +11,9 @@ from r2kg.recipes import find_recipe
 from r2kg.rundir import RunFiles, saved_run
 from r2kg.scoring import choose
 from r2kg.scoring.choose import choose_checkpoint
+from r2kg.scoring.controls.withheld import derangement
 from r2kg.scoring.evaluate import evaluate, read_predictions
-from r2kg.scoring.generate import derangement, generate
+from r2kg.scoring.generate import generate
 from r2kg.systems.r2genkg.config import R2GenKGConfig
 from r2kg.training.checkpoint import checkpoints, find_checkpoint, prune
 from r2kg.training.plan import preflight

@@ -7,7 +7,7 @@ import torch
 from r2kg.config.protocol import PROTOCOLS
 from r2kg.scoring.context import scoring_context
 from r2kg.scoring.evaluate import protocols_beside
-from r2kg.scoring.further import add_protocols, written_before
+from r2kg.scoring.writing.further import add_protocols, written_before
 from r2kg.systems.contract import build_model
 from shards.stream.index import read_studies
 from shards.tars.format import read_manifest

@@ -20,8 +20,10 @@ from r2kg.config.protocol import PROTOCOLS
 from r2kg.config.run import Run, System
 from r2kg.modules.beams import Generated
 from r2kg.rundir import saved_run
+from r2kg.scoring.controls.withheld import derangement, shuffled
 from r2kg.scoring.evaluate import read_predictions
-from r2kg.scoring.generate import PART, Writer, derangement, generate, joined, probe_of, shuffled
+from r2kg.scoring.generate import generate, probe_of
+from r2kg.scoring.writing.writer import PART, Writer, joined
 from r2kg.systems.cknet.config import CKNetConfig
 from r2kg.systems.contract import add_reference_cuts, model_class, refuse_cuts
 from r2kg.systems.r2genkg.config import R2GenKGConfig
@@ -97,7 +99,7 @@ def test_a_model_that_writes_never_sees_the_target(phantom_shards: Path, tmp_pat
 
     protocols = ("r2genkg-2025", "full-text")
     run = Run(name="x", model=Asked(), train={"micro_batch": 64, "global_batch": 64}, protocols=protocols)
-    writer.run, writer.licence, writer.device, writer.parts = run, "", "cpu", tmp_path
+    writer.run, writer.licence, writer.device, writer.parts, writer.task = run, "", "cpu", tmp_path, "report"
     writer.model = Model()  # type: ignore[assignment]
     index = Index.open(phantom_shards, "test")
     rows = read_block(index, sequential_blocks(len(index), 1, len(index) + 1)[0], 64, 2)
@@ -149,7 +151,7 @@ def test_a_derangement_gives_everybody_another(n: int, tmp_path: Path) -> None:
     for first in range(0, n, 3):
         part = "".join(json.dumps(line) + "\n" for line in lines[first : first + 3])
         (tmp_path / PART.format(first)).write_text(part)
-    offsets, unread = joined(tmp_path, tmp_path / "whole", SimpleNamespace(keys=[b""] * n))  # type: ignore[arg-type]
+    offsets, unread = joined(tmp_path, tmp_path / "whole", SimpleNamespace(keys=[b""] * n), n)  # type: ignore[arg-type]
     assert len(offsets) == n and not unread
     written = list(shuffled(tmp_path / "whole", offsets, donors))
     assert [line["prediction"] for line in written] == [f"p{i}" for i in donors]
@@ -164,7 +166,7 @@ def test_a_damaged_part_is_named_and_never_passes_for_whole(tmp_path):
     for content, said in ((torn, f"{part} is damaged: delete it"), (lost, "holds 1 of 2 studies")):
         part.write_text(content)
         with pytest.raises(DataError, match=said):
-            joined(tmp_path, tmp_path / "whole", index)  # type: ignore[arg-type]
+            joined(tmp_path, tmp_path / "whole", index, 2)  # type: ignore[arg-type]
 
 
 def test_films_of_another_study_stand_beside_its_own_record(phantom_shards: Path, ray_session: None) -> None:

@@ -14,9 +14,10 @@ from r2kg.config.needs import Inputs
 from r2kg.config.protocol import DEFAULT_PROTOCOLS, METRICS, PROTOCOLS, parse_choice, protocols_of
 from r2kg.modules.beams import Generated
 from r2kg.scoring.context import answer_of, scoring_context
+from r2kg.scoring.controls.withheld import derangement, shuffled
 from r2kg.scoring.evaluate import choose_floor, evaluate, read_predictions, scores_table
-from r2kg.scoring.generate import derangement, prediction_line, shuffled
 from r2kg.scoring.metrics.labels import MOST, names_in, names_text, score_labels
+from r2kg.scoring.writing.writer import prediction_line
 from shards.errors import ConfigError, DataError
 from shards.sources.iu_xray.source import IuXray
 from shards.stream.index import read_studies

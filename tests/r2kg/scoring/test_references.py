@@ -15,7 +15,7 @@ from r2kg.graph.build.triples import of_file, write_listed_triples
 from r2kg.modules.beams import Generated
 from r2kg.scoring.context import References, scoring_context
 from r2kg.scoring.evaluate import choose_floor
-from r2kg.scoring.generate import NOT_KNOWN, PART, Writer
+from r2kg.scoring.writing.writer import NOT_KNOWN, PART, Writer
 from shards.errors import ConfigError, DataError
 from shards.graphs.text import triples_text
 from shards.stream.blocks import read_block
@@ -92,6 +92,7 @@ def test_lines_are_of_the_side_and_the_model_is_not_shown_it(shards, tmp_path: P
     run = Run(name="x", model=Writing(), train={"micro_batch": 4, "global_batch": 4}, data={"shards": str(root)})
     assert run.reference == {"triples": f"{root}/side/triples"} and run.shown_sides == {}
     writer.run, writer.licence, writer.device, writer.parts, writer.probe = run, "", "cpu", tmp_path, None
+    writer.task = "triples"
     writer.model = Model()  # type: ignore[assignment]
     index = Index.open(root, "test")
     beside = {kind: Side.open(at, index, read_manifest(root), kind) for kind, at in run.reference.items()}
@@ -102,6 +103,9 @@ def test_lines_are_of_the_side_and_the_model_is_not_shown_it(shards, tmp_path: P
     assert set(told) == {study.key for study in read_studies(root, "test")} & set(said)
     for key, line in told.items():
         assert line["reference"] == triples_text(said[key]) and line["triples"] == [*map(list, said[key])]
+    references = References.of(run.reference, read_manifest(root))
+    assert references is not None
+    assert [index.keys[row].decode() for row in references.rows(index, read_manifest(root))] == [*told]
     unread = [line for line in lines if "unread" in line]
     assert len(unread) == len(index) - len(told) > 0 and {line["unread"] for line in unread} == {NOT_KNOWN}
 

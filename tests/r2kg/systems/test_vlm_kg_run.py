@@ -6,9 +6,10 @@ import pytest
 
 from r2kg.graph.build.triples import of_file, write_listed_triples
 from r2kg.recipes import find_recipe
-from r2kg.rundir import newest_predictions, saved_run
+from r2kg.rundir import UNSCORED, newest_predictions, saved_run
 from r2kg.scoring.evaluate import evaluate, read_predictions
 from r2kg.scoring.generate import generate
+from r2kg.scoring.writing.writer import NOT_KNOWN
 from r2kg.tracking import track_scores
 from r2kg.training.checkpoint import newest_checkpoint, read_tensors
 from r2kg.training.launch import train
@@ -79,8 +80,8 @@ def test_stage_two_goes_on_from_stage_one_through_a_kill_and_is_scored(phantom_s
 
 
 @pytest.mark.slow
-def test_a_side_that_says_nothing_of_validation_is_refused_before_a_worker_starts(phantom_shards, tmp_path):
-    """Its loss would be 0 at every checkpoint, and the first one the best."""
+def test_studies_of_which_nothing_right_is_known_are_not_scored_by_and_can_be_written_about(phantom_shards, tmp_path):
+    """A side without validation would make the first checkpoint the best, whose loss is 0."""
     studies = read_studies(phantom_shards, "train")
     rows = [f"{study.key},{','.join(triple)}" for study in studies for triple in study.triples]
     (tmp_path / "triples.csv").write_text("\n".join(["key,head,relation,tail", *rows]) + "\n")
@@ -92,3 +93,26 @@ def test_a_side_that_says_nothing_of_validation_is_refused_before_a_worker_start
     assert train(run.change({"train.validation_studies": 0, "train.steps": 2}))["step"] == 2
     told = (run.directory / "metrics.jsonl").read_text()
     assert '"cut.train"' in told
+
+    studies = [*read_studies(phantom_shards, "test")]
+    rows = [json.dumps({"key": study.key, "triples": study.triples}) + "\n" for study in studies[::3]]
+    (tmp_path / "test.jsonl").write_text("".join(rows))
+    write_listed_triples(phantom_shards, some := tmp_path / "some", of_file(tmp_path / "test.jsonl"))
+    trained = saved_run(run.directory)
+    path = generate(trained.change({"data.sides.triples": str(some)}), phantom_shards, "test")
+    assert [line["key"] for line in read_predictions(path)] == [study.key for study in studies[::3]]
+    context = json.loads(path.with_name("context.json").read_text())
+    assert context["given"] == len(studies) and {*context["unread"].values()} == {NOT_KNOWN}
+    assert {*context["unread"]} == {study.key for study in studies} - {study.key for study in studies[::3]}
+    with pytest.raises(DataError, match="hold none of split 'test'"):
+        generate(trained, phantom_shards, "test")
+    path = generate(trained.change({"data.sides.triples": "nowhere"}), phantom_shards, "test", scored=False)
+    assert path.name == UNSCORED and newest_predictions(run.directory, unscored=True) == path != newest_predictions(
+        run.directory
+    )
+    lines = read_predictions(path, scored=False)
+    assert [line["key"] for line in lines] == [study.key for study in studies]
+    assert not any({"reference", "labels", "triples"} & line.keys() for line in lines)
+    with pytest.raises(DataError, match=r"no text under reference, so that it cannot be scored"):
+        evaluate(path)
+    assert generate(trained, phantom_shards, "test", scored=False) == path, "it does not depend on what is right"

@@ -21,7 +21,7 @@ from r2kg.training.launch import refuse_impossible, wait_for_workers
 from shards.session import connect_ray
 connect_ray()
 from shards.errors import ConfigError, RetryableError
-from r2kg.scoring.generate import gpus_to_write_on
+from r2kg.scoring.writing.writer import gpus_to_write_on
 from shards.session import pool_for
 on_gpus = {"root": sys.argv[1], "train.gpus": True, "train.wait_minutes": 5.0, "train.cpus_per_worker": 1}
 for workers in (2, 9):

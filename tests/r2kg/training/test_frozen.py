@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from r2kg.config.run import Run
-from r2kg.scoring.generate import Writer
+from r2kg.scoring.writing.writer import Writer
 from r2kg.systems.contract import other_weights, stored
 from r2kg.training.artefacts import built
 from r2kg.training.checkpoint import write_checkpoint

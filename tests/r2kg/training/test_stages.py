@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, saved_run
-from r2kg.scoring.generate import Writer, generate
+from r2kg.scoring.generate import generate
+from r2kg.scoring.writing.writer import Writer
 from r2kg.systems.contract import build_model, stored
 from r2kg.training.artefacts import WEIGHTS, built, with_init
 from r2kg.training.checkpoint import (

@@ -1,0 +1,1 @@
+"""What writes predictions: actors with the model, their files, and what further protocols need."""
