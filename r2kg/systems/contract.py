@@ -56,7 +56,8 @@ class Model(Protocol):
         """The count of every term that `loss` will return, by the same names, from the batch while it is on the CPU."""
 
     def cut(self, records: Sequence[str]) -> list[bool]:
-        """Of each study, JSON, whether what `collate` makes of its answer is cut, and so cannot be learned whole.
+        """Of each study, JSON, whether what `collate` makes of its answer, or of a report that this is read from, is
+        cut, so that it cannot be learned whole.
 
         Asked of a model on the meta device, which has its tokenizer.
         """

@@ -95,9 +95,13 @@ class VlmKg(nn.Module):
         return batch
 
     def cut(self, records: Sequence[str]) -> list[bool]:
-        """Whether the triples of each study, JSON, are longer than model.answer_tokens, their end included."""
-        lengths = self.writer.lengths([triples_text(json.loads(record)["triples"]) for record in records])
-        return [length > self.config.answer_tokens for length in lengths]
+        """Of each study, JSON, whether its triples are longer than model.answer_tokens, their end included, or the
+        report that they are read from than model.report_tokens."""
+        studies = [json.loads(record) for record in records]
+        lengths = self.writer.lengths([triples_text(study["triples"]) for study in studies])
+        read = self.writer.lengths([study["target"] if self.config.report else "" for study in studies])
+        most, most_read = self.config.answer_tokens, self.config.report_tokens
+        return [length > most or asked - 1 > most_read for length, asked in zip(lengths, read, strict=True)]
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """Target tokens."""

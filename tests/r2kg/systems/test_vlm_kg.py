@@ -113,6 +113,16 @@ def test_triples_are_written_of_report_and_film_of_either_and_of_what_a_side_say
     assert (labels[1] == -100).all() and tokenizer.decode(labels[2][labels[2] >= 0][:-1]) == "none"
 
 
+def test_a_study_whose_report_or_triples_are_cut_is_counted(lm):
+    records = [
+        json.dumps({"target": report, "triples": triples}) for report, triples in zip(REPORTS, TRIPLES, strict=True)
+    ]
+    assert tiny(lm, vision=None).cut(records) == [False] * 3
+    assert tiny(lm, vision=None, report_tokens=8).cut(records) == [False, True, False], "the long report"
+    assert tiny(lm, report_tokens=8, report=False).cut(records) == [False] * 3, "is not read"
+    assert tiny(lm, vision=None, answer_tokens=7).cut(records) == [False, True, False], "the long answer"
+
+
 def test_stage_two_begins_with_the_language_model_of_stage_one_and_refuses_anothers(lm, tmp_path):
     first, second = tiny(lm, vision=None), tiny(lm, llm=Llm(source=str(lm), tuning="frozen"))
     with torch.no_grad():
