@@ -4,7 +4,7 @@ Every row is an ablation of `tune/ablations/SYSTEM.py` over SYSTEM.tiny, trained
 R2GenKG the last copies the nearest training film's report. All rows begin with the encoder of the classifier that the
 bank was cut by, or the knowledge matrix made by, as the papers' have seen films before. What is made stays: the same
 command again goes on with what is lacking. A row's interval is that of the mean over seeds (Student's t, 95 %).
-Finding F1 is micro-F1 of what `rules` finds in both texts.
+Finding F1 is micro-F1 of what `rules` finds in both texts, and not the finding_f1 of the rule labeler in scores.json.
 
 Of VLM-KG the question is whether the film matters beside the report: "llm" is its first stage, which begins every
 other row of its seed; black films and withheld reports are the trained model's, decoded again.

@@ -3,7 +3,8 @@
 Beside every figure of the run stand two controls that cannot have looked: the reports that the run wrote about other
 studies' films, and the one training report that scores best on validation, given to all. A difference is told with its
 95 % interval over test studies that are drawn with replacement, both sides of a pair together. Findings are disorders
-and devices that the rules extractor takes from a text as present or uncertain.
+and devices that the rules extractor takes from a text as present or uncertain: all names of its lexicon, not the
+observations of the rule labeler in scores.json.
 
 With --probes it is told where the films' content is lost: how well a linear model tells the findings (AUROC) from the
 encoder's features, from the soft tokens that the language model is shown, and from its own last state before it writes.

@@ -22,8 +22,10 @@ AS_MANIFEST = "as-manifest"
 Task = Literal["report", "triples", "labels"]
 LABELS_VERSION = 1
 """Of the rules of `r2kg.scoring.metrics.labels`: part of the hash of every protocol that compares labels."""
+TEXT_METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor")
+FINDING_METRICS = ("finding_f1", "finding_f1_macro", "finding_f1_5", "finding_precision", "finding_recall")
 METRICS: dict[str, tuple[str, ...]] = {
-    "report": ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"),
+    "report": (*TEXT_METRICS, *FINDING_METRICS),
     "triples": (
         *("triple_precision", "triple_recall", "triple_f1", "triple_f1_pooled"),
         *("entity_precision", "entity_recall", "entity_f1", "entity_f1_pooled"),

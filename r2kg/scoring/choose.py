@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from r2kg.config.protocol import parse_choice, protocol_named, protocols_of
+from r2kg.config.protocol import FINDING_METRICS, parse_choice, protocol_named, protocols_of
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles, read_json, saved_run
 from r2kg.scoring.context import Answers, References
 from r2kg.scoring.evaluate import score_protocol
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable, program
+from r2kg.scoring.metrics.rule_labeler import LABELER
 from r2kg.scoring.writing.writer import lines_of, write_reports
 from r2kg.tracking import Tracker, tracking_note
 from r2kg.training import launch
@@ -71,6 +72,8 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
     manifest = checked_manifest(run)
     of_data: dict[str, Any] = {"split": "val", "shards": manifest.fingerprint, "studies": train.validation_studies}
     of_data |= {"task": task, "protocol": protocol.name, "hash": protocol.hash}
+    if not choice.keys().isdisjoint(FINDING_METRICS):
+        of_data["labeler"] = LABELER
     if references := References.of(run.reference, manifest):
         references.refuse_lacking("val")
         of_data["reference"] = references.named

@@ -33,6 +33,7 @@ from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.labels import RANKED, names_in, score_labels, score_naming, unlabelled
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.scoring.metrics.nlg import ConstantBleu, score_nlg
+from r2kg.scoring.metrics.rule_labeler import LABELER, score_findings
 from r2kg.scoring.metrics.triples import agreement, score_reading, score_triples, sets_of
 from shards.errors import DataError
 from shards.graphs.text import triples_in
@@ -215,11 +216,13 @@ def evaluate(
         health |= score_reading(lines)
     elif task == "labels":
         health |= score_naming(lines)
+    labeler = {"labeler": LABELER} if task == "report" else {}
     beside = path.with_name("scores.json")
     with suppress(ValueError, LookupError, TypeError):  # one that is damaged, or of other predictions, goes
-        if (before := read_json(beside))["predictions"] == json.loads(json.dumps(scored)):
+        same = (before := read_json(beside))["predictions"] == json.loads(json.dumps(scored))
+        if same and labeler.items() <= before.items():
             by_protocol = before["protocols"] | by_protocol
-    scores = {"predictions": scored, "protocols": by_protocol, "health": _rounded(health)}
+    scores = {"predictions": scored, "protocols": by_protocol, "health": _rounded(health), **labeler}
     content = json.dumps(scores, indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_atomic(beside, content.encode())
     return scores
@@ -313,6 +316,7 @@ def score_protocol(
         hypotheses = [protocol.hypothesis(line, cleaning or "raw") for line in system]
         if protocol.task == "report":
             values, reasons = score_nlg(references, hypotheses, meteor)
+            values |= score_findings(references, hypotheses)
         elif protocol.task == "triples":
             values, reasons = score_triples(references, hypotheses), {}
         else:

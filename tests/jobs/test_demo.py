@@ -11,9 +11,11 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from r2kg.config.protocol import METRICS
+
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-NAMES = {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor"}
+NAMES = set(METRICS["report"])
 
 
 @pytest.fixture(scope="module")

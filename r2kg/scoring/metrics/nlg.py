@@ -15,11 +15,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 from scipy import sparse
 
-from r2kg.config.protocol import METRICS as OF_TASK
 from r2kg.scoring.metrics import check_pairs
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
 
-METRICS = OF_TASK["report"]
 _ORDERS = 4
 _TINY, _SMALL = 1e-15, 1e-9
 _ROUGE_BETA = 1.2
@@ -29,7 +27,7 @@ _CIDER_SIGMA_WORDS = 6.0
 def score_nlg(
     references: Sequence[str], hypotheses: Sequence[str], meteor: Meteor | None = None
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Corpus scores by the names of `METRICS`, and for each that is None the reason.
+    """Corpus scores by the names of `r2kg.config.protocol.TEXT_METRICS`, and for each that is None the reason.
 
     Pass an open `Meteor` to score several corpora with one Java process. Raises `ValueError` for no pairs or unequal
     numbers.

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import _score_lcs
 
+from r2kg.config.protocol import TEXT_METRICS
 from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
-from r2kg.scoring.metrics.nlg import METRICS, ConstantBleu, bleu, cider_d, common_words, rouge_l, score_nlg
+from r2kg.scoring.metrics.nlg import ConstantBleu, bleu, cider_d, common_words, rouge_l, score_nlg
 from shards.clean import clean
 
 REFERENCES = [
@@ -74,7 +75,7 @@ def coco(references: list[str], hypotheses: list[str]) -> tuple[list[float], np.
 @needs_java
 def test_golden_fixture(meteor: Meteor) -> None:
     scores, unavailable = score_nlg(REFERENCES, HYPOTHESES, meteor)
-    assert tuple(scores) == METRICS
+    assert tuple(scores) == TEXT_METRICS
     assert scores == pytest.approx(GOLDEN, abs=1e-5)
     assert unavailable == {}
 
