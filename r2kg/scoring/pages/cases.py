@@ -81,7 +81,7 @@ def write_cases(
     Args:
         shards: of the predictions; default: the run's own. Where those are not there any more, no films are shown.
         out: directory of cases.html.
-        most: studies that are shown: of more the worst third, the best third and a sample of the others by `seed`.
+        most: studies that are shown: of more, a third are the worst, a third the best, the others a sample by `seed`.
         allow_text: credentialed data may be written outside the run; a run's own privacy.allow_text does too.
 
     Raises:
@@ -109,8 +109,8 @@ def write_cases(
         notes = [] if films.why == "" else [f"No films are shown: {films.why}."]
         if len(picked) < len(cases):
             notes.append(
-                f"{len(picked)} of {len(cases)} studies are shown: the worst and the best third by "
-                f"{SCORES['finding_f1']}, and of the others a sample by seed {seed}. --most N shows more."
+                f"{len(picked)} of {len(cases)} studies are shown: a third of them the worst by "
+                f"{SCORES['finding_f1']}, a third the best, the others a sample by seed {seed}. --most N shows more."
             )
         rows = [row_of(case, why, task, films, predictions, budget) for case, why in picked]
         notes += budget.notes

@@ -150,6 +150,14 @@ def test_a_key_is_no_path_and_scores_of_other_predictions_are_not_shown(tmp_path
         Films.of(str(tmp_path), {}, named=True)
 
 
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    hurt = line(0, HOSTILE, HOSTILE, id=HOSTILE_ID, extra={HOSTILE: [[HOSTILE, 0.5]]}, triples=[[HOSTILE], 1])
+    page = write_cases(write(tmp_path, [hurt], run=HOSTILE, licence=HOSTILE, checkpoint=HOSTILE)).path.read_text()
+    assert page.count("<script") == 1 and page.count("<svg") == 0 and page.count("<img src=x") == 0
+    assert page.count("&lt;script&gt;document.title=") > 5 and "\u202e" not in page and "\x00" not in page
+    assert "script-src 'sha256-" in page and "default-src 'none'" in page
+
+
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """Debian's Chromium without a window, which keeps what it logs and whatever it asks the network for."""
@@ -238,5 +246,5 @@ def test_the_page_in_a_real_browser(phantom_shards: Path, tmp_path: Path, browse
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
-    assert {url for url in asked if not url.startswith(("data:", "chrome:"))} == {page.path.as_uri()}  # chrome: its start
+    assert {url for url in asked if not url.startswith(("data:", "chrome:"))} == {page.path.as_uri()}
     assert browser.get_log("browser") == []
