@@ -31,6 +31,7 @@ VERBS = {
     "nearest": "the baseline that copies the nearest training film's report",
     "report": "print the report of the films of one study",
     "evaluate": "score a predictions file",
+    "cases": "a page of studies: films, both reports, what is hit, missed, invented",
     "pictures": "what films and words took of the knowledge matrix, drawn",
     "track": "send a run's records to MLflow, which was away",
     "demo": "all of it on drawn films, on this machine",

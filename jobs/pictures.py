@@ -21,7 +21,7 @@ def main(
 ) -> None:
     """Write KEY.png for each study beside the predictions; MLflow gets them too, of open data alone."""
     without_gpu_warning(False)
-    from r2kg.scoring.pictures import draw_taken  # seconds of torch
+    from r2kg.scoring.pages.pictures import draw_taken  # seconds of torch
     from r2kg.tracking import track_pictures
 
     predictions = newest_predictions(predictions)

@@ -290,15 +290,22 @@ def track_scores(predictions: Path, scores: dict) -> str:
     return tracking_note(tracker.close(), tracker)
 
 
-def track_pictures(predictions: Path, pictures: Sequence[Path]) -> str:
-    """Keep pictures of studies with the run that wrote `predictions`; of credentialed data none. Returns a note."""
-    directory = directory_of(predictions)
-    context = json.loads(predictions.with_name("context.json").read_text())
-    if directory is None or terms_of(context["licence"]).credentialed:
-        return "MLflow gets none of these: they show films and reports of credentialed data." if directory else ""
+def track_pictures(predictions: Path, pictures: Sequence[Path], credentialed: bool = False) -> str:
+    """Keep pictures or pages of studies with the run that wrote `predictions`; of credentialed data none.
+
+    What lies outside the run is kept beside its predictions. `credentialed` says what context.json may not know.
+    Returns a note, "" for a file outside a run.
+    """
+    if (directory := directory_of(predictions)) is None:
+        return ""
+    home, beside = directory.resolve(), predictions.with_name("context.json")
+    if credentialed or terms_of(json.loads(beside.read_text())["licence"]).credentialed:
+        return "MLflow gets none of these: they show films and reports of credentialed data."
     tracker = Tracker(saved_run(directory))
     for picture in pictures:
-        tracker.attached.append((picture, picture.resolve().parent.relative_to(directory.resolve()).as_posix()))
+        parent = picture.resolve().parent
+        parent = parent if parent.is_relative_to(home) else predictions.resolve().parent
+        tracker.attached.append((picture, parent.relative_to(home).as_posix()))
     return tracking_note(tracker.close(), tracker)
 
 

@@ -45,6 +45,8 @@ REFUSED = {
     "generate trained": (3, "DataError: no shards at {cwd}/gone: manifest.json is missing"),
     "evaluate NOSUCHFILE": (3, "DataError: cannot read predictions NOSUCHFILE: No such file or directory"),
     "evaluate NOSUCHFILE --shards empty": (3, "DataError: no shards at empty: manifest.json is missing"),
+    "cases NOSUCHFILE": (3, "DataError: cannot read predictions NOSUCHFILE: No such file or directory"),
+    "cases NOSUCHFILE privacy=1": (2, "ConfigError: privacy=1: nothing but privacy.allow_text=true or false can be"),
     "shard nosuch --out x": (
         2,
         "ConfigError: unknown source 'nosuch': use one of chexpert_plus, csv, iu_xray,",

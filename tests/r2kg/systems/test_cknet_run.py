@@ -13,7 +13,7 @@ from r2kg.recipes import find_recipe
 from r2kg.rundir import saved_run
 from r2kg.scoring.evaluate import read_predictions
 from r2kg.scoring.generate import generate
-from r2kg.scoring.pictures import draw_taken
+from r2kg.scoring.pages.pictures import draw_taken
 from r2kg.tracking import track_pictures, tracking_uri
 from r2kg.training.checkpoint import newest_checkpoint, read_tensors
 from r2kg.training.launch import train

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from r2kg.rundir import directory_of, read_json, saved_run
 from r2kg.scoring.evaluate import read_predictions
+from r2kg.scoring.pages import PICTURES
 from r2kg.training.artefacts import trained_model
 from r2kg.training.checkpoint import MANIFEST, find_checkpoint
 from shards.errors import CheckpointError, ConfigError, DataError
@@ -20,8 +21,6 @@ from shards.stream.index import Index
 from shards.stream.order import Block
 from shards.tars.place import sha256_of
 
-FOLDER = "knowledge"
-"""Beside predictions.jsonl: a PNG a study, KEY.png. It shows the film and the report, and is kept as these are."""
 FIGURE_INCHES, DPI = 2.2, 110
 
 
@@ -71,7 +70,7 @@ def draw_taken(
             rows["record"][0] = inputs.shown(rows["record"][0])
             taken = model.look(model.collate(rows), lines[key]["prediction"])
             films = rows["images"][0][rows["view_mask"][0]]
-            out = predictions.with_name(FOLDER) / f"{key}.png"
+            out = predictions.with_name(PICTURES) / f"{key}.png"
             out.parent.mkdir(exist_ok=True)
             weights = (taken.film.float().numpy(), taken.of_words.float().numpy())
             draw(films, *weights, taken.words, taken.names, nodes, out)
