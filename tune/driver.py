@@ -8,11 +8,11 @@ from tune.rows import Trial
 def drive(config: dict[str, Any], trials: dict[str, Trial]) -> None:
     """Let a trial, `config["run"]` by name, go on in a process that is outside Tune's placement group.
 
-    Inside of it nothing that takes a CPU could be placed.
+    Inside of it nothing that takes a CPU could be placed. The process ends with its trial, and gives its memory back.
     """
     import ray
 
-    task = ray.remote(work).options(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")
+    task = ray.remote(num_cpus=0, max_retries=0, max_calls=1, scheduling_strategy="DEFAULT")(work)
     ray.get(task.remote(trials[config["run"]]))
 
 
