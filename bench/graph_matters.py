@@ -22,32 +22,22 @@ from typing import Annotated, Any, Literal
 
 import ray
 import typer
-from safetensors.torch import save_file
 from scipy import stats
 
 from bench.ingest import machine
 from bench.real_films import PROTOCOL, compared
 from jobs.cli import run
-from jobs.demo import make_what_r2genkg_needs, study
+from jobs.demo import study
 from r2kg.config.run import Run
-from r2kg.graph.build.findings import write_findings
-from r2kg.graph.extract.annotate import write_annotations
-from r2kg.graph.extract.rules import Rules
 from r2kg.graph.film import OTHERS
 from r2kg.graph.film.write import FilmSettings, write_film_subgraphs
-from r2kg.graph.matrix.make import of_films, write_matrix
 from r2kg.recipes import find_recipe
 from r2kg.rundir import read_json, saved_run
 from r2kg.scoring.controls.nearest import write_nearest
 from r2kg.scoring.evaluate import evaluate, read_predictions
-from r2kg.scoring.explain import node_encoder_of
 from r2kg.scoring.generate import generate
-from r2kg.training.checkpoint import find_checkpoint, read_tensors, weights_of
-from r2kg.training.launch import train
 from shards.session import connect_ray
-from shards.sources import open_source
-from shards.tars.format import read_manifest
-from shards.tars.shards import write_shards
+from tune import prepare
 from tune.ablations import find_ablation
 
 ROWS = {
@@ -63,7 +53,6 @@ START = {
     "cknet": {"train.init_from": "gcn-kg40-train@best", "train.init_map": {"*": None, "vision": "vision"}},
 }
 """The encoder that every row begins with."""
-ENCODER = "encoder.safetensors"
 NEAREST = "nearest report"
 METRICS = {
     "report": ("bleu4", "rouge_l", "cider_d", "finding_f1"),
@@ -78,33 +67,10 @@ WHO = {"score": "ours", "shuffled": "shuffled", "floor": "floor"}
 
 def r2genkg(root: Path, shards: Path) -> None:
     """Graph, classifier, bank, films' own parts of the graph, and another's."""
-    make_what_r2genkg_needs(root, shards)
+    prepare.r2genkg(root, shards)
     side, settings = shards / "side", FilmSettings(nodes=24, triples=48)
     said, seen = side / "annotations-rules", side / "features-classifier"
     write_film_subgraphs(shards, shards / "graph", seen, said, side / OTHERS, settings, of_another=True)
-
-
-def cknet(root: Path, shards: Path) -> None:
-    """The knowledge matrix of kg40-train and, for a control, that of a graph of twenty findings."""
-    manifest, said = read_manifest(shards), shards / "side" / "annotations-rules"
-    write_annotations(shards, said, Rules(), ("train", "val"))
-    for kind, out in (("kg40-train", "knowledge"), ("sentkg20", "knowledge-other")):
-        findings = write_findings(shards, where := shards / f"findings-{kind}", kind)  # type: ignore[arg-type]
-        places = {"root": str(root), "data.shards": str(shards.resolve()), "model.graph.place": str(where.resolve())}
-        gcn = find_recipe("gcn.tiny").change({"data.sides": {"annotations": str(said.resolve())}, **places})
-        train(gcn := gcn.change({"name": f"gcn-{kind}"}))
-        build, inputs, named = node_encoder_of(gcn.directory, "best", manifest, findings.manifest.fingerprint)
-        make = partial(of_films, shards, manifest, build, inputs)
-        write_matrix(shards / out, findings, manifest, {"classifier": named}, make, replace=True)
-
-
-def vlm_kg(root: Path, shards: Path) -> None:
-    """A classifier's encoder, as a file of weights."""
-    changes = {"root": str(root), "data.shards": str(shards.resolve()), "train.epochs": 5, "name": "classifier"}
-    train(classifier := find_recipe("classifier.tiny").change(changes))
-    kept = weights_of(read_tensors(find_checkpoint(classifier.directory, "best")))
-    start = "vision.encoder."
-    save_file({name.removeprefix(start): kept[name] for name in kept if name.startswith(start)}, root / ENCODER)
 
 
 def run_of(system: str, row: str, seed: int, root: Path, shards: Path, steps: int) -> Run:
@@ -116,7 +82,7 @@ def run_of(system: str, row: str, seed: int, root: Path, shards: Path, steps: in
     run = find_ablation(f"ablation:{system}.tiny:{row}")
     if system == "vlm_kg":
         changes["train.init_from"] = f"llm-seed{seed}@best"
-        changes |= {} if row == "no-film" else {"model.vision.weights": str((root / ENCODER).resolve())}
+        changes |= {} if row == "no-film" else {"model.vision.weights": str((root / prepare.ENCODER).resolve())}
     return run.change(changes)
 
 
@@ -171,8 +137,9 @@ def main(
     root.mkdir(parents=True, exist_ok=True)
     connect_ray(root)
     shards, table = root / "phantom", dict[str, list[dict[str, list[float]]]]()
-    write_shards(open_source("phantom", studies=studies), shards, size=128, studies_per_shard=64)
-    {"r2genkg": r2genkg, "cknet": cknet, "vlm_kg": vlm_kg}[system](root, shards)
+    prepare.drawn(shards, studies)
+    needs = {"r2genkg": r2genkg, "cknet": partial(prepare.cknet, other=True), "vlm_kg": prepare.vlm_kg}
+    needs[system](root, shards)
     task = find_recipe(f"{system}.tiny").model.task
     for seed in range(seeds):  # one of each first, so that a table of fewer seeds comes early
         for name in row or ROWS[system]:

@@ -33,6 +33,8 @@ VERBS = {
     "evaluate": "score a predictions file",
     "cases": "a page of studies: films, both reports, what is hit, missed, invented",
     "pictures": "what films and words took of the knowledge matrix, drawn",
+    "sweep": "train and score a paper's table, rows and seeds; without a name, list the tables",
+    "table": "what came out of a sweep, beside the paper's figures",
     "track": "send a run's records to MLflow, which was away",
     "demo": "all of it on drawn films, on this machine",
 }

@@ -15,8 +15,6 @@ from rich.table import Table
 from jobs.cli import run, without_gpu_warning
 from r2kg.config.run import Run
 from r2kg.recipes import find_recipe
-from r2kg.rundir import saved_run
-from r2kg.tracking import track_scores
 from shards.sources import open_source
 
 
@@ -43,7 +41,9 @@ def main(
     print(f"{manifest.given} drawn studies in {len(manifest.shards)} shards under {shards}.")
     runs = [base]
     if system == "r2genkg":
-        make_what_r2genkg_needs(root, shards)
+        from tune.prepare import r2genkg
+
+        r2genkg(root, shards)
         start = {"train.init_from": "demo-classifier@best", "train.init_map": {"head": None}}
         graph = find_recipe("r2genkg.tiny").change(changes | {"name": "demo-r2genkg", "model.graph.source": "both"})
         runs = [one.change(start) for one in (base, graph)]  # as the papers', both encoders have seen films before
@@ -57,53 +57,13 @@ def main(
 
 def study(one: Run, shards: Path, began: float) -> dict[str, Any]:
     """Train a run, write its reports on the test split, score them; scores.json, and its "path"."""
-    from r2kg.scoring.choose import choose_checkpoint
-    from r2kg.scoring.evaluate import evaluate, scores_table
-    from r2kg.scoring.generate import generate
-    from r2kg.training.launch import train
+    from r2kg.scoring.evaluate import scores_table
+    from tune.trial import train_and_score
 
-    train(one)
-    choose_checkpoint(one.directory)
-    predictions = generate(saved_run(one.directory), shards)
-    scores = evaluate(predictions, one.protocols)
+    (scores,) = train_and_score(one, shards).values()
     Console(width=110).print(scores_table(scores))
-    print(track_scores(predictions, scores))
     print(f"{one.name} has its scores after {time.monotonic() - began:.0f} s.")
-    return scores | {"path": predictions.with_name("scores.json").resolve()}
-
-
-def make_what_r2genkg_needs(root: Path, shards: Path) -> None:
-    """Graph of the training reports, classifier, bank, features by its encoder, films' parts of the graph.
-
-    As by `r2kg graph annotate`, `graph build`, `train classifier.tiny`, `graph bank`, `features` and `graph films`.
-    """
-    from r2kg.graph.bank.make import BankSettings, write_bank
-    from r2kg.graph.build.reports import build_graph
-    from r2kg.graph.card import card_lines
-    from r2kg.graph.extract.annotate import write_annotations
-    from r2kg.graph.extract.rules import Rules
-    from r2kg.graph.film.write import FilmSettings, write_film_subgraphs
-    from r2kg.scoring.explain import explainer_of
-    from r2kg.training.features import write_features
-    from r2kg.training.launch import train
-    from shards.tars.format import read_manifest
-
-    manifest, side = read_manifest(shards), shards / "side"
-    write_annotations(shards, side / "annotations-rules", Rules())
-    print("\n".join(card_lines(build_graph(shards, side / "annotations-rules", shards / "graph"), top=5)))
-    changes = {"root": str(root), "data.shards": str(shards.resolve()), "name": "demo-classifier"}
-    classifier = find_recipe("classifier.tiny").change(changes | {"train.epochs": 5})
-    train(classifier)
-    build, model, named = explainer_of(classifier.directory, "best", manifest)
-    settings = BankSettings(per_label=60, least=0.5, width=64)
-    px, fit = model.vision.image_px, model.vision.fit
-    bank = write_bank(shards, shards / "bank", model.labels, px, build, named, settings, replace=True, fit=fit)
-    print(f"Bank: {', '.join(f'{name} {count}' for name, count in bank.manifest.counts.items())}.")
-    frozen = {"train.init_from": "demo-classifier@best", "model.vision.tuning": "frozen", "name": "demo-features"}
-    write_features(classifier.change(frozen), manifest, side / "features-classifier")
-    said, seen, out = side / "annotations-rules", side / "features-classifier", side / "film_subgraphs"
-    films = write_film_subgraphs(shards, shards / "graph", seen, said, out, FilmSettings(nodes=24, triples=48))
-    print(f"Films' parts of the graph: {films.totals['nodes']:,} nodes, {films.totals['edges']:,} triples in all.")
+    return scores
 
 
 def side_by_side(scores: dict[str, dict[str, Any]]) -> Table:

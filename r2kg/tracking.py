@@ -113,21 +113,9 @@ class Tracker:
         state = self._state()
         if state and not ending and not self._reopen and not self.unsent():
             return
-        from mlflow import MlflowClient  # heavy: only the thread waits for it
         from mlflow.entities import Metric
 
-        store = Path(self.uri.removeprefix("sqlite:///"))
-        if self.uri.startswith("sqlite:///") and not store.exists():
-            # A new file whose making a kill ended would be of no use for ever: it is made aside, then named.
-            aside = store.with_name(f".{store.name}-{os.getpid()}-{time.time_ns()}")
-            MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
-            try:
-                os.link(aside, store)
-            except OSError:  # it is there by now, or the file system has no hard links
-                if not store.exists():
-                    aside.rename(store)
-            aside.unlink(missing_ok=True)
-        client = MlflowClient(tracking_uri=self.uri)
+        client = client_of(self.uri)
         state = state if state.get("params") else self._open_run(client)
         if self._reopen:
             client.update_run(state["run_id"], status="RUNNING")
@@ -171,26 +159,16 @@ class Tracker:
         """
         from mlflow.entities import Param
 
-        run, tracking, state = self.run, self.run.tracking, self._state()
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        if experiment:
-            experiment_id = experiment.experiment_id
-        else:  # artefacts of an SQLite-tracked experiment stand beside its file, not in the working directory
-            beside = (run.directory.parent / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-            experiment_id = client.create_experiment(tracking.experiment, artifact_location=beside)
+        run, state = self.run, self._state()
+        experiment_id = experiment_of(client, run)
         if not state:
             state = self._note(key=secrets.token_hex(16), bytes=0)
         tags = {"mlflow.runName": run.name, "recipe": run.recipe, "r2kg_key": state["key"]}
         tags |= self._notes().get("made", {})
         if (card := Path(run.train.init_from) / CARD).is_file():
             tags["init"] = json.dumps(json.loads(card.read_text())["settings"]["chain"])[:5000]
-        if name := tracking.parent:
-            query = f"tags.`mlflow.runName` = '{name}' and tags.r2kg_parent = 'yes'"
-            parents = list(client.search_runs([experiment_id], query))
-            if not parents:
-                parents = [client.create_run(experiment_id, run_name=name, tags={"r2kg_parent": "yes"})]
-                client.set_terminated(parents[0].info.run_id)  # nothing runs in it
-            tags["mlflow.parentRunId"] = parents[0].info.run_id
+        if run.tracking.parent:
+            tags["mlflow.parentRunId"] = group_of(client, run)
         if made := list(client.search_runs([experiment_id], f"tags.r2kg_key = '{state['key']}'")):
             run_id = made[0].info.run_id
         else:
@@ -229,6 +207,63 @@ class Tracker:
                 notes["servers"][self.uri] = notes["servers"].get(self.uri, {}) | cursor
             write_atomic(self.files.cursor, json.dumps(notes).encode())
             return notes["servers"].get(self.uri, {})
+
+
+def client_of(uri: str) -> Any:
+    """An MLflow client; an SQLite file that is not there yet is made."""
+    from mlflow import MlflowClient  # heavy: only the thread waits for it
+
+    store = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not store.exists():
+        # A new file whose making a kill ended would be of no use for ever: it is made aside, then named.
+        aside = store.with_name(f".{store.name}-{os.getpid()}-{time.time_ns()}")
+        MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
+        try:
+            os.link(aside, store)
+        except OSError:  # it is there by now, or the file system has no hard links
+            if not store.exists():
+                aside.rename(store)
+        aside.unlink(missing_ok=True)
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_of(client: Any, run: Run) -> str:
+    """The id of a run's experiment, which is made where it is missing."""
+    if experiment := client.get_experiment_by_name(run.tracking.experiment):
+        return str(experiment.experiment_id)
+    # artefacts of an SQLite-tracked experiment stand beside its file, not in the working directory
+    beside = (run.directory.parent / "mlartifacts").as_uri() if tracking_uri(run).startswith("sqlite:") else None
+    return str(client.create_experiment(run.tracking.experiment, artifact_location=beside))
+
+
+def group_of(client: Any, run: Run) -> str:
+    """The id of the MLflow run that `tracking.parent` names, which is made where it is missing."""
+    name, experiment_id = run.tracking.parent, experiment_of(client, run)
+    query = f"tags.`mlflow.runName` = '{name}' and tags.r2kg_parent = 'yes'"
+    parents = list(client.search_runs([experiment_id], query))
+    if not parents:
+        parents = [client.create_run(experiment_id, run_name=name, tags={"r2kg_parent": "yes"})]
+        client.set_terminated(parents[0].info.run_id)  # nothing runs in it
+    return str(parents[0].info.run_id)
+
+
+def track_group(run: Run, files: Sequence[Path] = (), metrics: dict[str, float] | None = None) -> str:
+    """Make the MLflow run that `tracking.parent` of `run` names, and keep files and numbers with it.
+
+    In bounded time and without an error of the server's. Returns a note, a sentence.
+    """
+    uri, name = tracking_uri(run), run.tracking.parent
+    try:
+        client = client_of(uri)
+        group = group_of(client, run)
+        for path in files:
+            client.log_artifact(group, str(path))
+        for key, value in (metrics or {}).items():
+            client.log_metric(group, key, value)
+    except Exception as error:  # whatever a server and its clients may raise
+        cause = " ".join(str(error).split())[:200]
+        return f"MLflow at {uri} has not taken all of {name} ({type(error).__name__}: {cause}): run the same again."
+    return f"MLflow at {uri} holds {name}."
 
 
 def cut_off(path: Path) -> bool:

@@ -74,6 +74,10 @@ REFUSED = {
     "graph findings empty": (3, "DataError: no shards at {cwd}/empty: manifest.json is missing"),
     "graph card empty": (3, "DataError: no graph at {cwd}/empty: graph.json is missing there"),
     "graph evaluate empty": (3, "DataError: no shards at empty: manifest.json is missing"),
+    "sweep cknet_tabel4": (2, "ConfigError: unknown table 'cknet_tabel4'; did you mean cknet_table4"),
+    "sweep cknet_table4 --dry-run": (2, "ConfigError: data.shards is empty: give the directory that"),
+    "sweep cknet_table4 --tiny --dry-run data.shards=x": (2, "ConfigError: --tiny draws its own films: leave"),
+    "table cknet_table4": (3, "DataError: no sweep at {cwd}/runs/cknet_table4 (sweep.json is missing"),
     "demo --steps 0": (2, "ConfigError: train.steps: Input should be greater than or equal to 1"),
 }
 
@@ -107,10 +111,10 @@ def test_help_waits_for_no_library(verb, tmp_path):
     assert result.stdout.splitlines()[-1] == "imported:"
 
 
-@pytest.mark.parametrize("command", ["recipes", "show r2gengpt.tiny"])
+@pytest.mark.parametrize("command", ["recipes", "show r2gengpt.tiny", "sweep systems --tiny --dry-run"])
 def test_listing_recipes_and_runs_needs_no_training_library(command, tmp_path):
     result = ended(command, tmp_path)
-    assert (result.returncode, result.stderr) == (0, "") and "r2gengpt.tiny" in result.stdout
+    assert (result.returncode, result.stderr) == (0, "") and re.search("r2gengpt.tiny", result.stdout)
     assert result.stdout.splitlines()[-1] == "imported:"
 
 

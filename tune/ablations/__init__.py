@@ -42,18 +42,26 @@ def find_ablation(words: str) -> Run:
         raise ConfigError(f"{words!r} is no ablation: say ablation:RECIPE:NAME, e.g. ablation:r2genkg.tiny:no-bank")
     short = recipe in _systems()
     base = find_recipe(importlib.import_module(f"{__name__}.{recipe}").BASE if short else recipe)
-    system = base.model.system
-    known = ablations(system)
+    run = ablated(base, name).change({"recipe": words})
+    if ablations(base.model.system)[name][1] and run.change({"name": base.name, "recipe": base.recipe}) == base:
+        raise ConfigError(f"{recipe} is already what the ablation {name} would make of it: train the recipe itself")
+    return run
+
+
+def ablated(base: Run, name: str) -> Run:
+    """What an ablation makes of a run, which may be the run itself; its name says so.
+
+    Raises:
+        ConfigError: its system has no such ablation (the nearest are named), or the run not what it changes.
+    """
+    known = ablations(base.model.system)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"{system} has no ablation {name!r}; {hint}")
+        raise ConfigError(f"{base.model.system} has no ablation {name!r}; {hint}")
     changes = known[name][1]
-    changes = changes(base) if callable(changes) else changes
     try:
-        run = base.change({**changes, "name": f"{base.name}-{name}", "recipe": words})
+        changes = changes(base) if callable(changes) else changes
+        return base.change({**changes, "name": f"{base.name}-{name}", "recipe": f"{PREFIX}{base.recipe}:{name}"})
     except ConfigError as error:
-        raise ConfigError(f"{recipe} has not what the ablation {name} changes: {error}") from None
-    if changes and run.change({"name": base.name, "recipe": base.recipe}) == base:
-        raise ConfigError(f"{recipe} is already what the ablation {name} would make of it: train the recipe itself")
-    return run
+        raise ConfigError(f"{base.recipe} has not what the ablation {name} changes: {error}") from None
