@@ -58,8 +58,9 @@ def main(
 def study(one: Run, shards: Path, began: float) -> dict[str, Any]:
     """Train a run, write its reports on the test split, score them; scores.json, and its "path"."""
     from r2kg.scoring.choose import choose_checkpoint
-    from r2kg.scoring.evaluate import evaluate, scores_table
+    from r2kg.scoring.evaluate import evaluate
     from r2kg.scoring.generate import generate
+    from r2kg.scoring.metrics.table import scores_table
     from r2kg.training.launch import train
 
     train(one)

@@ -25,7 +25,8 @@ def main(
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
     # numpy and scipy take a second, for which help need not wait
     from r2kg.scoring.context import References, scoring_context
-    from r2kg.scoring.evaluate import context_beside, evaluate, protocols_beside, scores_table
+    from r2kg.scoring.evaluate import context_beside, evaluate, protocols_beside
+    from r2kg.scoring.metrics.table import scores_table
 
     predictions = newest_predictions(predictions)
     names = tuple(protocol or protocols_beside(predictions))

@@ -143,6 +143,7 @@ def prediction_line(study: Study, written: Generated, task: str, member: bytes |
     return {
         "id": study.id,
         "key": study.key,
+        "patient": study.patient,
         "split": study.split,
         "prediction": written.text,
         **answer_of(study, task, member),
