@@ -31,6 +31,8 @@ VERBS = {
     "nearest": "the baseline that copies the nearest training film's report",
     "report": "print the report of the films of one study",
     "evaluate": "score a predictions file",
+    "compare": "differences of runs, with intervals and p-values",
+    "protocols": "list the protocols, or print one",
     "pictures": "what films and words took of the knowledge matrix, drawn",
     "track": "send a run's records to MLflow, which was away",
     "demo": "all of it on drawn films, on this machine",

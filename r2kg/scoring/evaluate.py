@@ -4,6 +4,7 @@ Every score stands beside two floors: one constant training answer given to ever
 systems), and the system's own predictions made from another study's films (what it says without looking).
 """
 
+import glob
 import hashlib
 import json
 import random
@@ -27,7 +28,7 @@ from r2kg.config.protocol import (
     protocols_of,
     refuse_unfit,
 )
-from r2kg.rundir import read_json, withheld
+from r2kg.rundir import directory_of, read_json, withheld
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.labels import RANKED, names_in, score_labels, score_naming, unlabelled
 from r2kg.scoring.metrics.meteor import Meteor
@@ -232,6 +233,27 @@ def _split_of(line: Mapping[str, Any]) -> str:
 def context_beside(predictions: Path) -> dict[str, Any]:
     """What context.json beside a predictions file says; without one nothing but no floors."""
     return _read_context(predictions.with_name("context.json"), {})
+
+
+def nearest_beside(predictions: Path) -> dict[str, Any] | None:
+    """The scores of the newest copied reports (`r2kg nearest`) of the same split and shards, next to this run; or None.
+
+    They are another run's, so scores.json does not hold them; a damaged one is passed over.
+    """
+    run, context = directory_of(predictions), context_beside(predictions)
+    if run is None or not isinstance(split := context.get("split"), str):
+        return None
+    found = [
+        path
+        for path in run.parent.glob(f"*/predictions/{glob.escape(split)}/nearest-*/scores.json")
+        if path.parent != predictions.resolve().parent
+    ]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(ValueError, LookupError, TypeError):
+            scores: dict[str, Any] = read_json(path)
+            if scores["predictions"]["shards"] == context["shards"]:
+                return scores
+    return None
 
 
 def protocols_beside(predictions: Path) -> tuple[str, ...]:
