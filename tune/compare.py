@@ -89,8 +89,9 @@ def grouped(words: Sequence[str], each: bool = False) -> dict[str, list[Member]]
             else:
                 groups.append([one])
     if len(groups) < 2:
-        told = f"all {len(groups[0])} runs differ in train.seed alone" if groups else "no run was named"
-        raise ConfigError(f"{told}, and two kinds are needed to compare: name another run, or say --each")
+        many = len(groups[0]) > 1
+        told = f"all {len(groups[0])} runs differ in train.seed alone" if many else "one run is named"
+        raise ConfigError(f"{told}, and two are needed to compare: name another{', or say --each' if many else ''}")
     named = dict[str, list[Member]]()
     for group in groups:
         shared = re.sub(r"[-_.]*(seed)?[-_.]*\d*$", "", group[0].name)
