@@ -32,6 +32,8 @@ VERBS = {
     "report": "print the report of the films of one study",
     "evaluate": "score a predictions file",
     "cases": "a page of studies: films, both reports, what is hit, missed, invented",
+    "compare": "differences of runs, with intervals and p-values",
+    "protocols": "list the protocols, or print one",
     "pictures": "what films and words took of the knowledge matrix, drawn",
     "sweep": "train and score a paper's table, rows and seeds; without a name, list the tables",
     "table": "what came out of a sweep, beside the paper's figures",

@@ -57,7 +57,7 @@ def main(
 
 def study(one: Run, shards: Path, began: float) -> dict[str, Any]:
     """Train a run, write its reports on the test split, score them; scores.json, and its "path"."""
-    from r2kg.scoring.evaluate import scores_table
+    from r2kg.scoring.metrics.table import scores_table
     from tune.trial import train_and_score
 
     (scores,) = train_and_score(one, shards).values()

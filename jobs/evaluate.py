@@ -25,7 +25,8 @@ def main(
     """Write scores.json beside the predictions and print ours beside the floor and the shuffled control."""
     # numpy and scipy take a second, for which help need not wait
     from r2kg.scoring.context import References, scoring_context
-    from r2kg.scoring.evaluate import context_beside, evaluate, protocols_beside, scores_table
+    from r2kg.scoring.evaluate import context_beside, evaluate, nearest_beside, protocols_beside
+    from r2kg.scoring.metrics.table import scores_table
 
     predictions = newest_predictions(predictions)
     names = tuple(protocol or protocols_beside(predictions))
@@ -40,7 +41,7 @@ def main(
             )
         context = scoring_context(shards, manifest, names, references=references)
     scores = evaluate(predictions, names, context)
-    Console(width=110).print(scores_table(scores))
+    Console(width=130).print(scores_table(scores, nearest_beside(predictions)))
     note = track_scores(predictions, scores)
     if note:
         print(note)

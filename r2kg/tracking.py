@@ -10,7 +10,7 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -310,12 +310,8 @@ def track_scores(predictions: Path, scores: dict) -> str:
     if not (directory := directory_of(predictions)):
         return ""
     context = json.loads(predictions.with_name("context.json").read_text())
-    run, split = saved_run(directory), context["split"]
-    usual = {"decoding": run.model.decoding.told(), "shards": context.get("trained_on")}
-    usual |= {"reference_at": run.absolute().reference or None}
-    if any(context.get(name) != value for name, value in usual.items()):
-        split = f"{split}.{predictions.resolve().parent.name}"  # beside the usual ones, not in their place
-    tracker = Tracker(run)
+    run = saved_run(directory)
+    tracker, split = Tracker(run), split_named(run, predictions, context)
     for protocol, result in scores["protocols"].items():
         for kind in ("score", "floor", "shuffled"):
             values = {m: v for m, v in (result[kind] or {}).items() if v is not None}
@@ -323,6 +319,19 @@ def track_scores(predictions: Path, scores: dict) -> str:
     beneath = predictions.resolve().parent.relative_to(directory.resolve()).as_posix()
     tracker.attached.append((predictions.with_name("scores.json"), beneath))
     return tracking_note(tracker.close(), tracker)
+
+
+def split_named(run: Run, predictions: Path, context: Mapping[str, Any]) -> str:
+    """The split, by which scores are recorded; with the directory's name where not all is as the run itself says.
+
+    Args:
+        context: what context.json beside the predictions says.
+    """
+    usual = {"decoding": run.model.decoding.told(), "shards": context.get("trained_on")}
+    usual |= {"reference_at": run.absolute().reference or None}
+    if any(context.get(name) != value for name, value in usual.items()):
+        return f"{context['split']}.{predictions.resolve().parent.name}"  # beside the usual ones, not in their place
+    return str(context["split"])
 
 
 def track_pictures(predictions: Path, pictures: Sequence[Path], credentialed: bool = False) -> str:

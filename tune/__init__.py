@@ -1,1 +1,1 @@
-"""Studies of more than one run: ablations and, to come, sweeps and tables."""
+"""Studies of more than one run: ablations, comparisons and, to come, sweeps and tables."""

@@ -225,6 +225,19 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="labels-certain", task="labels", uncertain="left_out"),
     )
 }
+EQUALS = {
+    "r2gen-2020": "IU X-Ray numbers of R2Gen, R2GenCMN, XProNet and CKNet, whose code decodes cut ids of the reference",
+    "r2gen-2020-mimic": "MIMIC-CXR numbers of the same code",
+    "r2gengpt-2023-mimic": "MIMIC-CXR reports cleaned as R2GenGPT's code cleans them, uncut",
+    "r2genkg-2025": "IU X-Ray numbers of R2GenGPT and R2GenKG, as far as the language model has the same tokens",
+    "r2genkg-2025-mimic": "MIMIC-CXR and CheXpert Plus numbers of R2GenGPT and R2GenKG, with the same condition",
+    "full-text": "no published table: nothing is cut",
+    "triples": "VLM-KG's BLEU and ROUGE-L on the string that lists triples, in the order written; beside them F1",
+    "triples-sorted": "no published table: the same without the order of triples",
+    "labels": "clinical efficacy as papers count it, uncertain as absent, but by the shards' labels",
+    "labels-certain": "no published table: what is uncertain is left out",
+}
+"""Protocol → the published numbers that are made from the same texts."""
 DEFAULT_PROTOCOLS: dict[str, tuple[str, ...]] = {
     "report": ("r2gen-2020", "full-text"),
     "triples": ("triples", "triples-sorted"),

@@ -4,6 +4,7 @@ Every score stands beside two floors: one constant training answer given to ever
 systems), and the system's own predictions made from another study's films (what it says without looking).
 """
 
+import glob
 import hashlib
 import json
 import random
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict
-from rich.table import Table
 from typing_extensions import TypedDict
 
 from r2kg.config.protocol import (
@@ -28,12 +28,14 @@ from r2kg.config.protocol import (
     protocols_of,
     refuse_unfit,
 )
-from r2kg.rundir import read_json, withheld
+from r2kg.rundir import directory_of, read_json, withheld
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.labels import RANKED, names_in, score_labels, score_naming, unlabelled
 from r2kg.scoring.metrics.meteor import Meteor
-from r2kg.scoring.metrics.nlg import ConstantBleu, score_nlg
-from r2kg.scoring.metrics.rule_labeler import LABELER, score_findings
+from r2kg.scoring.metrics.nlg import ConstantBleu
+from r2kg.scoring.metrics.resample import Groups, bootstrap, patients_of
+from r2kg.scoring.metrics.rule_labeler import LABELER
+from r2kg.scoring.metrics.samples import Samples, sample_labels, sample_reports, sample_triples
 from r2kg.scoring.metrics.triples import agreement, score_reading, score_triples, sets_of
 from shards.errors import DataError
 from shards.graphs.text import triples_in
@@ -175,6 +177,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a predictions file under each protocol, with both floors, and write scores.json beside it.
 
+    Every score has a 95 % interval, and so have the differences to the floors (`r2kg.scoring.metrics.resample`).
     `context.json` beside the predictions gives the training vocabulary, the manifest's cleaning, the floor texts and
     the task and the protocols, which the task has of its own where none is named; `context` fills in what it does not
     say.
@@ -191,9 +194,9 @@ def evaluate(
     usual = protocols_of(given or merged.get("protocols", ()), task)
     named = named or [protocol_named(name) for name in usual]
     lines, sha256 = _read_lines(path)
-    shuffled = _read_shuffled(path, lines)
+    shuffled, groups = _read_shuffled(path, lines), patients_of(lines)
     with nullcontext(meteor) if meteor else Meteor() as program:
-        by_protocol = {each.name: score_protocol(each, lines, shuffled, merged, program) for each in named}
+        by_protocol = {each.name: score_protocol(each, lines, shuffled, merged, program, groups) for each in named}
     used = json.dumps({key: merged.get(key) for key in ("vocabulary", "cleaning", "floor")}, sort_keys=True)
     other = None if shuffled is None else json.dumps([line["prediction"] for line in shuffled])
     if shuffled is not None and task == "labels":
@@ -236,6 +239,27 @@ def _split_of(line: Mapping[str, Any]) -> str:
 def context_beside(predictions: Path) -> dict[str, Any]:
     """What context.json beside a predictions file says; without one nothing but no floors."""
     return _read_context(predictions.with_name("context.json"), {})
+
+
+def nearest_beside(predictions: Path) -> dict[str, Any] | None:
+    """The scores of the newest copied reports (`r2kg nearest`) of the same split and shards, next to this run; or None.
+
+    They are another run's, so scores.json does not hold them; a damaged one is passed over.
+    """
+    run, context = directory_of(predictions), context_beside(predictions)
+    if run is None or not isinstance(split := context.get("split"), str):
+        return None
+    found = [
+        path
+        for path in run.parent.glob(f"*/predictions/{glob.escape(split)}/nearest-*/scores.json")
+        if path.parent != predictions.resolve().parent
+    ]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(ValueError, LookupError, TypeError):
+            scores: dict[str, Any] = read_json(path)
+            if scores["predictions"]["shards"] == context["shards"]:
+                return scores
+    return None
 
 
 def protocols_beside(predictions: Path) -> tuple[str, ...]:
@@ -282,8 +306,12 @@ def score_protocol(
     shuffled: Sequence[Mapping[str, Any]] | None,
     context: Mapping[str, Any],
     meteor: Meteor,
+    groups: tuple[Groups, str] | None = None,
 ) -> dict[str, Any]:
-    """The protocol's hash, scores of the predictions and of both floors, and why some are None."""
+    """The protocol's hash, scores of the predictions and of both floors, and why some are None.
+
+    With `groups` (`patients_of` the lines) also their intervals, by `bootstrap`.
+    """
     cleaning, floor = context.get("cleaning"), context["floor"].get(protocol.name)
     if cleaning:
         refuse_unfit([protocol], cleaning)
@@ -309,65 +337,30 @@ def score_protocol(
         result["cut_references"] = sum(map(protocol.cuts, lines))
     if protocol.task == "labels" and (without := unlabelled(lines)):
         result["unlabelled"] = without
+    samples = dict[str, Samples]()
     for name, system in systems.items():
         if system is None:
             result[name] = None
             continue
         hypotheses = [protocol.hypothesis(line, cleaning or "raw") for line in system]
         if protocol.task == "report":
-            values, reasons = score_nlg(references, hypotheses, meteor)
-            values |= score_findings(references, hypotheses)
+            samples[name], reasons = sample_reports(references, hypotheses, meteor)
+            values = {**dict.fromkeys(METRICS["report"]), **samples[name].values()}
         elif protocol.task == "triples":
             values, reasons = score_triples(references, hypotheses), {}
+            samples[name] = sample_triples(references, hypotheses)
         else:
             values, by_label, reasons = score_labels(system, protocol.uncertain, tuple(result.get("labels", ())))
             result.setdefault("labels", {label: _rounded(scores) for label, scores in by_label.items()})
+            samples[name] = sample_labels(system, protocol.uncertain, tuple(by_label))
             if name == "floor":
                 reasons |= dict.fromkeys(RANKED, "one answer for all ranks no study")
             if name != "score":  # what is to be said of a label was said of the system
                 reasons = {f"{name}.{metric}": reason for metric, reason in reasons.items() if metric in values}
         result[name] = _rounded(values)
         unavailable.update(reasons)
+    if groups and len(set(groups[0])) > 1:
+        result |= bootstrap(samples, *groups, _DECIMALS)
+    elif groups:
+        unavailable["intervals"] = f"they are drawn from two {groups[1]} or more, and there is one"
     return result
-
-
-def scores_table(scores: Mapping[str, Any]) -> Table:
-    """Ours beside both floors, one row per protocol and metric; the caption says why a cell is empty."""
-    predictions, health, by_protocol = scores["predictions"], scores["health"], scores["protocols"]
-    reasons = {
-        f"{what}: {reason}"
-        for result in by_protocol.values()
-        for what, reason in result["unavailable"].items()
-        if not what.startswith("label ")
-    }
-    facts = (
-        f"{health['unique_share']:.0%} of predictions are unique, {health['commonest_share']:.0%} are the commonest one"
-    )
-    cut = [
-        f"{name} cuts {result['cut_references']} of {predictions['n']} references"
-        for name, result in by_protocol.items()
-        if result.get("cut_references")
-    ]
-    for name, result in by_protocol.items():
-        if result.get("unlabelled"):
-            cut.append(f"{name}: of {result['unlabelled']} of {predictions['n']} studies no label is known")
-        if unmeant := [what[6:] for what in result["unavailable"] if what.startswith("label ")]:
-            cut.append(f"{name} leaves {len(unmeant)} labels out of means, as all studies agree: {', '.join(unmeant)}")
-    known = dict.fromkeys(METRICS["triples"] + METRICS["report"] + METRICS["labels"])
-    if pieces := health.get("pieces"):
-        rejected, torn = health["rejected_pieces"], health["truncated_pieces"]
-        cut.append(f"of {pieces} pieces {rejected} are no triple, {torn} broke off")
-    control = f", a control without {' and '.join(predictions['withheld'])}" if predictions.get("withheld") else ""
-    table = Table(
-        title=f"{predictions['n']} studies, predictions {predictions['sha256'][:12]}{control}",
-        caption="\n".join([facts, *cut, *sorted(reasons)]),
-    )
-    for column in ("protocol", "metric", "ours", "floor: one answer for all", "shuffled: other films"):
-        table.add_column(column, justify="left" if column in ("protocol", "metric") else "right")
-    for name, result in by_protocol.items():
-        for metric in filter(result["score"].__contains__, known):
-            values = [(result[system] or {}).get(metric) for system in ("score", "floor", "shuffled")]
-            cells = ["–" if value is None else f"{value:.3f}" for value in values]
-            table.add_row(f"{name} {result['hash'][:8]}", metric, *cells)
-        table.add_section()
-    return table

@@ -29,7 +29,8 @@ from r2kg.config.overrides import parse_overrides
 from r2kg.config.run import Run
 from r2kg.modules.vision import read_weights
 from r2kg.rundir import RunFiles, UnreadStudies, saved_run
-from r2kg.scoring.evaluate import evaluate, protocols_beside, scores_table
+from r2kg.scoring.evaluate import evaluate, protocols_beside
+from r2kg.scoring.metrics.table import scores_table
 from r2kg.training.artefacts import checked_card
 from r2kg.training.checkpoint import find_checkpoint, newest_checkpoint, prune, read_state, read_tensors, scored
 from shards.clean import CLEANINGS, clean

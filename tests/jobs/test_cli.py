@@ -47,6 +47,9 @@ REFUSED = {
     "evaluate NOSUCHFILE --shards empty": (3, "DataError: no shards at empty: manifest.json is missing"),
     "cases NOSUCHFILE": (3, "DataError: cannot read predictions NOSUCHFILE: No such file or directory"),
     "cases NOSUCHFILE privacy=1": (2, "ConfigError: privacy=1: nothing but privacy.allow_text=true or false can be"),
+    "compare NOSUCHFILE": (2, "ConfigError: one run is named, and two are needed to compare: name another"),
+    "compare empty empty": (3, "DataError: there is no predictions.jsonl below empty: write it with"),
+    "protocols nosuch": (2, "ConfigError: there is no protocol 'nosuch': choose one of r2gen-2020,"),
     "shard nosuch --out x": (
         2,
         "ConfigError: unknown source 'nosuch': use one of chexpert_plus, csv, iu_xray,",

@@ -76,7 +76,7 @@ def score_labels(lines: Sequence[Mapping[str, Any]], uncertain: str, labels: Seq
             "labels of findings, and generate the predictions again"
         )
     _refuse_names(labels)
-    present, counts, named = _tables(lines, labels, uncertain)
+    present, counts, named, ranks = tables_of(lines, labels, uncertain)
     by_label, unavailable = dict[str, dict[str, float | None]](), dict[str, str]()
     for column, label in enumerate(labels):
         kept = counts[:, column]
@@ -84,8 +84,8 @@ def score_labels(lines: Sequence[Mapping[str, Any]], uncertain: str, labels: Seq
         positives, negatives = int(truth.sum()), int((~truth).sum())
         by_label[label] = {"positives": positives, "negatives": negatives, **dict.fromkeys((*RANKED, *AGREED))}
         if positives and negatives:
-            ranks = probabilities[label][kept] if probabilities else None
-            by_label[label] |= _scores(truth, named[kept, column], ranks)
+            own = None if ranks is None else ranks[kept, column]
+            by_label[label] |= _scores(truth, named[kept, column], own)
         else:
             have = f"all {positives} studies have it" if positives else f"none of {negatives} studies has it"
             unavailable[f"label {label}"] = f"{have}, so it is in no mean over labels"
@@ -125,14 +125,23 @@ def unlabelled(lines: Sequence[Mapping[str, Any]]) -> int:
     return sum(all(value is None for value in _labels_of(line).values()) for line in lines)
 
 
-def _tables(lines: Sequence[Mapping[str, Any]], labels: Sequence[str], uncertain: str) -> list[NDArray[np.bool_]]:
-    """Whether a study has a label, whether it is scored on it, and whether its answer names it, [n, L] each."""
+def tables_of(
+    lines: Sequence[Mapping[str, Any]], labels: Sequence[str], uncertain: str
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.float64] | None]:
+    """Whether a study has a label, whether it is scored on it, whether its answer names it, and the probability that
+    is given to it, [n, L] each; no probabilities (None) where no line has any.
+
+    Raises:
+        DataError: labels that are none; probabilities that some lines or labels lack, or that are no numbers in 0..1.
+    """
+    probabilities = _probabilities(lines, labels)
     answers = [names_in(line["prediction"]) for line in lines]
     given = [[_labels_of(line).get(name) for name in labels] for line in lines]
-    present = [[value == 1 for value in row] for row in given]
-    counts = [[uncertain == "absent" or value in (0, 1) for value in row] for row in given]
-    named = [[name in answer for name in labels] for answer in answers]
-    return [np.array(table) for table in (present, counts, named)]
+    present = np.array([[value == 1 for value in row] for row in given])
+    counts = np.array([[uncertain == "absent" or value in (0, 1) for value in row] for row in given])
+    named = np.array([[name in answer for name in labels] for answer in answers])
+    ranks = np.stack([probabilities[name] for name in labels], axis=1) if probabilities else None
+    return present, counts, named, ranks
 
 
 def _scores(

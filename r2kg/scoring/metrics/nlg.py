@@ -5,13 +5,13 @@ except CIDEr-D (0..10). BLEU carries COCO's additive constants, which keep an or
 exactly 0 (.00009 for a typical sentence; .03 for BLEU-4 when every hypothesis is shorter than four words).
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
+from numpy.typing import NDArray
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 from scipy import sparse
 
@@ -47,17 +47,35 @@ def score_nlg(
 
 def bleu(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
     """Corpus BLEU-1..4 without smoothing but for COCO's constants, as `bleu1`..`bleu4`."""
+    return {name: float(value) for name, value in bleu_of(bleu_counts(references, hypotheses).sum(0)).items()}
+
+
+def bleu_counts(references: Sequence[str], hypotheses: Sequence[str]) -> NDArray[np.int64]:
+    """What BLEU is made of, int64 [n, 10]: words of the hypothesis and of the reference, then for n-grams of 1..4 words
+    those of the hypothesis that the reference has too, clipped, and those that it has in all.
+    """
     check_pairs(references, hypotheses)
-    counted = BLEU(tokenize="none", smooth_method="none", force=True).corpus_score(list(hypotheses), [list(references)])
-    return _bleu_of(counted.counts, counted.totals, counted.sys_len, counted.ref_len)
+    counts = np.zeros((len(references), 2 + 2 * _ORDERS), np.int64)
+    for row, reference, hypothesis in zip(counts, references, hypotheses, strict=True):
+        wanted, row[1] = extract_all_word_ngrams(reference, 1, _ORDERS)
+        said, row[0] = extract_all_word_ngrams(hypothesis, 1, _ORDERS)
+        for ngram, count in said.items():
+            if ngram in wanted:
+                row[1 + len(ngram)] += min(count, wanted[ngram])
+        row[2 + _ORDERS :] = np.maximum(0, row[0] - np.arange(_ORDERS))
+    return counts
 
 
-def _bleu_of(matches: Sequence[int], totals: Sequence[int], words: int, reference_words: int) -> dict[str, float]:
-    """COCO's formula over sacrebleu's counts: geometric mean of precisions times the brevity penalty."""
-    precisions = [(match + _TINY) / (total + _SMALL) for match, total in zip(matches, totals, strict=True)]
-    ratio = (words + _TINY) / (reference_words + _SMALL)
-    brevity = math.exp(min(0.0, 1 - 1 / ratio))
-    return {f"bleu{n}": brevity * math.prod(precisions[:n]) ** (1 / n) for n in range(1, _ORDERS + 1)}
+def bleu_of(sums: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """COCO's formula: geometric mean of precisions times the brevity penalty, from sums of `bleu_counts` over studies.
+
+    [..., 10] → [...] for each of `bleu1`..`bleu4`.
+    """
+    words, reference_words = np.moveaxis(sums[..., :2], -1, 0)
+    precisions = (sums[..., 2 : 2 + _ORDERS] + _TINY) / (sums[..., 2 + _ORDERS :] + _SMALL)
+    brevity = np.exp(np.minimum(0.0, 1 - (reference_words + _SMALL) / (words + _TINY)))
+    products = np.cumprod(precisions, -1)
+    return {f"bleu{n}": brevity * products[..., n - 1] ** (1 / n) for n in range(1, _ORDERS + 1)}
 
 
 class ConstantBleu:
@@ -82,7 +100,8 @@ class ConstantBleu:
         for ngram, count in ngrams.items():
             matches[len(ngram) - 1] += sum(min(count, other) for other in self._counts.get(ngram, ()))
         totals = [self.studies * max(0, words - n) for n in range(_ORDERS)]
-        return _bleu_of(matches, totals, self.studies * words, self.reference_words)
+        sums = np.array([self.studies * words, self.reference_words, *matches, *totals])
+        return {name: float(value) for name, value in bleu_of(sums).items()}
 
 
 def rouge_l(references: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:

@@ -84,32 +84,31 @@ def finding_counts(references: Sequence[str], hypotheses: Sequence[str]) -> NDAr
     return np.stack((said & wanted, said, wanted), axis=-1).astype(np.int64)
 
 
-def scores_of(counts: NDArray[np.int64]) -> dict[str, float]:
-    """Finding scores by the names of `METRICS["report"]` from `finding_counts`, summed over studies or not.
+def scores_of(counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Finding scores by the names of `FINDING_METRICS`, [...] each, from sums of `finding_counts` over studies.
 
     Args:
-        counts: int64 [n, 14, 3] or [14, 3].
+        counts: int64 [..., 14, 3].
 
     F1, precision and recall of nothing are 0. The macro F1 is the mean over the observations that a reference has, so
     that systems beside the same references are scored on the same ones.
     """
-    summed = counts.reshape(-1, len(FINDINGS), 3).sum(0)
-    five = summed[[FINDINGS.index(name) for name in FIVE]].sum(0)
-    both, said, wanted = (int(total) for total in summed.sum(0))
-    used = summed[summed[:, 2] > 0]
-    macro = (2 * used[:, 0] / used[:, 1:].sum(-1)).mean() if len(used) else 0.0
+    both, said, wanted = np.moveaxis(counts.sum(-2), -1, 0)
+    five = counts[..., [FINDINGS.index(name) for name in FIVE], :].sum(-2)
+    used = counts[..., 2] > 0
+    by_observation = 2 * counts[..., 0] / np.maximum(1, counts[..., 1:].sum(-1))
     return {
-        "finding_f1": 2 * both / max(1, said + wanted),
-        "finding_f1_macro": float(macro),
-        "finding_f1_5": 2 * int(five[0]) / max(1, int(five[1] + five[2])),
-        "finding_precision": both / max(1, said),
-        "finding_recall": both / max(1, wanted),
+        "finding_f1": 2 * both / np.maximum(1, said + wanted),
+        "finding_f1_macro": (by_observation * used).sum(-1) / np.maximum(1, used.sum(-1)),
+        "finding_f1_5": 2 * five[..., 0] / np.maximum(1, five[..., 1:].sum(-1)),
+        "finding_precision": both / np.maximum(1, said),
+        "finding_recall": both / np.maximum(1, wanted),
     }
 
 
 def score_findings(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
     """`scores_of` the `finding_counts` of texts. Raises `ValueError` for no pairs or unequal numbers."""
-    return scores_of(finding_counts(references, hypotheses))
+    return {name: float(value) for name, value in scores_of(finding_counts(references, hypotheses).sum(0)).items()}
 
 
 @lru_cache(maxsize=16_384)

@@ -8,14 +8,20 @@ of it, so that a pair that is joined wrongly counts by half. Scores are fraction
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from r2kg.scoring.metrics import check_pairs
 from r2kg.scoring.metrics.nlg import bleu, rouge_l
 from shards.graphs.subgraph import Triple
 from shards.graphs.text import triples_in
 
+KINDS = ("triple", "entity", "relation")
+"""Sets that are compared: the beginning of their metrics' names."""
+
 
 def sets_of(triples: Sequence[Triple]) -> dict[str, set[Hashable]]:
-    """The three sets that are compared, by the beginning of their metrics' names."""
+    """The sets that are compared, by `KINDS`."""
     return {
         "triple": set(triples),
         "entity": {name for head, _, tail in triples for name in (head, tail)},
@@ -31,20 +37,28 @@ def score_triples(references: Sequence[str], hypotheses: Sequence[str]) -> dict[
     precision, recall and f1 are means over studies; `_pooled` ones count over all studies together. Two empty sets
     agree (1); of one empty set all three are 0. Raises `ValueError` for no pairs or unequal numbers.
     """
-    check_pairs(references, hypotheses)
-    pairs = [
-        (sets_of(triples_in(reference).triples), sets_of(triples_in(hypothesis).triples))
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
-    ]
+    counts = triple_counts(references, hypotheses)
     scores: dict[str, float | None] = {}
-    for kind in ("triple", "entity", "relation"):
-        counts = [(len(given[kind] & said[kind]), len(said[kind]), len(given[kind])) for given, said in pairs]
-        by_study = [agreement(*count) for count in counts]
-        pooled = agreement(*(sum(column) for column in zip(*counts, strict=True)))
-        for at, name in enumerate(("precision", "recall", "f1")):
-            scores[f"{kind}_{name}"] = sum(study[at] for study in by_study) / len(pairs)
-            scores[f"{kind}_{name}_pooled"] = pooled[at]
+    for at, kind in enumerate(KINDS):
+        by_study = [agreement(*count) for count in counts[:, at].tolist()]
+        pooled = agreement(*counts[:, at].sum(0).tolist())
+        for place, name in enumerate(("precision", "recall", "f1")):
+            scores[f"{kind}_{name}"] = sum(study[place] for study in by_study) / len(by_study)
+            scores[f"{kind}_{name}_pooled"] = pooled[place]
     return scores | bleu(references, hypotheses) | {"rouge_l": float(rouge_l(references, hypotheses).mean())}
+
+
+def triple_counts(references: Sequence[str], hypotheses: Sequence[str]) -> NDArray[np.int64]:
+    """Sizes of the sets of each study, int64 [n, 3, 3]: kind by kind what both sides have, what is said, what is so.
+
+    Raises `ValueError` for no pairs or unequal numbers.
+    """
+    check_pairs(references, hypotheses)
+    counts = np.zeros((len(references), len(KINDS), 3), np.int64)
+    for row, reference, hypothesis in zip(counts, references, hypotheses, strict=True):
+        given, said = sets_of(triples_in(reference).triples), sets_of(triples_in(hypothesis).triples)
+        row[:] = [(len(given[kind] & said[kind]), len(said[kind]), len(given[kind])) for kind in KINDS]
+    return counts
 
 
 def agreement(both: int, said: int, given: int) -> tuple[float, float, float]:

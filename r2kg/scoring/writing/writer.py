@@ -150,6 +150,7 @@ def prediction_line(study: Study, written: Generated, task: str | None, member: 
     return {
         "id": study.id,
         "key": study.key,
+        "patient": study.patient,
         "split": study.split,
         "prediction": written.text,
         **right,

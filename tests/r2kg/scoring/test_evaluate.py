@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from r2kg.config.protocol import METRICS, PROTOCOLS
-from r2kg.scoring.evaluate import choose_floor, evaluate, protocols_beside, read_predictions, scores_table
+from r2kg.scoring.evaluate import choose_floor, evaluate, protocols_beside, read_predictions
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.nlg import bleu
+from r2kg.scoring.metrics.table import scores_table
 from shards.clean import clean, vocabulary
 from shards.errors import ConfigError, DataError
 

@@ -15,8 +15,9 @@ from r2kg.config.protocol import DEFAULT_PROTOCOLS, METRICS, PROTOCOLS, parse_ch
 from r2kg.modules.beams import Generated
 from r2kg.scoring.context import answer_of, scoring_context
 from r2kg.scoring.controls.withheld import derangement, shuffled
-from r2kg.scoring.evaluate import choose_floor, evaluate, read_predictions, scores_table
+from r2kg.scoring.evaluate import choose_floor, evaluate, read_predictions
 from r2kg.scoring.metrics.labels import MOST, names_in, names_text, score_labels
+from r2kg.scoring.metrics.table import scores_table
 from r2kg.scoring.writing.writer import prediction_line
 from shards.errors import ConfigError, DataError
 from shards.sources.iu_xray.source import IuXray
@@ -220,7 +221,9 @@ def test_labels_are_scored_beside_both_floors(tmp_path: Path) -> None:
     rows = console.export_text().splitlines()
     row = next(row for row in rows if "auroc" in row)
     assert f"{result['score']['auroc']:.3f}" in row and "–" in row and f"{result['shuffled']['auroc']:.3f}" in row
-    assert sum("f1_pooled" in row for row in rows) == 2 and not any("meteor" in row for row in rows)
+    assert sum("f1_pooled" in row and row.startswith("│") for row in rows) == 2 and not any(
+        "meteor" in row for row in rows
+    )
 
 
 def test_the_control_is_known_by_its_probabilities_too(tmp_path: Path) -> None:

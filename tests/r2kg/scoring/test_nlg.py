@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import _score_lcs
 
 from r2kg.config.protocol import TEXT_METRICS
-from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable
+from r2kg.scoring.metrics.meteor import Meteor, MeteorUnavailable, meteor_of
 from r2kg.scoring.metrics.nlg import ConstantBleu, bleu, cider_d, common_words, rouge_l, score_nlg
+from r2kg.scoring.metrics.samples import sample_texts
 from shards.clean import clean
 
 REFERENCES = [
@@ -95,6 +96,16 @@ def test_golden_meteor_is_a_corpus_score_not_a_mean(meteor: Meteor) -> None:
 
 
 @needs_java
+def test_sums_of_meteor_counts_give_its_scores(meteor: Meteor) -> None:
+    references = [*REFERENCES, "no acute disease", "", "clear lungs"]
+    hypotheses = [*HYPOTHESES, "no acute disease", "clear", ""]
+    corpus, pairs = meteor.score(references, hypotheses)
+    counts = meteor.count(references, hypotheses)
+    assert meteor_of(counts.sum(0)) == pytest.approx(corpus, abs=1e-9)
+    assert meteor_of(counts) == pytest.approx(pairs, abs=1e-9) and pairs[-3] == 1
+    assert sample_texts(references, hypotheses, meteor)[0].values()["meteor"] == pytest.approx(corpus, abs=1e-9)
+
+
 def test_meteor_survives_line_breaks_bars_and_empty_texts(meteor: Meteor) -> None:
     corpus, pairs = meteor.score(["the heart |||\nis large", "", "a", "é"], ["the heart is large", "a", "", "é"])
     assert pairs.tolist() == [1.0, 0.0, 0.0, 1.0]

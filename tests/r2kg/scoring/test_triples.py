@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from r2kg.config.protocol import DEFAULT_PROTOCOLS, METRICS, PROTOCOLS, parse_choice, protocols_of
-from r2kg.scoring.evaluate import choose_floor, evaluate, scores_table
+from r2kg.scoring.evaluate import choose_floor, evaluate
 from r2kg.scoring.metrics.nlg import bleu
+from r2kg.scoring.metrics.table import scores_table
 from r2kg.scoring.metrics.triples import score_triples
 from shards.errors import ConfigError
 from shards.graphs.text import triples_text
