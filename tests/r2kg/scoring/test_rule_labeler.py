@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r2kg.config.protocol import FINDING_METRICS, PROTOCOLS, parse_choice
-from r2kg.scoring.evaluate import evaluate, scores_table
+from r2kg.scoring.evaluate import evaluate
 from r2kg.scoring.metrics.rule_labeler import (
     LABELER,
     NOT_MENTIONED,
@@ -19,6 +19,7 @@ from r2kg.scoring.metrics.rule_labeler import (
     score_findings,
     scores_of,
 )
+from r2kg.scoring.metrics.table import scores_table
 from shards.sources.phantom.anatomy import sample_findings, study_rng
 from shards.sources.phantom.report import labels_of, write_report
 from shards.study import FINDINGS
