@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from r2kg.scoring.evaluate import evaluate
+from r2kg.config.run import Run
+from r2kg.scoring.evaluate import evaluate, nearest_beside
 from r2kg.scoring.metrics.labels import score_labels
 from r2kg.scoring.metrics.nlg import score_nlg
 from r2kg.scoring.metrics.resample import bootstrap, drawn, half_width, holm, interval, p_of_swaps, patients_of
@@ -200,3 +201,18 @@ def test_intervals_stand_beside_the_scores(tmp_path: Path, monkeypatch: pytest.M
     assert by_study["protocols"]["full-text"]["bootstrap"]["by"] == "studies"
     alone = write(patients=True, studies=2)["protocols"]["full-text"]
     assert "intervals" not in alone and "one" in alone["unavailable"]["intervals"]
+
+
+def test_the_copied_report_of_the_same_split_and_shards_stands_beside(tmp_path: Path) -> None:
+    written = tmp_path / "mine" / "predictions" / "test" / "step-9"
+    written.mkdir(parents=True)
+    Run(name="mine", root=str(tmp_path)).save(tmp_path / "mine" / "run.json")
+    (written / "context.json").write_text(json.dumps({"split": "test", "shards": "f1"}))
+    assert nearest_beside(written / "predictions.jsonl") is None
+    for name, split, shards in (("a", "val", "f1"), ("b", "test", "f2"), ("c", "test", "f1"), ("d", "test", None)):
+        copied = tmp_path / name / "predictions" / split / "nearest-00"
+        copied.mkdir(parents=True)
+        told = json.dumps({"predictions": {"shards": shards}, "protocols": {name: {}}})
+        (copied / "scores.json").write_text(told if shards else "{")
+    found = nearest_beside(written / "predictions.jsonl")
+    assert found is not None and found["protocols"] == {"c": {}}
