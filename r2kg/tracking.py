@@ -6,6 +6,7 @@ a cursor, one for every server, and is sent by the next `Tracker` of the same ru
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import threading
@@ -180,8 +181,9 @@ class Tracker:
         return self._note(params=len(params))
 
     def _params(self) -> dict[str, str]:
-        """Dotted fields of the run, as MLflow takes them."""
-        return {key: str(value)[:500] for key, value in _flat(self.run.model_dump(mode="json")).items()}
+        """Dotted fields of the run, as MLflow takes them: of a name like "train.init_map.*" the sign becomes "_"."""
+        told = _flat(self.run.model_dump(mode="json")).items()
+        return {re.sub(r"[^\w. :/-]", "_", key, flags=re.ASCII)[:250]: str(value)[:500] for key, value in told}
 
     def _notes(self) -> dict[str, Any]:
         """{"status": how training ended, "made": with what, "servers": {uri: cursor}} as noted beside it."""

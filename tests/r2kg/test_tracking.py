@@ -85,6 +85,18 @@ def test_what_a_run_was_made_with_and_its_files_are_in_mlflow(run):
     assert found.info.artifact_uri.startswith((run.directory.parent / "mlartifacts").as_uri())
 
 
+def test_what_mlflow_takes_as_no_name_keeps_no_record_back(run):
+    begun = run.change({"train.init_from": "stage-1@best", "train.init_map": {"*": None, "häd": "head"}})
+    tracker = Tracker(begun, running=True)
+    tracker.log(1, loss=1.0)
+    assert "holds all records" in tracking_note(tracker.close("FINISHED"), tracker)
+    client = MlflowClient(tracking_uri=tracking_uri(run))
+    experiment = client.get_experiment_by_name("r2kg")
+    (found,) = client.search_runs([experiment.experiment_id], "tags.`mlflow.runName` = 'a-run'")
+    told = {key: value for key, value in found.data.params.items() if "init_map" in key}
+    assert told == {"train.init_map._": "None", "train.init_map.h_d": "head"}
+
+
 def test_a_continued_run_says_with_what_it_goes_on(run):
     for rate in (1e-4, 2e-4, 1e-4):
         Tracker(run.change({"optim.lr": rate}), running=True).close("FINISHED")
