@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from r2kg import STACK, __version__
 from r2kg.config.needs import CARD
 from r2kg.config.run import Run
@@ -117,7 +119,10 @@ class Tracker:
         from mlflow.entities import Metric
 
         client = client_of(self.uri)
-        state = state if state.get("params") else self._open_run(client)
+        if not state.get("params"):
+            with suppress(NotImplementedError), FileLock(self.files.directory / ".mlflow.lock", fallback_to_soft=False):
+                state = self._state() if self._state().get("params") else self._open_run(client)  # one of two makes it
+            state = state if state.get("params") else self._open_run(client)  # no locks on this file system
         if self._reopen:
             client.update_run(state["run_id"], status="RUNNING")
             began = client.get_run(state["run_id"]).data
