@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from r2kg.config.protocol import Protocol, protocol_named, refuse_unfit
-from r2kg.scoring.evaluate import choose_floor
+from r2kg.scoring.evaluate import OF_FINDINGS, choose_floor
 from r2kg.scoring.metrics.labels import names_text
+from r2kg.scoring.metrics.rule_labeler import LABELER
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError, OnBad
 from shards.graphs.text import NOTHING, triples_text
@@ -52,6 +53,8 @@ def scoring_context(
     words = answers.vocabulary(thresholds.pop()) if thresholds else None
     validated = manifest.splits["val"].studies and (references is None or {"train", "val"} <= {*references.splits})
     floors = {protocol.name: answers.floor(protocol, words) for protocol in used if validated}
+    if answers.task == "report":  # the best constant by words states few findings
+        floors |= {OF_FINDINGS.format(one.name): answers.floor(one, words, True) for one in used if validated}
     if not floors and answers.task != "report" and (references is None or "train" in references.splits):
         _ = answers.training  # raises where there are none
     context = {"task": answers.task, "cleaning": manifest.cleaning, "vocabulary": words, "floor": floors}
@@ -180,8 +183,8 @@ class Answers:
         settings = {"task": self.task, "threshold": threshold}
         return self._fact("vocabulary", settings, lambda: list(vocabulary(self.training, threshold)))
 
-    def floor(self, protocol: Protocol, words: list[str] | None) -> str:
-        """The training answer that scores best when it is given to every validation study.
+    def floor(self, protocol: Protocol, words: list[str] | None, findings: bool = False) -> str:
+        """The training answer that scores best when it is given to every validation study; `findings`: by these.
 
         No model is asked here: a protocol that cuts references by a model's tokens has the floor of whole ones.
         """
@@ -191,10 +194,11 @@ class Answers:
             if protocol.reference_cut == "tokens":
                 scorer = protocol.uncut
             references = [scorer.reference(line, known) for line in self.validation]
-            answer = choose_floor(self.training, references, protocol, words)
+            answer = choose_floor(self.training, references, protocol, words, findings=findings)
             return self.rows[self.training.index(answer)]
 
-        row = self._fact("floor", {"protocol": protocol.hash}, choose)
+        settings = {"protocol": protocol.hash} | ({"findings": LABELER} if findings else {})
+        row = self._fact("floor", settings, choose)
         if "training" in self.__dict__:
             return self.training[self.rows.index(row)]
         index = Index.open(self.shards, "train", self.on_bad, self.manifest)

@@ -34,7 +34,7 @@ from r2kg.scoring.metrics.labels import RANKED, names_in, score_labels, score_na
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.scoring.metrics.nlg import ConstantBleu
 from r2kg.scoring.metrics.resample import Groups, bootstrap, patients_of
-from r2kg.scoring.metrics.rule_labeler import LABELER
+from r2kg.scoring.metrics.rule_labeler import LABELER, label_reports
 from r2kg.scoring.metrics.samples import Samples, sample_labels, sample_reports, sample_triples
 from r2kg.scoring.metrics.triples import agreement, score_reading, score_triples, sets_of
 from shards.errors import DataError
@@ -49,6 +49,8 @@ MAX_BYTES = 200_000_000
 MAX_TEXT = 100_000
 """Characters of a report; real ones have a few thousand."""
 TEXTS = ("id", "prediction", "reference", "reference_raw")
+OF_FINDINGS = "{} findings"
+"""By the protocol's name the key of the floor that findings are compared with; words have one of their own."""
 
 
 class Context(TypedDict, total=False):
@@ -131,11 +133,13 @@ def choose_floor(
     vocabulary: Iterable[str] | None,
     candidates: int = 200,
     seed: int = 0,
+    findings: bool = False,
 ) -> str:
     """The training report that scores best when it is given to every validation study (BLEU-4, then 3, 2, 1).
 
-    Of triples: the training answer whose whole triples have the best mean F1, then its entities, then by BLEU. Of
-    labels: the one whose names have the best mean F1 with those of the studies, then by BLEU.
+    With `findings` the one whose findings have the best micro F1 with theirs (`rule_labeler`), then by BLEU. Of
+    triples: the training answer whose whole triples have the best mean F1, then its entities, then by BLEU. Of labels:
+    the one whose names have the best mean F1 with those of the studies, then by BLEU.
 
     All texts are cleaned ones. Tried are `candidates` distinct reports: half the commonest, half a sample drawn by
     `seed` from the rest, so the choice depends on no test study and no order. Raises `DataError` without training or
@@ -154,6 +158,8 @@ def choose_floor(
         return {"name": names_in(answer)} if protocol.task == "labels" else sets_of(triples_in(answer).triples)
 
     given = [sets(reference) for reference in validation_references] if parts else []
+    cut = [protocol.cut(reference, words) for reference in validation_references] if findings else []
+    wanted = (label_reports(cut) == 1).sum(0)  # [14]
 
     def quality(report: str) -> tuple[float, ...]:
         said = sets(report) if parts else {}
@@ -161,7 +167,11 @@ def choose_floor(
             sum(agreement(len(said[kind] & study[kind]), len(said[kind]), len(study[kind]))[2] for study in given)
             for kind in parts
         ]
-        return *f1, *reversed(constant.score(protocol.hypothesis({"prediction": report})).values())
+        text = protocol.hypothesis({"prediction": report})
+        if findings:
+            stated = label_reports([text])[0] == 1
+            f1 = [2 * int(wanted[stated].sum()) / max(1, len(cut) * int(stated.sum()) + int(wanted.sum()))]
+        return *f1, *reversed(constant.score(text).values())
 
     ordered = sorted(counts, key=lambda report: (-counts[report], report))
     commonest, rest = ordered[: (candidates + 1) // 2], sorted(ordered[(candidates + 1) // 2 :])
@@ -313,6 +323,7 @@ def score_protocol(
     With `groups` (`patients_of` the lines) also their intervals, by `bootstrap`.
     """
     cleaning, floor = context.get("cleaning"), context["floor"].get(protocol.name)
+    of_findings = context["floor"].get(OF_FINDINGS.format(protocol.name))
     if cleaning:
         refuse_unfit([protocol], cleaning)
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
@@ -344,7 +355,10 @@ def score_protocol(
             continue
         hypotheses = [protocol.hypothesis(line, cleaning or "raw") for line in system]
         if protocol.task == "report":
-            samples[name], reasons = sample_reports(references, hypotheses, meteor)
+            stated = hypotheses
+            if name == "floor" and of_findings is not None:
+                stated = [protocol.hypothesis({"prediction": of_findings}, cleaning or "raw")] * len(lines)
+            samples[name], reasons = sample_reports(references, hypotheses, meteor, stated)
             values = {**dict.fromkeys(METRICS["report"]), **samples[name].values()}
         elif protocol.task == "triples":
             values, reasons = score_triples(references, hypotheses), {}

@@ -115,11 +115,14 @@ def sample_texts(
 
 
 def sample_reports(
-    references: Sequence[str], hypotheses: Sequence[str], meteor: Meteor | None = None
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    meteor: Meteor | None = None,
+    stated: Sequence[str] | None = None,
 ) -> tuple[Samples, dict[str, str]]:
-    """All that reports are scored by: `sample_texts` and `sample_findings`."""
+    """All that reports are scored by: `sample_texts` and `sample_findings`, these of `stated` where it is given."""
     texts, reasons = sample_texts(references, hypotheses, meteor)
-    return joined([texts, sample_findings(references, hypotheses)]), reasons
+    return joined([texts, sample_findings(references, hypotheses if stated is None else stated)]), reasons
 
 
 def sample_findings(references: Sequence[str], hypotheses: Sequence[str]) -> Samples:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from r2kg.config.protocol import protocol_named
+from r2kg.config.protocol import PROTOCOLS, protocol_named
 from r2kg.config.run import Run
 from r2kg.rundir import read_json
 from r2kg.scoring.context import References, scoring_context
@@ -103,10 +103,11 @@ def add_protocols(run: Run, manifest: Manifest, out: Path, protocols: Sequence[s
     try:
         context = read_json(out / "context.json")
         floors = dict(context.get("floor") or {})
-        named = list(dict.fromkeys([*(context.get("protocols") or floors), *protocols]))
+        before = context.get("protocols") or [name for name in floors if name in PROTOCOLS]
+        named = list(dict.fromkeys([*before, *protocols]))
     except (ValueError, TypeError) as error:
         raise DataError(f"{out / 'context.json'}: {error}. Delete {out} to have its reports written again") from None
-    if new := [name for name in protocols if name not in (context.get("protocols") or floors)]:
+    if new := [name for name in protocols if name not in before]:
         references = References.of(run.reference, manifest)
         more = scoring_context(run.data.shards, manifest, named, run.data.on_bad, references)
         context |= more | {"floor": floors | more["floor"], "protocols": named}

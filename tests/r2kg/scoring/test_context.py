@@ -9,7 +9,8 @@ from r2kg.config.protocol import PROTOCOLS
 from r2kg.scoring import context as module
 from r2kg.scoring.choose import refuse_choice
 from r2kg.scoring.context import scoring_context
-from r2kg.scoring.evaluate import choose_floor
+from r2kg.scoring.evaluate import OF_FINDINGS, choose_floor
+from r2kg.scoring.metrics.rule_labeler import score_findings
 from shards.clean import vocabulary
 from shards.errors import ConfigError, DataError
 from shards.stream.index import Index, read_studies, read_targets
@@ -33,6 +34,14 @@ def test_what_is_kept_is_what_was_counted(shards, monkeypatch) -> None:
     for name in BOTH:
         cut = [PROTOCOLS[name].reference(line, first["vocabulary"]) for line in references]
         assert first["floor"][name] == choose_floor(training, cut, PROTOCOLS[name], first["vocabulary"])
+        scores = {
+            key: score_findings(
+                cut, [PROTOCOLS[name].hypothesis({"prediction": first["floor"][key]}, "raw")] * len(cut)
+            )
+            for key in (name, OF_FINDINGS.format(name))
+        }
+        own, of_words = (scores[key]["finding_f1"] for key in (OF_FINDINGS.format(name), name))
+        assert own > of_words, "the best constant by words is not the best by findings"
     kept = "".join(path.read_text() for path in (root / "facts").iterdir())
     assert not any(report in kept for report in training), "no report stands there"
     monkeypatch.setattr(module, "read_studies", None)

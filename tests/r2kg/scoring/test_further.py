@@ -49,7 +49,7 @@ def test_a_further_protocol_is_added_and_the_reports_stay(small_run, phantom_sha
     context.pop("protocols")  # as a kill between the lines and the context, or an older version, left it
     (out / "context.json").write_text(json.dumps(context | {"floor": before["floor"]}))
     assert add_protocols(run, manifest, out, both) == ["r2genkg-2025"]
-    assert json.loads((out / "context.json").read_text())["floor"].keys() == {*both}
+    assert json.loads((out / "context.json").read_text())["floor"].keys() >= {*both}
 
 
 def test_other_reports_are_not_taken_for_these(tmp_path):
