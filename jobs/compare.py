@@ -23,6 +23,7 @@ def main(
         bool, typer.Option("--each", help="runs that differ in train.seed alone stand each by itself")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="write the result as JSON")] = None,
+    track: Annotated[bool, typer.Option(help="note it beside the runs that are compared, and in MLflow")] = True,
 ) -> None:
     """Print differences to the first run with paired intervals and p-values; runs that differ in train.seed are one."""
     # numpy and scipy take a second, for which help need not wait
@@ -30,10 +31,11 @@ def main(
 
     result = compare(runs, tuple(protocol or ()), tuple(metric or ()), each)
     Console(width=140).print(comparison_table(result))
-    for note in track_comparison(runs, result, each):
-        print(note)
     if out:
         write_atomic(out.resolve(), (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+    for note in track_comparison(runs, result, each) if track else ():
+        print(note)
+    if out:
         print(out.resolve())
 
 

@@ -1,10 +1,12 @@
 """Runs compared in pairs on the same studies: differences with intervals, and p-values corrected for their number."""
 
 import glob
+import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from r2kg.config.protocol import METRICS, Protocol, protocol_named, protocols_of, refuse_unfit
+from r2kg.config.protocol import METRICS, Protocol, metric_named, protocol_named, protocols_of, refuse_unfit
 from r2kg.rundir import directory_of, newest_predictions, saved_run
 from r2kg.scoring.evaluate import context_beside, protocols_beside, read_predictions
 from r2kg.scoring.metrics.labels import score_labels
@@ -48,6 +50,13 @@ class Member:
     like: str
     """All else that the run is: equal for runs that differ in seed and name alone."""
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What was written, by content: SHA-256 of the file; checkpoint, decoding and split as context.json says."""
+        context, content = context_beside(self.path), self.path.read_bytes()
+        facts = {name: context.get(name) for name in ("checkpoint", "checkpoint_sha256", "decoding", "split")}
+        return {"sha256": hashlib.sha256(content).hexdigest(), **facts}
+
     @classmethod
     def of(cls, place: Path) -> "Member":
         """The newest predictions of a run, or a predictions file; DataError where there is none."""
@@ -74,7 +83,9 @@ def grouped(words: Sequence[str], each: bool = False) -> dict[str, list[Member]]
     """
     groups = list[list[Member]]()
     for word in words:
-        places = [word] if os.path.exists(word) else sorted(glob.glob(word)) if glob.has_magic(word) else [word]
+        places = [word]
+        if glob.has_magic(word) and not os.path.exists(word):  # runs and predictions, not what lies beside them
+            places = sorted(one for one in glob.glob(word) if os.path.isdir(one) or one.endswith(".jsonl"))
         if not places:
             raise ConfigError(f"{word} matches no run: give directories that `r2kg train` printed")
         for place in places:
@@ -112,7 +123,7 @@ def compare(
 
     Args:
         protocols: default: the first of the first run's.
-        metrics: those to compare; none: all of the task that can be computed.
+        metrics: those to compare, as `metric_named` reads them; none: all of the task that can be computed.
 
     Raises:
         ConfigError: fewer than two groups, a protocol or a metric that is unknown or of another task.
@@ -122,10 +133,10 @@ def compare(
     first = next(iter(groups.values()))[0]
     names = list(protocols) or list(protocols_beside(first.path)[:1])
     task = context_beside(first.path).get("task") or protocol_named(names[0]).task
-    if unknown := [metric for metric in metrics if metric not in METRICS[task]]:
-        raise ConfigError(f"{', '.join(unknown)} is no metric of the task {task!r}: it has {', '.join(METRICS[task])}")
+    metrics = [metric_named(metric, task, "--metric") for metric in metrics]
     used = [protocol_named(name) for name in protocols_of(names, task)]
-    with Meteor() as meteor:
+    asked = not metrics or "meteor" in metrics  # a Java process, and most of the time
+    with Meteor() if asked else nullcontext() as meteor:
         found = {protocol.name: _under(protocol, groups, metrics, meteor) for protocol in used}
     cells = [cell for one in found.values() for group in one["compared"] for cell in group["difference"].values()]
     tested = [cell for cell in cells if cell["p"] is not None]
@@ -136,7 +147,7 @@ def compare(
 
 
 def _under(
-    protocol: Protocol, groups: Mapping[str, Sequence[Member]], metrics: Sequence[str], meteor: Meteor
+    protocol: Protocol, groups: Mapping[str, Sequence[Member]], metrics: Sequence[str], meteor: Meteor | None
 ) -> dict[str, Any]:
     """What one protocol says of all groups."""
     members = [(name, at, one) for name, group in groups.items() for at, one in enumerate(group)]
@@ -164,8 +175,9 @@ def _under(
         patients = patients if any(line.get("patient") for line in patients) else lines
         hypotheses = [protocol.hypothesis(line, context.get("cleaning") or "raw") for line in lines]
         if protocol.task == "report":
-            samples, reasons = sample_reports([wanted[key] for key in order], hypotheses, meteor)
-            unavailable |= reasons
+            uncut = [protocol.uncut.reference(line) for line in lines]
+            samples, reasons = sample_reports([wanted[key] for key in order], hypotheses, uncut, hypotheses, meteor)
+            unavailable |= reasons if meteor else {}
         elif protocol.task == "triples":
             samples = sample_triples([wanted[key] for key in order], hypotheses)
         else:
@@ -190,6 +202,7 @@ def _under(
     baseline, *others = groups
     for name in groups:
         entry: dict[str, Any] = {"name": name, "seeds": [one.seed for one in groups[name]]}
+        entry["members"] = [{"run": one.name, **one.told} for one in groups[name]]
         runs = {metric: [values[key][metric] for key in keys[name]] for metric in shown}
         entry["values"] = {metric: round(float(np.mean(own)), DECIMALS) for metric, own in runs.items()}
         widths = {metric: half_width(own) for metric, own in runs.items()}
@@ -220,10 +233,14 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     how, said = result["how"], dict[str, None]()
     for name, one in result["protocols"].items():
         by = f"{one['drawn']} {one['by']}"
-        said[f"{name}: {how['level']:.0%} paired intervals, {how['draws']:,} draws of {by} of {one['n']} studies"] = (
-            None
-        )
+        why = ", as the lines name no patient" * (one["by"] == "studies")
+        told = f"{how['level']:.0%} paired intervals, {how['draws']:,} draws of {by} of {one['n']} studies{why}"
+        said[f"{name}: {told}"] = None
         said |= {f"{what}: {reason}": None for what, reason in sorted(one["unavailable"].items())}
+    for one in result["protocols"].values():
+        beside = {json.dumps(side["members"][0]["decoding"]) for side in (one["baseline"], *one["compared"])}
+        if len(beside) > 1:
+            said["not all were decoded alike: the result (--out) has the decoding of each"] = None
     said[f"p: paired approximate randomisation, {how['swaps']:,} swaps of the same"] = None
     said[f"p (Holm): corrected for all {how['comparisons']} comparisons shown"] = None
     sides = [side for one in result["protocols"].values() for side in (one["baseline"], *one["compared"])]
@@ -259,7 +276,17 @@ def track_comparison(words: Sequence[str], result: Mapping[str, Any], each: bool
             if not (directory := directory_of(one.path)):
                 continue
             run, context = saved_run(directory), context_beside(one.path)
-            tracker, split = Tracker(run), split_named(run, one.path, context)
+            if "split" not in context:
+                notes.append(f"{one.name} does not get it noted: no context.json beside {one.path} tells the split.")
+                continue
+            kept = one.path.with_name(f"compared-to-{baseline}.json")
+            try:
+                write_atomic(kept, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
+                tracker = Tracker(run)
+            except OSError as error:  # a colleague's run
+                notes.append(f"{one.name} does not get it noted: {directory} cannot be written ({error.strerror}).")
+                continue
+            split = split_named(run, one.path, context)
             for protocol, told in result["protocols"].items():
                 (own,) = [entry for entry in told["compared"] if entry["name"] == name]
                 for metric, cell in own["difference"].items():
@@ -268,8 +295,6 @@ def track_comparison(words: Sequence[str], result: Mapping[str, Any], each: bool
                     start = f"{split}.{protocol}.above.{baseline}.{metric}"
                     known = {f"{start}{end}": number for end, number in numbers.items() if number is not None}
                     tracker.log(int(context.get("step", 0)), **known)
-            kept = one.path.with_name(f"compared-to-{baseline}.json")
-            write_atomic(kept, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
             tracker.attached.append((kept, one.path.resolve().parent.relative_to(directory.resolve()).as_posix()))
             notes.append(tracking_note(tracker.close(), tracker))
     return notes

@@ -249,7 +249,9 @@ DEFAULT_PROTOCOLS: dict[str, tuple[str, ...]] = {
 def protocol_named(name: str) -> Protocol:
     """The protocol of that name. `ConfigError` names the known ones."""
     if name not in PROTOCOLS:
-        raise ConfigError(f"there is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")
+        near = difflib.get_close_matches(name, PROTOCOLS, n=1, cutoff=0.6)
+        hint = "".join(f"; did you mean {one}?" for one in near)
+        raise ConfigError(f"there is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}{hint}")
     return PROTOCOLS[name]
 
 
@@ -292,7 +294,6 @@ def parse_choice(text: str, task: str) -> dict[str, float]:
     """
     if text == "loss":
         return {}
-    known = {name.replace("_", ""): name for name in METRICS[task]}
     weights: dict[str, float] = {}
     for term in text.split("+"):
         read = re.fullmatch(r"\s*(?:(\d*\.?\d+)\s*[*·]\s*)?([A-Za-z][\w-]*)\s*", term)
@@ -301,15 +302,29 @@ def parse_choice(text: str, task: str) -> dict[str, float]:
                 f"train.choose={text!r} cannot be read at {term!r}: give loss, one metric, or weights above 0 as in "
                 "0.5*BLEU-4+0.5*CIDEr-D"
             )
-        key = re.sub(r"[-_]", "", read[2].lower())
-        if key not in known:
-            words = known | {"loss": "loss"}
-            near = [f"did you mean {words[word]}? " for word in difflib.get_close_matches(key, words, n=1, cutoff=0.6)]
-            raise ConfigError(
-                f"train.choose names {read[2]!r}, which is no metric of the task {task!r}; {''.join(near)}Known: loss, "
-                f"{', '.join(METRICS[task])}"
-            )
-        if known[key] in weights:
-            raise ConfigError(f"train.choose={text!r} names {known[key]} twice: add its weights up")
-        weights[known[key]] = weight
+        name = metric_named(read[2], task, "train.choose", ("loss",))
+        if name in weights:
+            raise ConfigError(f"train.choose={text!r} names {name} twice: add its weights up")
+        weights[name] = weight
     return weights
+
+
+def metric_named(text: str, task: str, field: str, more: Sequence[str] = ()) -> str:
+    """The metric of a task that a word names; case, hyphens and underscores do not count.
+
+    Args:
+        field: what names it, for the message, such as "--metric".
+        more: words that the field takes besides, for the message.
+
+    Raises:
+        ConfigError: none of that name; the nearest is named.
+    """
+    known = {name.replace("_", ""): name for name in METRICS[task]}
+    if (key := re.sub(r"[-_]", "", text.lower())) in known:
+        return known[key]
+    words = known | {word: word for word in more}
+    near = [f"did you mean {words[word]}? " for word in difflib.get_close_matches(key, words, n=1, cutoff=0.6)]
+    raise ConfigError(
+        f"{field} names {text!r}, which is no metric of the task {task!r}; {''.join(near)}Known: "
+        f"{', '.join([*more, *METRICS[task]])}"
+    )

@@ -191,7 +191,7 @@ class Answers:
 
         def choose() -> int:
             known, scorer = None if words is None else frozenset(words), protocol
-            if protocol.reference_cut == "tokens":
+            if protocol.reference_cut == "tokens" or findings:
                 scorer = protocol.uncut
             references = [scorer.reference(line, known) for line in self.validation]
             answer = choose_floor(self.training, references, protocol, words, findings=findings)

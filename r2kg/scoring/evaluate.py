@@ -44,8 +44,9 @@ from shards.tars.place import write_atomic
 _DECIMALS = 6
 _NAMED = 5
 _LONGEST_SPLIT = 40
-MAX_BYTES = 200_000_000
-"""Of a predictions file, which is held about five times over."""
+MAX_BYTES, MAX_UNSCORED_BYTES = 200_000_000, 1_000_000_000
+"""Of a predictions file, which is held about five times over; of one whose answers alone are taken, such as those of
+MIMIC-CXR's training split."""
 MAX_TEXT = 100_000
 """Characters of a report; real ones have a few thousand."""
 TEXTS = ("id", "prediction", "reference", "reference_raw")
@@ -73,16 +74,18 @@ def read_predictions(path: str | Path, scored: bool = True) -> list[dict[str, An
     Raises `DataError` with file:line for a line that is no prediction, and with the ids that occur twice. No report
     text is quoted.
     """
-    return _read_lines(Path(path), TEXTS[: 2 + scored])[0]
+    return _read_lines(Path(path), TEXTS[: 2 + scored], MAX_BYTES if scored else MAX_UNSCORED_BYTES)[0]
 
 
-def _read_lines(path: Path, needed: Sequence[str] = TEXTS[:3]) -> tuple[list[dict[str, Any]], str]:
+def _read_lines(
+    path: Path, needed: Sequence[str] = TEXTS[:3], most: int = MAX_BYTES
+) -> tuple[list[dict[str, Any]], str]:
     """The lines of a predictions file and the SHA-256 of its bytes."""
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "no regular file")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise DataError(f"{path} has {size:,} bytes, at most {MAX_BYTES:,} are read: score it in parts")
+        if (size := path.stat().st_size) > most:
+            raise DataError(f"{path} has {size:,} bytes, at most {most:,} are read: take it in parts")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
@@ -158,8 +161,8 @@ def choose_floor(
         return {"name": names_in(answer)} if protocol.task == "labels" else sets_of(triples_in(answer).triples)
 
     given = [sets(reference) for reference in validation_references] if parts else []
-    cut = [protocol.cut(reference, words) for reference in validation_references] if findings else []
-    wanted = (label_reports(cut) == 1).sum(0)  # [14]
+    given_findings = validation_references if findings else []
+    wanted = (label_reports(given_findings) == 1).sum(0)  # [14]
 
     def quality(report: str) -> tuple[float, ...]:
         said = sets(report) if parts else {}
@@ -170,7 +173,7 @@ def choose_floor(
         text = protocol.hypothesis({"prediction": report})
         if findings:
             stated = label_reports([text])[0] == 1
-            f1 = [2 * int(wanted[stated].sum()) / max(1, len(cut) * int(stated.sum()) + int(wanted.sum()))]
+            f1 = [2 * int(wanted[stated].sum()) / max(1, len(given_findings) * int(stated.sum()) + int(wanted.sum()))]
         return *f1, *reversed(constant.score(text).values())
 
     ordered = sorted(counts, key=lambda report: (-counts[report], report))
@@ -328,6 +331,7 @@ def score_protocol(
         refuse_unfit([protocol], cleaning)
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
     references = [protocol.reference(line, vocabulary) for line in lines]
+    uncut = [protocol.uncut.reference(line) for line in lines] if protocol.task == "report" else []
     whole = {"extra": None, "truncated": False}
     systems = {
         "score": lines,
@@ -358,7 +362,7 @@ def score_protocol(
             stated = hypotheses
             if name == "floor" and of_findings is not None:
                 stated = [protocol.hypothesis({"prediction": of_findings}, cleaning or "raw")] * len(lines)
-            samples[name], reasons = sample_reports(references, hypotheses, meteor, stated)
+            samples[name], reasons = sample_reports(references, hypotheses, uncut, stated, meteor)
             values = {**dict.fromkeys(METRICS["report"]), **samples[name].values()}
         elif protocol.task == "triples":
             values, reasons = score_triples(references, hypotheses), {}

@@ -1,5 +1,6 @@
 """Runs in pairs: what is compared, what is grouped, what is refused, and what MLflow gets."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -53,13 +54,18 @@ def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
     console.print(comparison_table(result))
     shown = console.export_text()
     assert "+0.750 (+" in shown and "corrected for all 4 comparisons" in shown and "12 patients of 24 studies" in shown
-    assert compare(runs, metrics=["rouge_l", "bleu1"]) == result
+    assert compare(runs, metrics=["ROUGE-L", "BLEU-1"]) == result
+    (told,) = better["members"]
+    content = next((tmp_path / "better").rglob("predictions.jsonl")).read_bytes()
+    assert (told["run"], told["sha256"], told["split"]) == ("better", hashlib.sha256(content).hexdigest(), "test")
+    assert "decoded alike" not in shown
 
 
 def test_runs_that_differ_in_their_seed_alone_stand_together(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         write(tmp_path, f"base-seed{seed}", 20 + seed, **{"train.seed": seed})
         write(tmp_path, f"full-seed{seed}", seed, **{"train.seed": seed, "optim.lr": 2e-4})
+    (tmp_path / "base-seed0.json").write_text("{}")  # a pattern is of runs, not of what lies beside them
     words = [f"{tmp_path}/base-seed*", f"{tmp_path}/full-seed*"]
     groups = grouped(words)
     assert {name: [one.seed for one in group] for name, group in groups.items()} == {
@@ -88,7 +94,9 @@ def test_other_studies_and_references_are_refused_with_their_number(tmp_path: Pa
         compare([base, fewer])
     with pytest.raises(DataError, match="have other references in 1 of 24 studies under full-text"):
         compare([base, other])
-    with pytest.raises(ConfigError, match="bleu5 is no metric of the task 'report'"):
+    with pytest.raises(
+        ConfigError, match="--metric names 'bleu5', which is no metric of the task 'report'; did you mean bleu4"
+    ):
         compare([base, fewer], metrics=["bleu5"])
 
 

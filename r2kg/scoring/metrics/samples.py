@@ -117,12 +117,16 @@ def sample_texts(
 def sample_reports(
     references: Sequence[str],
     hypotheses: Sequence[str],
+    whole: Sequence[str],
+    stated: Sequence[str],
     meteor: Meteor | None = None,
-    stated: Sequence[str] | None = None,
 ) -> tuple[Samples, dict[str, str]]:
-    """All that reports are scored by: `sample_texts` and `sample_findings`, these of `stated` where it is given."""
+    """All that reports are scored by: `sample_texts`, and `sample_findings` of `whole` references and of `stated`.
+
+    A reference that is cut, or has <unk> for a rare word, states other findings than the report.
+    """
     texts, reasons = sample_texts(references, hypotheses, meteor)
-    return joined([texts, sample_findings(references, hypotheses if stated is None else stated)]), reasons
+    return joined([texts, sample_findings(whole, stated)]), reasons
 
 
 def sample_findings(references: Sequence[str], hypotheses: Sequence[str]) -> Samples:

@@ -33,7 +33,7 @@ from shards.tars.place import write_atomic
 NAME = "cases.html"
 MAX_PAGE_BYTES = 100_000_000
 """Of the whole page; a browser holds a few times as much."""
-SCORES = {"finding_f1": "finding F1", "rouge_l": "ROUGE-L", "triple_f1": "triple F1"}
+SCORES = {"finding_f1": "F1 of names", "rouge_l": "ROUGE-L", "triple_f1": "triple F1"}
 """Scores of a study, 0..1, and what a page calls them; the first one chooses the studies that are shown."""
 COMPARED_UNDER: dict[Task, str] = {"report": "full-text", "triples": "triples", "labels": "labels"}
 """Task → the protocol whose texts ROUGE-L of a study compares: the one that cuts nothing."""

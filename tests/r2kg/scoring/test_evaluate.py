@@ -12,6 +12,7 @@ from r2kg.config.protocol import METRICS, PROTOCOLS
 from r2kg.scoring.evaluate import choose_floor, evaluate, protocols_beside, read_predictions
 from r2kg.scoring.metrics.health import score_health
 from r2kg.scoring.metrics.nlg import bleu
+from r2kg.scoring.metrics.rule_labeler import label_report
 from r2kg.scoring.metrics.table import scores_table
 from shards.clean import clean, vocabulary
 from shards.errors import ConfigError, DataError
@@ -307,3 +308,17 @@ def test_table_shows_ours_both_floors_and_the_reasons(tmp_path: Path) -> None:
     assert all(f"{result[system]['bleu4']:.3f}" in row for system in ("score", "floor", "shuffled"))
     assert "–" in next(line for line in text.splitlines() if "meteor " in line)
     assert "`java`" in text
+
+
+def test_findings_are_those_of_the_whole_reference(tmp_path):
+    """What R2Gen's cut leaves of it states others: its end is gone, and "ruled", a rare word, is <unk>."""
+    raw = "pneumothorax has been ruled out . " + "the lungs are clear . " * 12 + "there is cardiomegaly ."
+    words = ["the", "lungs", "are", "clear", ".", "pneumothorax", "has", "been", "out", "there", "is", "cardiomegaly"]
+    line = {"id": "a", "split": "test", "reference": raw, "reference_raw": raw, "prediction": "there is cardiomegaly ."}
+    (tmp_path / "p.jsonl").write_text(json.dumps(line) + "\n")
+    context = {"vocabulary": words, "cleaning": "r2gen-2020-iu", "floor": {}}
+    result = evaluate(tmp_path / "p.jsonl", ["r2gen-2020", "full-text"], context)["protocols"]
+    cut = PROTOCOLS["r2gen-2020"].reference(line, frozenset(words))
+    assert "cardiomegaly" not in cut and "<unk>" in cut and label_report(cut)["Pneumothorax"] == 1
+    assert result["r2gen-2020"]["cut_references"] == 1
+    assert result["r2gen-2020"]["score"]["finding_f1"] == result["full-text"]["score"]["finding_f1"] == 1
