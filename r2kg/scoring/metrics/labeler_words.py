@@ -5,6 +5,7 @@ A name stands for all its spellings in `r2kg.graph.extract.lexicon`. Our own lis
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 from r2kg.graph.extract import context, lexicon
 from r2kg.graph.extract.context import Category
@@ -42,7 +43,9 @@ pleural parenchymal scarring; pleuroparenchymal scarring; pleural fibrosis; pleu
 increased interstitial markings; prominent interstitial markings; coarse interstitial markings; interstitial prominence;
 prominence of the interstitial markings; prominence of interstitial markings; interstitial thickening;
 interstitial change; interstitial changes; reticular pattern; reticular markings; increased density; airspace process;
-infiltrative process; patchy density; patchy densities; streaky density; streaky densities; hazy density;
+increase in interstitial markings; increase in the interstitial markings; increased interstitium;
+interstitial abnormality; interstitial abnormalities; infiltrative process;
+patchy density; patchy densities; streaky density; streaky densities; hazy density;
 hazy densities; airspace density; airspace densities
 """,
     "Lung Lesion": "tumor; nodular densities; nodular opacities; pulmonary lesion; lung lesion; parenchymal lesion",
@@ -64,6 +67,8 @@ STRUCTURES = {
     "cardiomediastinal silhouette": ("Cardiomegaly", "Enlarged Cardiomediastinum"),
     "mediastinum": ("Enlarged Cardiomediastinum",),
     "lung": ("Lung Opacity",),
+    "interstitial marking": ("Lung Opacity",),
+    "interstitium": ("Lung Opacity",),
 }
 """Name of an anatomy → what it has when it is said to be `BIG` (a lung never is), and denied when `HEALTHY`."""
 FURTHER_STRUCTURES = {
@@ -73,11 +78,12 @@ cardiomediastinal; cardiomediastinal size; cardiac and mediastinal silhouette; c
 cardiac and mediastinal contours; cardiac mediastinal contours; heart and mediastinal contours
 """,
     "mediastinum": "upper mediastinum; superior mediastinum; mediastinal contours; mediastinal silhouettes",
+    "interstitial marking": "pulmonary interstitial markings; interstitial lung markings; interstitial pattern",
 }
 BIG = """
 enlarged; enlargement; borderline; borderline enlarged; borderline large; prominent; prominence; large; big; generous;
 increased in size; increase in size; increased size; increased; widened; widening; wide; dilated; globular; enlarging;
-grown; broad
+grown; broad; coarse; coarsened
 """
 HEALTHY = """
 normal; unremarkable; within normal limits; within normal; within limits; normal limits; upper limits of normal;
@@ -86,10 +92,13 @@ high normal; borderline normal; normal size; normal in size; not enlarged; nonen
 unenlarged; smooth
 """
 """What is at the upper limit of normal is normal; what is borderline, with no word on normal, is enlarged."""
+UP_TO = frozenset(("to", "or", "only", "slightly", "mildly", "minimally", "mild", "slight", "moderately", "perhaps"))
+"""Words between one of `HEALTHY` and one of `BIG` that make a range of the two: "normal to mildly enlarged"."""
 CUES: dict[Category, str] = {
     "negated": """
 no residual; clearance of; interval clearance of; resolution of previously seen; inconsistent with;
-not consistent with; unlikely to represent; nonvisualization of; instead of
+not consistent with; unlikely to represent; nonvisualization of; instead of; negative; mimics; mimicking; simulates;
+simulating
 """,
     "uncertain": """
 may; might; could; possibility; query; suspect; potential; potentially; concern; evaluate; suspicious;
@@ -97,7 +106,7 @@ worrisome; favor; favors; favored; favoring; correlate for; correlate clinically
 clinically correlate for; correlate with; correlate clinically; clinical correlation; correlation for; if clinical;
 if clinically; if there; exclude; differential diagnosis; differential diagnostic; diagnostic considerations;
 considerations include; considerations would include; alternatively; may be compatible with; may be consistent with;
-in the appropriate clinical setting
+in the appropriate clinical setting; less likely; less probably
 """,
     "history": """
 evaluation for; evaluation of; limits evaluation for; limits evaluation of; sensitivity for; symptoms of; signs or
@@ -106,7 +115,7 @@ symptoms of; assessment for; assessment of; detection of; screening for; treatme
     "pseudo": "no significant interval; no interval; no new or enlarging; not well; may be accentuated; may accentuate",
     "end": """
 with small; with bilateral; with mild; with moderate; with large; with left; with right; with minimal; with tiny;
-likely due to; are due to; accentuated by; exaggerated by
+likely due to; are due to; accentuated by; exaggerated by; following; after; status post
 """,
 }
 BLAMED = tuple(
@@ -120,14 +129,48 @@ BACKWARD: dict[Category, str] = {
 suspected; questioned; difficult to exclude; difficult to entirely exclude; difficult to completely exclude;
 would be a consideration; is a consideration; is another consideration; is also a consideration; is considered;
 a consideration; cannot be entirely excluded; cannot be completely excluded; not entirely excluded;
-is in the differential
+is in the differential; hard to exclude; difficult to rule out; hard to rule out; if any; if present
 """,
-    "negated": "is unlikely; are unlikely; unlikely; was drained; has been drained",
+    "negated": """
+is unlikely; are unlikely; unlikely; was drained; has been drained; removed; removal; none; nil; cleared
+""",
     "history": "may not be demonstrated; may not be seen; may not be visible; is limited; are limited",
 }
 """Cues beside those of `r2kg.graph.extract.context`."""
 SURE = "likely; probable; probably; presumed; presumably"
 """Cues of doubt in `context` that are none here: what a reader thinks likely is what he reports."""
+NOT_GONE: dict[tuple[str, ...], tuple[str, ...]] = {
+    (
+        *("partial", "incomplete", "near complete", "nearly complete", "almost complete", "near total", "near"),
+        *("substantial", "significant", "marked", "some", "slight", "further", "continued", "ongoing", "gradual"),
+    ): ("resolution of", "interval resolution of", "clearing of", "interval clearing of", "clearance of"),
+    (
+        *("partially", "partly", "incompletely", "nearly", "nearly completely", "near completely", "almost", "mostly"),
+        *("almost completely", "almost entirely", "largely", "not", "not yet", "not completely", "not fully"),
+        *("not entirely", "substantially", "significantly"),
+    ): ("resolved", "cleared"),
+}
+"""How much of it → words of going: what has not gone altogether is there."""
+CLOSING = ("no", "absent", "negative")
+"""Words that deny what stands before them where nothing follows: "pneumothorax: no"."""
+NEWS = frozenset(
+    (
+        *(
+            "new",
+            "increasing",
+            "increased",
+            "worsening",
+            "worsened",
+            "enlarging",
+            "improving",
+            "improved",
+            "decreasing",
+        ),
+        *("decreased", "persisting", "residual", "trace", "tiny", "patchy", "hazy", "streaky", "layering", "multiple"),
+        *("bibasilar", "bibasal", "basilar", "retrocardiac", "probable", "likely", "possible", "interval"),
+    )
+)
+"""First words of what is no further member of a denied list, beside `FRESH` of `context`."""
 OF_PATIENT = (
     *("indication", "indications", "history", "clinical history", "clinical information", "clinical indication"),
     *("reason for exam", "reason for examination", "reason for study", "clinical data"),
@@ -176,4 +219,7 @@ def cues() -> dict[str, tuple[Category, bool]]:
         known |= dict.fromkeys(split(text), (category, False))
     for category, text in BACKWARD.items():
         known |= dict.fromkeys(split(text), (category, True))
+    for amounts, going in NOT_GONE.items():
+        known |= dict.fromkeys(map(" ".join, product(amounts, going)), ("pseudo", False))
+        known |= {f"interval {amount} {word}": ("pseudo", False) for amount, word in product(amounts, going)}
     return known | dict.fromkeys(BLAMED, ("uncertain", False))

@@ -4,9 +4,14 @@ It is `LABELER` and nobody else's labeler: its labels are not those of CheXpert 
 theirs. A value is 1 present, 0 denied, -1 uncertain, None not mentioned. What several sentences say of an observation
 is put together as CheXpert's labeler does (Irvin et al., AAAI 2019): present before uncertain before denied. Hence:
 
-* A heart or mediastinum is enlarged when a word of size is said of it. "Borderline" is enlarged, "upper limits of
-  normal" is not. An enlarged cardiomediastinal silhouette is Cardiomegaly and Enlarged Cardiomediastinum.
-* What is likely or probable is present; what may be, is possible, suggested or not excluded is uncertain.
+* A heart or mediastinum is enlarged when a word of size is said of it. "Borderline" is enlarged and so is "normal to
+  mildly enlarged", "upper limits of normal" is not. An enlarged cardiomediastinal silhouette is Cardiomegaly and
+  Enlarged Cardiomediastinum.
+* What is likely or probable is present; what may be, is possible, less likely, suggested, asked about ("pneumonia?") or
+  not excluded is uncertain. What has partly or nearly resolved is present.
+* Vascular congestion is no Edema: a degree short of it, which reports set against it ("congestion without edema").
+  CheXpert's phrases for Edema have it. Blunting of a costophrenic angle is none of the 14: it is among CheXpert's
+  phrases for neither Pleural Effusion nor Pleural Other. Both speak against No Finding.
 * Lung Opacity is raised by Lung Lesion, Edema, Consolidation, Pneumonia and Atelectasis, its children in CheXpert.
 * No Finding is 1 when no other observation but Support Devices, and no other disorder of the lexicon, is present or
   uncertain, else 0. A text without a word of the lexicon says nothing: all None.
@@ -24,9 +29,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from r2kg.graph.extract.context import VERBS, Cue, longest, scope
+from r2kg.graph.extract.context import COMMAS, SEEN, VERBS, Cue, longest, scope
 from r2kg.scoring.metrics import check_pairs
-from r2kg.scoring.metrics.labeler_words import OF_FILM, OF_PATIENT, cues, terms
+from r2kg.scoring.metrics.labeler_words import CLOSING, NEWS, OF_FILM, OF_PATIENT, UP_TO, cues, terms
 from shards.study import FINDINGS, Label
 
 VERSION = 1
@@ -46,7 +51,10 @@ HYPHEN, OR = re.compile(r"(?<=\w)[-_](?=\w)"), re.compile(r"\band ?/ ?or\b|/")
 AGAINST = ("versus", "vs")
 TURNED = ("resolved", "suspected")
 """Cues of what stands before them that speak of what follows where nothing does: "resolved effusion"."""
+DEVICE = ("Support Devices",)
 END = re.compile(r"(?:[.!?](?!\d)|\n\s*\n)\s*")
+ASKED_BEFORE, ASKED = re.compile(r"(?:^|[.:,(\n])\s{0,2}\?\s?(?=\w)|(?<!\w)\?(?=\w)"), re.compile(r"\s?\?")
+"""Question marks before what they doubt, "?pneumonia", and behind it."""
 BLANK_LINE = re.compile(r"(?<=\S)\s*\n\s*\n\s*")
 HEADING = re.compile(r"(?:^|(?<=[.?!\n]))\s{0,3}([a-z][a-z ]{2,40}?) ?:")
 RANK = {0: 1, -1: 2, 1: 3}
@@ -133,6 +141,7 @@ def _labels(text: str) -> tuple[int, ...]:
 def sentences(text: str) -> Iterator[str]:
     """Every sentence that speaks of the film: lower case, words and signs between blanks, at most `LONGEST`."""
     lower = re.sub(r"\bvs\.", "vs", _plain(text))
+    lower = ASKED.sub(" questioned .", ASKED_BEFORE.sub(lambda mark: mark[0].replace("?", " query "), lower))
     headings = [*HEADING.finditer(lower)]
     kept, begin = list[str](), 0
     for heading, following in zip_longest(headings, headings[1:]):
@@ -186,18 +195,82 @@ def _said(sentence: str) -> tuple[tuple[tuple[str, int], ...], bool, bool]:
 def _certainties(spans: Sequence[Term], words: tuple[str, ...], told: Sequence[Cue]) -> dict[int, int]:
     """Position of a word → -1 or 0 where it stands under doubt or denial; denial goes before doubt."""
     values = dict[int, int]()
+    if "than" in words and "more likely" in " ".join(words[: words.index("than")]):
+        values |= dict.fromkeys(range(words.index("than"), len(words)), -1)  # "more likely atelectasis than pneumonia"
     for category, value in (("uncertain", -1), ("negated", 0)):
         for cue in (cue for cue in told if cue.category == category):
             first = words[cue.start]
-            if cue.backward and first in TURNED and not any(span.start < cue.start for span in spans):
-                cue = cue._replace(backward=False)
-            places = scope(cue, words, told)
+            cue = _turned(cue, spans, words)
+            others = [other for other in told if other.end != cue.start or words[other.start] != ":"]
+            places = _narrowed(cue, scope(cue, words, others if cue.backward else told), spans, words)
             if first.startswith("differential"):  # a list that only the sentence ends
                 places = range(cue.end, len(words))
             values |= dict.fromkeys(places, value)
             if first in AGAINST:
                 values |= {span.start: value for span in spans if span.end <= cue.start and cue.start - span.end <= 3}
     return values
+
+
+def _turned(cue: Cue, spans: Sequence[Term], words: Sequence[str]) -> Cue:
+    """The cue, the other way round where what it speaks of can only stand there: "difficult to exclude pneumonia",
+    "pneumonia less likely", "pneumothorax absent"."""
+    phrase, following = words[cue.start : cue.end], words[cue.end : cue.end + 1]
+    before = [span for span in spans if span.end <= cue.start]
+    findings = [span.start > cue.start for span in spans if span.what == "finding"]
+    if cue.backward:
+        it = words[cue.start - 1] in (",", "it") or (phrase[0] == "is" and words[cue.start - 1] == "it")
+        excludes = (phrase[-1] == "exclude" or phrase[-2:] == ("rule", "out")) and (all(findings) or it)
+        return cue._replace(backward=not (excludes or (phrase[0] in TURNED and not before)))
+    answers = (words[cue.start - 1 : cue.start] == (":",) and cue.category == "uncertain") or phrase[0] == "less"
+    closes = len(phrase) == 1 and phrase[0] in CLOSING and following in ((), (",",), (";",))
+    return cue._replace(backward=closes or (answers and (not any(findings) or following == ("than",))))
+
+
+def _narrowed(cue: Cue, places: range, spans: Sequence[Term], words: tuple[str, ...]) -> Sequence[int]:
+    """The part of a cue's scope that a reader of radiographs gives it.
+
+    What is removed is a device, if one is named. What stands behind a comma is less likely or doubted alone ("effusion,
+    pneumonia not excluded"), and so is what a further heading of a line is answered with ("heart: large, edema: none").
+    """
+    inside = [span for span in spans if span.start in places]
+    devices = [span.start for span in inside if span.observations == DEVICE]
+    if devices and any(word.startswith("remov") for word in words[cue.start : cue.end]):
+        return devices
+    if not cue.backward:
+        read, marks = words[: places.stop], (*COMMAS, "with")
+        end = next((at for at in places if words[at] in marks and _ends(at, cue, inside, read)), None)
+        return places if end is None else range(places.start, end)
+    near = max((at for at in places if words[at] in (*COMMAS, "with")), default=-1)
+    if near < 0:
+        return places
+    answers = words[cue.start - 1] in (":", "-") and ":" in words[: places.start]
+    alone = cue.category == "uncertain" and words[near] == "," and {"or", "and"}.isdisjoint(words[near : cue.start])
+    alone = alone and any(span.start > near and span.what == "finding" for span in inside)
+    return range(near + 1, places.stop) if alone or answers or words[cue.start] == "less" else places
+
+
+def _ends(at: int, cue: Cue, inside: Sequence[Term], words: tuple[str, ...]) -> bool:
+    """Whether a list under denial or doubt ends at the comma, "and" or "with" of position `at`: behind a finding, where
+    news begin ("no pneumothorax, increasing effusion") or a device follows, before what a verb in the singular says of
+    one finding alone ("and cardiomegaly is stable"), and, if it is denied, at "with" and a finding.
+
+    `inside` are the terms in the scope of `cue`, `words` those of the sentence up to its end.
+    """
+    named = [span for span in inside if span.end <= at and span.what in ("finding", "other")]
+    following = next((span for span in inside if span.start > at), None)
+    if not named or not following:
+        return False
+    if words[at] == "with":
+        return cue.category == "negated" and following.what == "finding" and bool(following.observations)
+    rest = words[at + 1 :]
+    if "or" in rest or "nor" in rest:
+        return False
+    verb = next((n for n, word in enumerate(rest) if word in VERBS), len(rest))
+    of_one = rest[verb : verb + 1] in (("is",), ("has",), ("remains",), ("appears",))
+    seen = rest[verb + 1 : verb + 2]
+    listed = seen and seen[0] in SEEN and (seen[0] != "present" or "," in words[cue.end : at])
+    of_device = following.observations == DEVICE and named[0].observations != DEVICE
+    return rest[0] in NEWS or of_device or (of_one and not listed)
 
 
 def _attribute(number: int, spans: Sequence[Term], words: Sequence[str]) -> Term | None:
@@ -218,6 +291,8 @@ def _attribute(number: int, spans: Sequence[Term], words: Sequence[str]) -> Term
             divided = following.what not in ("anatomy", "finding", "other") or {",", "with", "of"} & {*gap}
             if not divided and (gap in ((), ("the",)) or ("," in between and VERBS.isdisjoint(gap))):
                 return None  # "a stable heart, moderately enlarged and tortuous aorta"
+            if term.what == "healthy" and following.what == "big" and {"to", "or"} & {*gap} and {*gap} <= UP_TO:
+                return following  # "normal to mildly enlarged"
             if following.observations and not gap and {",", "with"} & {*between}:
                 return None  # "a stable silhouette with borderline heart size"
             return term
@@ -244,7 +319,7 @@ def _matches(words: tuple[str, ...], which: str) -> list[tuple[int, int, tuple]]
         (at, at + length, table[phrase])
         for at, word in enumerate(words)
         for length in lengths.get(word, ())
-        if (phrase := words[at : at + length]) in table
+        if at + length <= len(words) and (phrase := words[at : at + length]) in table
     ]
 
 

@@ -80,12 +80,226 @@ SAYS = [
 ]
 
 
+SHORT = {
+    **{
+        "devices": "Support Devices",
+        "effusion": "Pleural Effusion",
+        "pleura": "Pleural Other",
+        "heart": "Cardiomegaly",
+    },
+    **{"finding": "No Finding", "mediastinum": "Enlarged Cardiomediastinum", "opacity": "Lung Opacity"},
+    **{"lesion": "Lung Lesion"},
+}
+"""How the tables below name an observation where it is not its own name in lower case."""
+OF_WARDS = """
+Interval removal of right chest tube with a small right apical pneumothorax. | devices 0, pneumothorax 1
+Interval improvement with partial clearing of the right lower lobe consolidation. | consolidation 1
+Bibasilar opacities, likely atelectasis, less likely pneumonia. | atelectasis 1, pneumonia -1
+There is bibasilar atelectasis, with pneumonia less likely. | atelectasis 1, pneumonia -1
+Heart size upper normal to mildly enlarged. | heart 1
+Pleural effusion: absent. | effusion 0
+Difficult to exclude pneumonia. | pneumonia -1
+?pneumonia | pneumonia -1
+No pneumothorax, increasing right pleural effusion. | pneumothorax 0, effusion 1
+No pneumothorax, new right lower lobe consolidation. | pneumothorax 0, consolidation 1
+No consolidation and cardiomegaly is present. | consolidation 0, heart 1
+No evidence of pneumonia with cardiomegaly. | pneumonia 0, heart 1
+Heart: enlarged, effusion: none. | heart 1, effusion 0
+No new, worsening consolidation. | consolidation 0
+No focal consolidation, pleural effusion, pneumothorax is seen. | consolidation 0, effusion 0, pneumothorax 0
+No pneumothorax, catheters, or drains. | pneumothorax 0, devices 0
+The effusion has not resolved. | effusion 1
+Pulmonary vascular congestion without edema. | edema 0, finding 0
+Blunting of the left costophrenic angle. | effusion None, pleura None, finding 0
+ET tube ends 4 cm above the carina; moderate bilateral pleural effusions are larger. | devices 1, effusion 1
+Following extubation, lung volumes are lower and bibasilar atelectasis has increased. | atelectasis 1
+Mild pulmonary edema has nearly cleared. | edema 1
+There is no pneumothorax with unchanged small left effusion. | pneumothorax 0, effusion 1
+No evidence of pneumonia, worsening left basilar atelectasis. | pneumonia 0, atelectasis 1
+No focal consolidation with minimal bibasilar atelectasis. | consolidation 0, atelectasis 1
+Heart size is normal to borderline enlarged. | heart 1
+Cardiac silhouette is top normal to slightly enlarged. | heart 1
+Retrocardiac opacity is likely atelectasis but pneumonia cannot be ruled out. | atelectasis 1, pneumonia -1
+Left basal opacity, more likely atelectasis than pneumonia. | atelectasis 1, pneumonia -1
+Pleural effusion: None. Pneumothorax: None. Heart: Enlarged. | effusion 0, pneumothorax 0, heart 1
+Consolidation: absent. Edema: mild. | consolidation 0, edema 1
+Pneumothorax - no. Effusion - small left. | pneumothorax 0, effusion 1
+Edema: Not present. | edema 0
+Question developing pneumonia at the right base. | pneumonia -1
+Hard to exclude a small left pneumothorax. | pneumothorax -1
+Right pneumothorax? Repeat film advised. | pneumothorax -1
+There is almost complete resolution of the left lower lobe pneumonia. | pneumonia 1
+The right effusion has almost completely resolved. | effusion 1
+Substantial clearing of pulmonary edema since yesterday. | edema 1
+The previously noted right pneumothorax has completely resolved. | pneumothorax 0
+Complete resolution of edema. | edema 0
+After removal of the left chest tube there is a tiny apical pneumothorax. | pneumothorax 1
+Right chest tube removed, no pneumothorax. | pneumothorax 0
+The interstitium is prominent bilaterally. | opacity 1
+Interstitial markings remain diffusely increased. | opacity 1
+There is increase in interstitial markings. | opacity 1
+Pulmonary vascular congestion is unchanged. | finding 0
+No pneumothorax, increased left effusion with compressive atelectasis. | pneumothorax 0, effusion 1, atelectasis 1
+No pneumothorax. Multiple new rib fractures. | pneumothorax 0, fracture 1
+No effusion and the heart is enlarged. | effusion 0, heart 1
+No edema and left lower lobe collapse is unchanged. | edema 0, atelectasis 1
+No edema, pneumonia, or pneumothorax. | edema 0, pneumonia 0, pneumothorax 0
+No increased pleural effusion or new consolidation. | consolidation 0
+No new or worsening consolidation. | consolidation 0
+Without evidence of pneumothorax, trace right effusion. | pneumothorax 0, effusion 1
+Widened mediastinum, cannot exclude hematoma. | mediastinum 1
+No large effusion, but a trace effusion is likely. | effusion 1
+Low lung volumes exaggerate the heart size. | heart None
+Small effusion, if any, on the left. | effusion -1
+The lungs show no consolidation, cavitation or mass. | consolidation 0, lesion 0
+Mild to moderate cardiomegaly with no edema. | heart 1, edema 0
+Swan-Ganz catheter tip in the right pulmonary artery, no pneumothorax, new left lower lobe atelectasis. | \
+devices 1, pneumothorax 0, atelectasis 1
+Interval removal of the endotracheal tube with worsening edema. | edema 1
+Incomplete clearing of right upper lobe pneumonia. | pneumonia 1
+Bilateral effusions have partly resolved. | effusion 1
+Near total resolution of left pneumothorax. | pneumothorax 1
+The left lower lobe consolidation has incompletely resolved. | consolidation 1
+The edema is resolved. | edema 0
+Interval resolution of the left effusion with persistent basilar atelectasis. | effusion 0, atelectasis 1
+Resolution of pneumonia. No new consolidation. | pneumonia 0, consolidation 0
+Opacity at the right base, likely aspiration, less likely pneumonia. | opacity 1, pneumonia -1
+Pneumonia is considered less likely than atelectasis. | pneumonia -1
+Left base opacity likely a combination of effusion and atelectasis. | effusion 1, atelectasis 1
+Cardiac size is normal to slightly enlarged. | heart 1
+Heart size is borderline to mildly enlarged. | heart 1
+The cardiac silhouette is at the upper limits of normal to mildly enlarged. | heart 1
+Heart size is within normal limits. Aorta is enlarged. | heart 0
+The heart is normal without enlargement. | heart 0
+Pneumothorax: Absent. Pleural effusion: Small, left. | pneumothorax 0, effusion 1
+Cardiomegaly: none. Edema: none. | heart 0, edema 0
+Consolidation: No. Effusion: Yes. | consolidation 0, effusion 1
+Lines and tubes: None. Pleura: No effusion. | effusion 0
+Fracture: negative. | fracture 0
+Pneumothorax: not seen. | pneumothorax 0
+Effusion? | effusion -1
+Consolidation at the left base: atelectasis? pneumonia? | atelectasis -1, pneumonia -1
+Difficult to rule out small effusions. | effusion -1
+Mild interstitial edema versus atypical infection. | edema -1, pneumonia -1
+Diffuse increase in interstitial markings suggests edema. | edema -1, opacity 1
+Interstitial lung markings are coarse and increased. | opacity 1
+No pneumothorax, worsened bibasilar opacities. | pneumothorax 0, opacity 1
+No consolidation, enlarging right effusion. | consolidation 0, effusion 1
+No pneumothorax, layering bilateral effusions. | pneumothorax 0, effusion 1
+No effusion, improved edema. | effusion 0, edema 1
+No pneumothorax, large effusion, or consolidation. | pneumothorax 0, effusion 0, consolidation 0
+No focal consolidation with small bilateral pleural effusions. | consolidation 0, effusion 1
+No acute fracture with chronic rib deformities. | fracture 0
+No pulmonary edema and there are small effusions. | edema 0, effusion 1
+No pneumonia, and cardiomegaly is stable. | pneumonia 0, heart 1
+There is no consolidation and no effusion. | consolidation 0, effusion 0
+Central line terminates in the SVC without pneumothorax. | devices 1, pneumothorax 0
+Right PICC has been withdrawn and left effusion is bigger. | effusion 1
+There may be a trace left effusion. | effusion -1
+In comparison with the study of earlier today, the left pneumothorax has decreased. | pneumothorax 1
+The tip of the endotracheal tube lies 3 cm above the carina. | devices 1
+Interval extubation and removal of the nasogastric tube. | devices 0
+Left chest tube remains in place and there is no evidence of pneumothorax. | devices 1, pneumothorax 0
+Opacification at the bases is consistent with effusions and compressive atelectasis. | effusion 1, atelectasis 1
+In the appropriate clinical setting, superimposed pneumonia would have to be considered. | pneumonia -1
+The cardiac silhouette remains at the upper limits of normal without vascular congestion, pleural effusion, or \
+pneumonia. | heart 0, effusion 0, pneumonia 0
+No acute focal pneumonia. Elevated pulmonary venous pressure is improving. | pneumonia 0
+The effusions have essentially cleared. | effusion 0
+Right-sided effusion is now small; the left has resolved. | effusion 1
+Pneumothorax is smaller but has not resolved. | pneumothorax 1
+Heart size: upper normal. Mediastinum: normal. Lungs: no consolidation. | heart 0, mediastinum 0, consolidation 0
+Pleural spaces: small left effusion, no pneumothorax. | effusion 1, pneumothorax 0
+Bones: no fracture. | fracture 0
+Devices: Right IJ catheter, unchanged. | devices 1
+Lungs: Bibasilar atelectasis. No consolidation. | atelectasis 1, consolidation 0
+Effusion (right): none. Effusion (left): moderate. | effusion 1
+Consolidation: Possible, right base. | consolidation -1
+Pulmonary edema: Mild to moderate, slightly improved. | edema 1
+Pneumothorax: Cannot be excluded. | pneumothorax -1
+Pleural effusion: Unlikely. | effusion 0
+No convincing evidence of pneumothorax, although the apices are obscured. | pneumothorax 0
+~ No definite effusion, though a small one cannot be excluded. | effusion -1
+Increasing left lower lobe opacity may be atelectasis, pneumonia or aspiration. | opacity 1, atelectasis -1, \
+pneumonia -1
+Left retrocardiac consolidation with air bronchograms is concerning for pneumonia. | consolidation 1, pneumonia -1
+Mild cardiomegaly without frank pulmonary edema. | heart 1, edema 0
+Stable cardiomegaly, no overt edema. | heart 1, edema 0
+No pneumothorax, pleural effusion, edema, or consolidation; cardiomegaly is unchanged. | pneumothorax 0, \
+effusion 0, edema 0, consolidation 0, heart 1
+There has been interval development of a right-sided effusion. | effusion 1
+Interval placement of a left pigtail catheter with decrease in effusion. | devices 1, effusion 1
+The heart is not only enlarged but globular. | heart 1
+The heart is moderately enlarged, not significantly changed. | heart 1
+No radiopaque foreign body. Sternal wires intact. | devices 1
+Old left clavicular fracture, no acute fracture. | fracture 1
+There is no longer any pleural effusion. | effusion 0
+Previous right pneumothorax is not seen on today's film. | pneumothorax 0
+Neither effusion nor pneumothorax is seen, but the lungs show patchy consolidation. | effusion 0, pneumothorax \
+0, consolidation 1
+What appears to be a skin fold mimics a pneumothorax. | pneumothorax 0
+Lingular collapse is suspected. | atelectasis -1
+Mediastinal widening is unchanged and may reflect tortuous vessels. | mediastinum 1
+"""
+"""Sentences such as films of wards and structured reports have, and what a reader takes from them. Rules were mended by
+these; those that begin with a tilde are still read otherwise."""
+HELD_OUT = """
+Lines/tubes: NG tube in the stomach. Pleura: bilateral effusions, larger on the right. | devices 1, effusion 1
+Cardiomediastinal silhouette: Enlarged. | heart 1, mediastinum 1
+Lungs: Clear. Pleura: No effusion or pneumothorax. Heart: Normal size. | effusion 0, pneumothorax 0, heart 0
+Pneumothorax: No; effusion: small. | pneumothorax 0, effusion 1
+Acute fracture: None identified. | fracture 0
+Edema: None. Atelectasis: Bibasilar. | edema 0, atelectasis 1
+Consolidation: None; atelectasis: mild. | consolidation 0, atelectasis 1
+Pneumonia is possible, particularly in the right lower lobe. | pneumonia -1
+This could represent atelectasis, though early pneumonia is hard to exclude. | atelectasis -1, pneumonia -1
+~ Bibasilar opacities, atelectasis favored over pneumonia. | atelectasis -1
+Small layering effusions with adjacent atelectasis, underlying pneumonia not excluded. | effusion 1, \
+atelectasis 1, pneumonia -1
+Left pneumothorax has almost resolved after chest tube placement. | pneumothorax 1, devices 1
+The lungs have cleared and the effusions are gone. | effusion 0
+~ Marked clearing of both lungs with resolved edema. | edema 0
+Edema has not completely resolved. | edema 1
+Effusions have resolved, heart remains enlarged. | effusion 0, heart 1
+Removal of the Swan-Ganz catheter, right IJ sheath remains. | devices 1
+The left chest tube has been removed with no pneumothorax. | devices 0, pneumothorax 0
+Chest tube has been pulled and a small pneumothorax is now present. | pneumothorax 1
+Left subclavian line placed, no pneumothorax seen. | devices 1, pneumothorax 0
+No pneumothorax, new PICC in good position. | pneumothorax 0, devices 1
+No change in the bibasilar atelectasis or effusions. | atelectasis 1, effusion 1
+~ No effusion, consolidation, or edema with heart size at the upper limit of normal. | effusion 0, \
+consolidation 0, edema 0, heart 0
+No evidence of acute pneumonia; chronic interstitial markings are increased. | pneumonia 0, opacity 1
+The mediastinum appears slightly wide. | mediastinum 1
+The heart is mildly enlarged but there is no edema or effusion. | heart 1, edema 0, effusion 0
+No cardiomegaly, edema, or effusion. | heart 0, edema 0, effusion 0
+~ Possible small left effusion, atelectasis at the right base. | effusion -1, atelectasis 1
+Is the nodule new? | lesion -1
+Multifocal consolidations have worsened, most consistent with pneumonia. | consolidation 1, pneumonia 1
+Fractures of the left fifth and sixth ribs, no pneumothorax. | fracture 1, pneumothorax 0
+There is continued opacification of the left hemithorax. | opacity 1
+"""
+"""Written before the mended rules had read them: 27 of 32 were right at first (18 by the rules before)."""
+
+
 @pytest.mark.parametrize(("text", "wanted"), SAYS, ids=[text[:40] for text, _ in SAYS])
 def test_what_a_sentence_says(text, wanted):
     found = label_report(text)
     assert {name: found[name] for name in wanted} == wanted
     written = label_report(text.lower().replace(".", " ."))
     assert "\n" in text or {name: written[name] for name in wanted} == wanted, "as reports are cleaned"
+
+
+@pytest.mark.parametrize("line", [*OF_WARDS.strip().split("\n"), *HELD_OUT.strip().split("\n")])
+def test_sentences_of_wards_and_structured_reports(line):
+    text, _, labels = line.removeprefix("~ ").partition(" | ")
+    wanted = {}
+    for label in labels.split(", "):
+        name, value = label.split()
+        wanted[SHORT.get(name, name.capitalize())] = None if value == "None" else int(value)
+    found = label_report(text)
+    right = {name: found[name] for name in wanted} == wanted
+    assert right != line.startswith("~ "), f"{found}; a line that is read well now loses its tilde"
 
 
 @pytest.mark.parametrize("text", ["", " .\n", "xxxx the the", "History: cough."])
