@@ -60,7 +60,7 @@ def study(one: Run, shards: Path, began: float) -> dict[str, Any]:
     from r2kg.scoring.metrics.table import scores_table
     from tune.trial import train_and_score
 
-    (scores,) = train_and_score(one, shards).values()
+    scores = train_and_score(one, shards)
     Console(width=110).print(scores_table(scores))
     print(f"{one.name} has its scores after {time.monotonic() - began:.0f} s.")
     return scores

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from r2kg.config.needs import CARD
 from r2kg.config.protocol import METRICS, Protocol, metric_named, protocol_named, protocols_of, refuse_unfit
-from r2kg.rundir import directory_of, newest_predictions, saved_run
+from r2kg.config.run import Run, local_fields
+from r2kg.rundir import directory_of, newest_predictions, read_json, saved_run
 from r2kg.scoring.evaluate import context_beside, protocols_beside, read_predictions
 from r2kg.scoring.metrics.labels import score_labels
 from r2kg.scoring.metrics.meteor import Meteor
@@ -35,6 +37,7 @@ from r2kg.scoring.metrics.samples import Samples, sample_labels, sample_reports,
 from r2kg.tracking import Tracker, split_named, tracking_note
 from shards.errors import ConfigError, DataError
 from shards.tars.place import write_atomic
+from tune.rows import STAGES, begun_with, field_of
 
 DECIMALS = 6
 
@@ -63,11 +66,27 @@ class Member:
         path = newest_predictions(place)
         if not (directory := directory_of(path)):
             return cls(path, path.parent.name or path.name, None, str(path.resolve()))
-        run = saved_run(directory)
-        fields = run.model_dump(mode="json", exclude={"name": True, "root": True, "tracking": True, "protocols": True})
-        fields["train"].pop("seed")
-        told = context_beside(path).get("decoding")
-        return cls(path, run.name, run.train.seed, json.dumps([fields, told], sort_keys=True))
+        run, told = saved_run(directory), context_beside(path).get("decoding")
+        return cls(path, run.name, run.train.seed, json.dumps([like(run), told], sort_keys=True))
+
+
+def like(run: Run, deep: int = STAGES) -> dict[str, Any]:
+    """All that a run is but for its seed, name and places, as JSON: of what was made for it, what decides its content,
+    and of the run that it begins with the same again, where that is there.
+    """
+    fields = run.model_dump(mode="json", exclude={"name": True, "root": True, "tracking": True, "protocols": True})
+    fields["train"].pop("seed")
+    made = dict[str, Any]()
+    for name, value in local_fields(run):
+        if value and (Path(value) / CARD).is_file():
+            with suppress(ValueError, LookupError, TypeError):  # a damaged one is as good as its place
+                made[name] = {**read_json(Path(value) / CARD)["settings"], "seed": None}
+    if deep and (begun := begun_with(run)):
+        made["train.init_from"] = [like(begun[0], deep - 1), begun[1]]
+    for name, what in made.items():
+        node, last = field_of(fields, name)
+        node[last] = what
+    return fields
 
 
 def grouped(words: Sequence[str], each: bool = False) -> dict[str, list[Member]]:
@@ -105,7 +124,7 @@ def grouped(words: Sequence[str], each: bool = False) -> dict[str, list[Member]]
         raise ConfigError(f"{told}, and two are needed to compare: name another{', or say --each' if many else ''}")
     named = dict[str, list[Member]]()
     for group in groups:
-        shared = re.sub(r"[-_.]*(seed)?[-_.]*\d*$", "", group[0].name)
+        shared = re.sub(r"[-_.]*(seed)?[-_.]*\d*$", "", re.sub(r"(-seed\d+)-[0-9a-f]{8}$", r"\1", group[0].name))
         name = group[0].name if len(group) == 1 else shared or group[0].name
         name = f"{name} {group[0].path.resolve().parent.name}" if name in named else name
         named[name if name not in named else f"{name} #{len(named) + 1}"] = group

@@ -5,13 +5,13 @@ No Ray and no torch here: `r2kg table` and `r2kg sweep --dry-run` need none.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import TypedDict
 
-from r2kg.config.protocol import protocols_of
+from r2kg.config.protocol import protocol_named, protocols_of
 from r2kg.config.run import Run
 from r2kg.rundir import read_json
 from r2kg.tracking import close_run
@@ -22,8 +22,6 @@ from tune.rows import Table, Trial, directory_name, trials_of
 from tune.tables import STUDIES
 
 PLAN = "sweep.json"
-
-
 NOTE = "trial.json"
 
 
@@ -35,8 +33,8 @@ class Note(TypedDict):
     """Fingerprint."""
     scores: dict[str, str]
     """Decoding, as JSON of its changes → scores.json, from the run's directory."""
-    error: str
-    """Why there are none; empty: there are."""
+    errors: dict[str, str]
+    """Decoding → why it has no scores; under "" why none has."""
 
 
 class Line(TypedDict):
@@ -57,7 +55,7 @@ class Plan(TypedDict):
     table: str
     tiny: bool
     setting: dict[str, Any]
-    """Fingerprint of the shards, changes of the command line."""
+    """Fingerprint of the shards, their data set ("source"), changes of the command line."""
     trials: list[Line]
 
 
@@ -104,9 +102,11 @@ class Sweep:
 def write_plan(asked: Sweep, trials: list[Trial], manifest: Manifest) -> None:
     """Write which run has which row with which seed, for `r2kg table`.
 
-    Trials of an earlier call stay where it had the same shards and changes, so that rows and seeds can come one by one.
+    Trials of an earlier call stay where it had the same shards and changes, so that rows and seeds can come one by one;
+    not those that the table's code, or what they read, would by now make another trial of.
     """
-    setting = {"shards": manifest.fingerprint, "changes": json.loads(json.dumps(dict(asked.changes or {})))}
+    setting = {"shards": manifest.fingerprint, "source": manifest.source}
+    setting |= {"changes": json.loads(json.dumps(dict(asked.changes or {})))}
     path, lines = asked.directory / PLAN, list[Line]()
     for one in trials:
         protocol = asked.table.protocol or protocols_of(one.run.protocols, one.run.model.task)[0]
@@ -117,7 +117,13 @@ def write_plan(asked: Sweep, trials: list[Trial], manifest: Manifest) -> None:
         before: Plan = read_json(path, Plan)
         if before["setting"] == setting:
             mine = {(line["row"], line["seed"]) for line in lines}
-            lines += [old for old in before["trials"] if (old["row"], old["seed"]) not in mine]
+            others = [old for old in before["trials"] if (old["row"], old["seed"]) not in mine]
+            known = {row.name for row in asked.table.rows}
+            rows = list(dict.fromkeys(old["row"] for old in others if old["row"] in known))
+            seeds = len({old["seed"] for old in before["trials"]})
+            again = replace(asked, rows=rows, seeds=seeds).trials() if rows else []
+            now = {(row, one.seed, one.name) for one in again for row in one.rows}
+            lines += [old for old in others if (old["row"], old["seed"], old["run"]) in now]
     except ValueError:  # there is none, or a damaged one
         pass
     content: Plan = {"table": asked.table.name, "tiny": asked.tiny, "setting": setting, "trials": lines}
@@ -130,11 +136,31 @@ def decoding_key(changes: dict[str, Any]) -> str:
 
 
 def note_error(trial: Trial, manifest: Manifest, error: str) -> None:
-    """Note why a trial has no scores, and end its run in MLflow where it is still under way."""
-    note: Note = {"hash": trial.hash, "shards": manifest.fingerprint, "scores": {}, "error": error}
+    """Note why a trial has come to no end, beside the scores that it has, and end its run in MLflow where it is still
+    under way.
+    """
+    note = begun_note(trial, manifest)
     trial.run.directory.mkdir(parents=True, exist_ok=True)
-    write_note(trial.run, note)
+    write_note(trial.run, {**note, "errors": {"": error}})
     close_run(trial.run, "FAILED")
+
+
+def begun_note(trial: Trial, manifest: Manifest) -> Note:
+    """A note without errors, with the scores that an earlier call has left of the same trial."""
+    note = read_note(trial.run.directory)
+    same = note and (note["hash"], note["shards"]) == (trial.hash, manifest.fingerprint)
+    return {
+        "hash": trial.hash, "shards": manifest.fingerprint, "scores": note["scores"] if note and same else {},
+        "errors": {},
+    }  # fmt: skip
+
+
+def error_of(note: Note | None, decoding: dict[str, Any]) -> str:
+    """Why a decoding of a trial has no scores; "" where it has."""
+    key = decoding_key(decoding)
+    if note and key in note["scores"]:
+        return ""
+    return (note and (note["errors"].get(key) or note["errors"].get(""))) or "not trained, or not to the end"
 
 
 def write_note(run: Run, note: Note) -> None:
@@ -161,10 +187,17 @@ def read_note(directory: Path) -> Note | None:
 
 
 def is_finished(trial: Trial, fingerprint: str) -> bool:
-    """Whether all that the trial is to be scored by is there, of these settings and these shards."""
+    """Whether all that the trial is to be scored by is there, of these settings, shards and protocols as they are."""
+    run = trial.run
     try:
-        note = read_note(trial.run.directory)
-    except (ConfigError, RetryableError):
+        note = read_note(run.directory)
+        if not note or (note["hash"], note["shards"]) != (trial.hash, fingerprint):
+            return False
+        wanted = {name: protocol_named(name).hash for name in protocols_of(run.protocols, run.model.task)}
+        for changes in trial.rows.values() or ({},):
+            told = read_json(run.directory / note["scores"][decoding_key(changes)])["protocols"]
+            if any(told[name]["hash"] != digest for name, digest in wanted.items()):
+                return False
+    except (ValueError, LookupError, TypeError, RetryableError):  # one that is missing or damaged
         return False
-    same = note and (note["hash"], note["shards"], note["error"]) == (trial.hash, fingerprint, "")
-    return bool(note and same and {decoding_key(one) for one in trial.rows.values()} <= note["scores"].keys())
+    return True

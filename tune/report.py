@@ -1,11 +1,13 @@
 """A sweep's scores beside the paper's figures: Markdown, HTML, LaTeX and a plot, a pure function of files.
 
-"Within noise" says whether the paper's figure lies in the interval of ours. It is the interval of the mean over seeds
+"Within noise" says whether the paper's figure lies in the interval of ours, where the runs are the paper's: its data
+set, and nothing changed that decides what is learnt. It is the interval of the mean over seeds
 (Student's t, 95 %); of one seed that of its studies, where scores.json has one. It knows nothing of the noise in the
 paper's own figure, of which papers print no interval.
 """
 
 import base64
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,12 +22,13 @@ from pydantic import ConfigDict
 from scipy import stats
 from typing_extensions import TypedDict
 
+from r2kg.config.protocol import protocol_named
 from r2kg.rundir import read_json, saved_run
 from r2kg.tracking import track_group
 from shards.errors import DataError
 from shards.tars.place import write_atomic
-from tune.plan import NOTE, PLAN, Plan, decoding_key, read_note
-from tune.rows import Table
+from tune.plan import NOTE, PLAN, Plan, decoding_key, error_of, read_note
+from tune.rows import IDLE, Table
 
 HEADS = ("row", "paper", "ours", "within noise?", "floor: one answer for all")
 TINY = "Tiny: drawn films and small sizes, which show that the way works. The paper's figures are of other films."
@@ -116,13 +119,13 @@ def write_table(table: Table, directory: Path, track: bool = True) -> Written:
         raise DataError(f"no sweep at {directory} ({error}): run `r2kg sweep {table.name}` first") from None
     seeds, whys, run = scores_of(plan, directory), dict[str, list[str]](), None
     for line in plan["trials"]:
-        why = why_lacking(directory.parent / Path(line["run"]).name)
+        why = " ".join(error_of(read_note(directory.parent / Path(line["run"]).name), line["decoding"]).split())
         whys.setdefault(line["row"], []).extend([f"seed {line['seed']}: {why}"] if why else [])
         if track and not why and run is None:
             run = saved_run(directory.parent / Path(line["run"]).name)
     sections = sections_of(table, plan, seeds, whys)
     plot = drawn(sections)
-    words = [table.shows[:1].upper() + table.shows[1:], *([TINY] if plan["tiny"] else [])]
+    words = [table.shows[:1].upper() + table.shows[1:], *([TINY] if plan["tiny"] else []), *words_of(table, plan)]
     words += [f"{row}: {why[:500]}" for row, each in whys.items() for why in each]
     page = Environment(autoescape=True).from_string(PAGE)
     encoded = base64.b64encode(plot).decode()
@@ -154,10 +157,32 @@ def plain(name: str) -> str:
     return "".join(character if character.isalnum() or character in "_-. " else "_" for character in name)
 
 
-def why_lacking(directory: Path) -> str:
-    """Why a run has no scores; empty: it has."""
-    note = read_note(directory)
-    return "not trained, or not to the end" if note is None else " ".join(note["error"].split())
+def words_of(table: Table, plan: Plan) -> list[str]:
+    """Sentences that say what a page is of: films, protocols, and what is not as in the recipes."""
+    setting, names = plan["setting"], sorted({line["protocol"] for line in plan["trials"]})
+    protocols = ", ".join(f"{name} ({protocol_named(name).hash[:8]})" for name in names)
+    told = [f"{name}={json.dumps(value)}" for name, value in changes_of(table, plan).items()]
+    return [
+        f"Films: {setting.get('source', 'unknown')}, shards {setting.get('shards', '')!s:.12}. Protocol: {protocols}.",
+        f"Changes of the recipes beside the rows' own: {', '.join(told) or 'none'}.",
+    ]
+
+
+def changes_of(table: Table, plan: Plan) -> dict[str, Any]:
+    """The table's changes of all rows, and those of the command line; without fields that decide nothing (`IDLE`)."""
+    asked, idle = plan["setting"].get("changes"), tuple(f"{name}." for name in IDLE)
+    changes = {**(table.tiny if plan["tiny"] else table.changes), **(asked if isinstance(asked, dict) else {})}
+    return {name: value for name, value in changes.items() if not f"{name}.".startswith(idle)}
+
+
+def unlike(table: Table, plan: Plan) -> str:
+    """Why our figures cannot be held against the paper's; "" where they can."""
+    if plan["tiny"] or (table.source and plan["setting"].get("source", table.source) != table.source):
+        return "other films"
+    places = ("data.sides", "data.features")
+    return "other settings" * any(
+        not name.startswith(places) and not name.endswith(".place") for name in changes_of(table, plan)
+    )
 
 
 def scores_of(plan: Plan, directory: Path) -> dict[str, list[dict[str, Any]]]:
@@ -182,22 +207,22 @@ def sections_of(
 ) -> dict[str, list[Line]]:
     """Metric → its rows: those of the table that were asked for, then the systems that are not trained here."""
     figures, asked = table.figures, {line["row"] for line in plan["trials"]}
-    rows = [row.name for row in table.rows if row.name in asked]
+    rows, other = [row.name for row in table.rows if row.name in asked], unlike(table, plan)
     sections = {}
     for metric in table.metrics:
-        lines = [line_of(row, metric, table, seeds.get(row, []), plan["tiny"], whys.get(row, [])) for row in rows]
-        for other in table.others:
-            value = figures[other].get(metric)
-            cells = (other, number(value), "not trained here", "", "")
-            lines.append(Line(other, value, None, None, None, None, cells))
+        lines = [line_of(row, metric, table, seeds.get(row, []), other, whys.get(row, [])) for row in rows]
+        for system in table.others:
+            value = figures[system].get(metric)
+            cells = (system, number(value), "not trained here", "", "")
+            lines.append(Line(system, value, None, None, None, None, cells))
         sections[metric] = lines
     return sections
 
 
 def line_of(
-    row: str, metric: str, table: Table, scores: Sequence[dict[str, Any]], tiny: bool, whys: Sequence[str]
+    row: str, metric: str, table: Table, scores: Sequence[dict[str, Any]], other: str, whys: Sequence[str]
 ) -> Line:
-    """A row under a metric, with the interval that its seeds give."""
+    """A row under a metric, with the interval that its seeds give; `other` as `unlike` says it."""
     paper = table.figures.get(row, {}).get(metric)
     told = [one for one in scores if one["score"].get(metric) is not None]
     values = [one["score"][metric] for one in told]
@@ -223,8 +248,8 @@ def line_of(
     noise = "no interval"
     if ours is None or paper is None:
         noise = ""
-    elif tiny:
-        noise = "other films"
+    elif other:
+        noise = other
     elif low is not None and high is not None:
         noise = "yes" if low <= paper <= high else "no"
     return Line(row, paper, ours, low, high, floor, (row, number(paper), said, noise, number(floor)))

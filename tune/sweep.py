@@ -7,10 +7,12 @@ broke off goes on from its newest checkpoint, so that the same command goes on w
 import os
 import shutil
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import ray
+from filelock import FileLock
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 
@@ -22,12 +24,10 @@ from shards.session import connect_ray, joining, most_there_can_be
 from shards.tars.format import Manifest, read_manifest
 from tune import prepare
 from tune.driver import drive
-from tune.plan import Sweep, is_finished, note_error, read_note, write_plan
+from tune.plan import Sweep, error_of, is_finished, note_error, read_note, write_plan
 from tune.rows import Table, Trial
 from tune.tables import STUDIES
 
-RETRIES = 2
-"""Of a trial whose own process was lost, beside the restarts that its run has for lost workers."""
 HOLDS = {"CPU": 0.0, "memory": 1.0}
 """What a trial's driver takes: Tune places nothing that takes nothing, so it is one byte."""
 
@@ -64,36 +64,43 @@ def sweep(asked: Sweep) -> list[Trial]:
                 if (begin := one.run.train.init_from.rpartition("@")[0]) in failed:
                     note_error(one, manifest, f"{begin}, which it begins with, has failed")
             ready = [one for one in wave if one.run.train.init_from.rpartition("@")[0] not in failed]
-            if ready:
-                _run(asked, ready, manifest)
+            for _, alike in groupby(sorted(ready, key=takes), key=takes):
+                _run(asked, [*alike], manifest)
             failed |= {one.name for one in wave if not is_finished(one, manifest.fingerprint)}
     return trials
 
 
 def prepare_tiny(table: Table, shards: Path) -> None:
     """Drawn shards, and beside them what the table's rows need; both once for all tables of a root."""
-    prepare.drawn(shards, STUDIES)
-    for need in table.needs:
-        if not (made := shards / f"made-for-{need}").exists():
-            print(f"Making what {need} needs.", flush=True)
-            getattr(prepare, need)(shards.parent, shards)
-            made.touch()
+    with FileLock(shards.parent / ".prepare.lock", fallback_to_soft=False):  # it waits for another table's
+        prepare.drawn(shards, STUDIES)
+        for need in table.needs:
+            if not (made := shards / f"made-for-{need}").exists():
+                print(f"Making what {need} needs.", flush=True)
+                getattr(prepare, need)(shards.parent, shards)
+                made.touch()
+
+
+def takes(trial: Trial) -> list[tuple[str, float]]:
+    """What a trial takes of a cluster, by kind: its workers, and a CPU to read films."""
+    amounts = {kind: trial.run.train.workers * amount for kind, amount in each_worker(trial.run).items()}
+    return sorted((amounts | {"CPU": amounts["CPU"] + 1}).items())
 
 
 def at_once(trials: list[Trial]) -> int:
-    """How many of these the cluster can place at once, each with its workers and a CPU to read films; at least one."""
+    """How many of these, which take as much, the cluster can place at once as it is now; at least one."""
     have, most = ray.cluster_resources(), most_there_can_be()
-    counts = [float(len(trials))]
-    for one in trials:
-        takes = {kind: one.run.train.workers * amount for kind, amount in each_worker(one.run).items()}
-        takes["CPU"] += 1
-        counts += [max(have.get(kind, 0), most.get(kind, 0)) // amount for kind, amount in takes.items()]
-    return max(1, int(min(counts)))
+    counts = [max(have.get(kind, 0), most.get(kind, 0)) // amount for kind, amount in takes(trials[0])]
+    return max(1, int(min(len(trials), *counts)))
 
 
 def _run(asked: Sweep, trials: list[Trial], manifest: Manifest) -> None:
-    """Trials of which none waits for another, by Ray Tune."""
+    """Trials that take as much and of which none waits for another, by Ray Tune.
+
+    A trial whose process was lost starts again as often as `train.max_restarts` allows its workers to.
+    """
     by_name, name = {one.name: one for one in trials}, new_attempt()
+    limits = [one.run.train.max_restarts for one in trials]
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(drive, trials=by_name), HOLDS),
         param_space={"run": tune.grid_search(list(by_name))},
@@ -104,18 +111,16 @@ def _run(asked: Sweep, trials: list[Trial], manifest: Manifest) -> None:
         run_config=RunConfig(
             name=name,
             storage_path=str(asked.directory / "ray"),
-            failure_config=FailureConfig(max_failures=RETRIES),
-            callbacks=[Told(by_name)],
+            failure_config=FailureConfig(max_failures=-1 if -1 in limits else max(limits)),
+            callbacks=[told := Told(by_name)],
             verbose=0,
         ),
     )
-    results = tuner.fit()
-    for at in range(len(results)):
-        result = results[at]
-        one = by_name[(result.config or {})["run"]]
-        if result.error and not is_finished(one, manifest.fingerprint):
-            if not (note := read_note(one.run.directory)) or not note["error"]:
-                note_error(one, manifest, f"its process was lost {RETRIES + 1} times")
+    tuner.fit()
+    for lost in told.lost:
+        if not is_finished(one := by_name[lost], manifest.fingerprint):
+            if not (note := read_note(one.run.directory)) or not note["errors"]:
+                note_error(one, manifest, "its process was lost more often than train.max_restarts allows")
             close_run(one.run, "FAILED")
     shutil.rmtree(asked.directory / "ray" / name, ignore_errors=True)
 
@@ -125,7 +130,7 @@ class Told(Callback):
 
     def __init__(self, trials: dict[str, Trial]):
         """Trials by name."""
-        self.trials, self.ended, self.began = trials, 0, dict[str, float]()
+        self.trials, self.ended, self.began, self.lost = trials, 0, dict[str, float](), set[str]()
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Note the time."""
@@ -135,12 +140,14 @@ class Told(Callback):
         """Print what its note says."""
         name = trial.config["run"]
         self.ended += 1
-        note = read_note(self.trials[name].run.directory)
-        error = note["error"] if note else "its process was lost"
+        one = self.trials[name]
+        note = read_note(one.run.directory)
+        error = next(filter(None, (error_of(note, changes) for changes in one.rows.values() or ({},))), "")
         how = f"has failed: {error}" if error else "is scored"
         seconds = time.monotonic() - self.began.get(name, time.monotonic())
         print(f"{self.ended} of {len(self.trials)}: {name} {how} ({seconds:.0f} s).", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """As one that came to its end."""
+        """As one that came to its end; Ray's own result of it does not always know which it was."""
+        self.lost.add(trial.config["run"])
         self.on_trial_complete(iteration, trials, trial)

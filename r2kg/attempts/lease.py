@@ -27,6 +27,10 @@ STALE_SECONDS = 30.0
 """A lease of another machine whose beats stand still for so long belongs to nobody."""
 
 
+class HeldError(ConfigError):
+    """Another process holds the directory."""
+
+
 @contextmanager
 def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[None]:
     """Hold `directory`, which is made, while the block runs.
@@ -40,7 +44,7 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
             stood still for more than 30 s.
 
     Raises:
-        ConfigError: another holds it; who, where and since when.
+        HeldError: another holds it; who, where and since when.
         RetryableError: the file system does not answer.
     """
     new = not directory.exists()
@@ -51,7 +55,7 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
     path, token = directory / LEASE, secrets.token_hex(8)
     if (held := _read(path)) and not _gone(path, held):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held["since"]))
-        raise ConfigError(
+        raise HeldError(
             f"{what} already: process {held['pid']} on {held['host']} has held {directory} since {since}. Wait for it, "
             f"or stop it (kill {held['pid']} there)"
         )
@@ -60,7 +64,7 @@ def lease(directory: Path, what: str, lost: Callable[[str], None]) -> Iterator[N
     write_atomic(path, json.dumps(mine).encode())
     time.sleep(0.2)  # of two that write at once the later one has it
     if (held := _read(path)).get("token") != token:
-        raise ConfigError(f"{what} already: process {held.get('pid')} on {held.get('host')} has just begun with it")
+        raise HeldError(f"{what} already: process {held.get('pid')} on {held.get('host')} has just begun with it")
     done = threading.Event()
     thread = threading.Thread(target=_beat, args=(path, mine, done, lost), name="lease", daemon=True)
     thread.start()

@@ -37,8 +37,11 @@ def refuse_choice(run: Run) -> None:
             ) from error
 
 
-def train(run: Run) -> dict:
+def train(run: Run, writers: int = 0) -> dict:
     """`r2kg.training.launch.train`, then the choice of the best checkpoint, so that its reports can be had.
+
+    Args:
+        writers: as of `choose_checkpoint`.
 
     Raises:
         As the two do.
@@ -46,16 +49,19 @@ def train(run: Run) -> dict:
     refuse_choice(run)
     summary = launch.train(run)
     if "stopped" not in summary:
-        choose_checkpoint(run.absolute().directory)
+        choose_checkpoint(run.absolute().directory, writers)
     return summary
 
 
-def choose_checkpoint(run_directory: Path) -> Path | None:
+def choose_checkpoint(run_directory: Path, writers: int = 0) -> Path | None:
     """Score every checkpoint of a trained run as `train.choose` says, then delete those that are no longer wanted.
 
     Each is generated with on the first `train.validation_studies` of the validation split and scored under the run's
     first protocol; RUN/validation/step-STEP.json holds what came out, and a choice that was killed goes on behind the
     last of them. The scores are recorded as val.METRIC at the checkpoint's step.
+
+    Args:
+        writers: actors that hold the model, as of `r2kg.scoring.generate.generate`.
 
     Returns:
         the best checkpoint; None under train.choose=loss, where training itself has measured it.
@@ -103,7 +109,7 @@ def choose_checkpoint(run_directory: Path) -> Path | None:
                     sha256 = sha256_of(checkpoint / MANIFEST)
                     side = "".join(f"-{digest[:8]}" for digest in of_data.get("reference", {}).values())
                     parts = files.validation / f"{checkpoint.name}-{sha256[:8]}-{train.validation_studies}{side}"
-                    write_reports(run, index, manifest.licence, checkpoint, 0, parts, rows)
+                    write_reports(run, index, manifest.licence, checkpoint, writers, parts, rows)
                     lines = [line for _, line in lines_of(parts) if "unread" not in line]
                     shutil.rmtree(parts)
                     if not lines:

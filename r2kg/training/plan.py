@@ -31,7 +31,7 @@ MAY_CHANGE = (
     "privacy", "protocols", "model.decoding", "train.epochs", "train.steps", "train.workers", "train.micro_batch",
     "train.gpus", "train.cpus_per_worker", "train.max_restarts", "train.wait_minutes", "train.max_skipped",
     "train.checkpoint_every", "train.checkpoints_kept", "train.validate_every", "train.patience", "train.choose",
-    "train.log_every", "train.record_studies", "train.accept_changes",
+    "train.stop_seconds", "train.log_every", "train.record_studies", "train.accept_changes",
 )  # fmt: skip
 
 

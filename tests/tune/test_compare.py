@@ -86,6 +86,22 @@ def test_runs_that_differ_in_their_seed_alone_stand_together(tmp_path: Path) -> 
         grouped([f"{tmp_path}/none-*"])
 
 
+def test_runs_stand_together_where_each_begins_with_its_own_seeds_first_stage(tmp_path: Path) -> None:
+    for seed, end in ((0, "0a1b2c3d"), (1, "4e5f6a7b")):
+        first = f"first-seed{seed}-{end}"
+        write(tmp_path, first, seed, **{"train.seed": seed})
+        write(tmp_path, f"second-seed{seed}-{end[::-1]}", 3, **{"train.seed": seed, "train.init_from": f"{first}@best"})
+        copy = tmp_path / "artefacts" / f"init-{seed}"  # what training makes of the same words
+        copy.mkdir(parents=True)
+        (copy / "artefact.json").write_text(json.dumps({"settings": {"from": f"{first}@best", "map": {}}}))
+        write(tmp_path, f"third-seed{seed}", 3, **{"train.seed": seed, "optim.lr": 0.5, "train.init_from": str(copy)})
+    words = [f"{tmp_path}/{name}-seed*" for name in ("first", "second", "third")]
+    assert {name: len(group) for name, group in grouped(words).items()} == {"first": 2, "second": 2, "third": 2}
+    changed = Run(name="first-seed1-4e5f6a7b", root=str(tmp_path)).change({"train.seed": 1, "optim.lr": 0.25})
+    changed.save(changed.directory / "run.json")
+    assert len(grouped(words[1:])) == 4, "the first stages are not the same by now"
+
+
 def test_other_studies_and_references_are_refused_with_their_number(tmp_path: Path) -> None:
     base = str(write(tmp_path, "base", 3))
     fewer = str(write(tmp_path, "fewer", 3, REFERENCES[:20], **{"optim.lr": 2e-4}))

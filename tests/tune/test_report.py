@@ -1,11 +1,13 @@
 """A sweep's table: intervals, what is lacking, and names that are hostile to each of the three forms."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from r2kg.config.protocol import protocol_named
 from shards.errors import DataError
 from tune.plan import NOTE
 from tune.report import write_table
@@ -22,7 +24,7 @@ TABLE = Table(
 )
 
 
-def write_sweep(root: Path, scores: dict[str, list[float | str]], tiny: bool = False) -> Path:
+def write_sweep(root: Path, scores: dict[str, list[float | str]], tiny: bool = False, **setting: object) -> Path:
     """A sweep's files without its training: row → BLEU-4 of each seed, or why there is none."""
     lines = []
     for at, (row, values) in enumerate(scores.items()):
@@ -32,14 +34,14 @@ def write_sweep(root: Path, scores: dict[str, list[float | str]], tiny: bool = F
             lines.append({"row": row, "seed": seed, "run": home.name, "decoding": {}, "protocol": "full-text"})
             if value == "":
                 continue
-            note = {"hash": "h", "shards": "s", "scores": {}, "error": value}
+            note = {"hash": "h", "shards": "s", "scores": {}, "errors": {"": value}}
             if isinstance(value, float):
-                note |= {"scores": {"{}": "predictions/scores.json"}, "error": ""}
+                note |= {"scores": {"{}": "predictions/scores.json"}, "errors": {}}
                 own = {"score": {"bleu4": value}, "floor": {"bleu4": 0.1}, "intervals": {"bleu4": [0.2, 0.4]}}
                 (home / "predictions" / "scores.json").write_text(json.dumps({"protocols": {"full-text": own}}))
             (home / NOTE).write_text(json.dumps(note))
     (root / "small").mkdir()
-    plan = {"table": "small", "tiny": tiny, "setting": {}, "trials": lines}
+    plan = {"table": "small", "tiny": tiny, "setting": setting, "trials": lines}
     (root / "small" / "sweep.json").write_text(json.dumps(plan))
     return root / "small"
 
@@ -104,6 +106,29 @@ def test_a_tiny_table_compares_nothing_with_the_paper(tmp_path):
     assert "drawn films" in written.markdown and not written.lacking
 
 
+@pytest.mark.parametrize(
+    ("recipe", "own", "setting", "verdict"),
+    [
+        ("iu", {}, {"source": "iu_xray", "changes": {"data.shards": "iu", "train.workers": 4}}, "yes"),
+        ("iu", {}, {"source": "iu_xray", "changes": {"data.sides.triples": "iu/side/rg"}}, "yes"),
+        ("iu", {}, {"source": "iu_xray", "changes": {"train.epochs": 1}}, "other settings"),
+        ("iu", {"train.epochs": 1}, {"source": "iu_xray", "changes": {}}, "other settings"),
+        ("mimic_cxr", {}, {"source": "iu_xray", "changes": {}}, "other films"),
+    ],
+)
+def test_a_page_says_what_it_is_of_and_holds_the_papers_figures_against_the_papers_runs_alone(
+    tmp_path, recipe, own, setting, verdict
+):
+    table = replace(TABLE, recipes=(f"cknet.{recipe}", "cknet.tiny"), changes=own)
+    setting |= {"shards": "0123456789abcdef"}
+    written = write_table(table, write_sweep(tmp_path, {"sure": [0.30, 0.32, 0.34]}, **setting), track=False)
+    assert f"| sure | 0.310 | 0.320 ± 0.050 (3 seeds) | {verdict} | 0.100 |" in written.markdown
+    for path in written.files[:3]:
+        text = path.read_text().replace("\\", "").replace("&#34;", '"')
+        assert "iu_xray, shards 0123456789ab." in text and protocol_named("full-text").hash[:8] in text
+        assert ("train.epochs=1" in text) == (verdict == "other settings") and "train.workers" not in text
+
+
 def test_damaged_or_missing_files_are_told(tmp_path):
     with pytest.raises(DataError, match="no sweep at .*run `r2kg sweep small` first"):
         write_table(TABLE, tmp_path / "small", track=False)
@@ -111,7 +136,7 @@ def test_damaged_or_missing_files_are_told(tmp_path):
     (tmp_path / "run-0-0" / "predictions" / "scores.json").write_text('{"protocols": {"full-text": {"score": 3}}}')
     with pytest.raises(DataError, match=r"scores.json has no scores under full-text .*run the sweep again"):
         write_table(TABLE, where, track=False)
-    note = {"hash": "h", "shards": "s", "scores": {"{}": "../../outside.json"}, "error": ""}
+    note = {"hash": "h", "shards": "s", "scores": {"{}": "../../outside.json"}, "errors": {}}
     (tmp_path / "run-0-0" / NOTE).write_text(json.dumps(note))
     (tmp_path.parent / "outside.json").write_text("{}")
     assert "failed or missing" in write_table(TABLE, where, track=False).markdown, "nothing is read out of the run"

@@ -1,10 +1,12 @@
 """Tables as code: every row can be, every figure belongs to a row, and equal trainings are one."""
 
+from pathlib import Path
+
 import pytest
 
 from r2kg.recipes import find_recipe
 from shards.errors import ConfigError
-from tune.rows import NLG, content_hash, trials_of
+from tune.rows import IDLE, NLG, content_hash, contents_of, field_of, trials_of
 from tune.tables import TABLES, find_table
 
 
@@ -44,6 +46,71 @@ def test_a_hash_knows_what_is_learned_and_from_what_and_no_name_or_place():
     assert content_hash(run, "films") == content_hash(same, "films")
     others = [content_hash(run.change(one), "films") for one in ({"train.seed": 1}, {"model.knowledge.top_gamma": 2})]
     assert len({content_hash(run, "films"), content_hash(run, "other films"), *others}) == 4
+
+
+def test_what_changes_nothing_that_is_learnt_leaves_the_hash_and_the_directory():
+    run = find_recipe("cknet.tiny").change({"train.choose": "loss", "train.patience": 0})
+    changes = {
+        "train.workers": 2, "train.micro_batch": 4, "train.cpus_per_worker": 0.5, "train.max_restarts": 9,
+        "train.wait_minutes": 3.0, "train.stop_seconds": 1.0, "train.accept_changes": True, "train.log_every": 1,
+        "train.validate_every": 3, "protocols": ("full-text",), "engine.zero": 1, "engine.offload_optimizer": True,
+    }  # fmt: skip
+    assert content_hash(run.change(changes), "films") == content_hash(run, "films")
+    for name in IDLE:
+        node, last = field_of(run.model_dump(), name)
+        assert last in node
+    patient = run.change({"train.patience": 2})
+    by_metric = [run.change({"train.choose": "BLEU-4", "protocols": (name,)}) for name in ("full-text", "r2gen-2020")]
+    others = [patient, patient.change({"train.validate_every": 3}), *by_metric, run.change({"train.global_batch": 32})]
+    others += [run.change({"engine.precision": "fp32" if run.engine.precision == "bf16" else "bf16"}), run]
+    assert len({content_hash(one, "films") for one in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("table", "place", "whose"),
+    [
+        ("vlm_kg_table1", "films/side/triples/side.json", {"LLM-KG", "VLM-KG"}),
+        ("cknet_table4", "films/knowledge/matrix.json", {"+MEN", "+CKNet"}),
+        ("cknet_table4", "weights.bin", {"Base", "+MEN", "+CKNet"}),
+        ("r2genkg", "films/bank/bank.json", {"R2GenKG"}),
+    ],
+)
+def test_what_is_made_anew_at_the_same_place_makes_another_trial(tmp_path, table, place, whose):
+    file, changes = tmp_path / place, {"data.shards": f"{tmp_path}/films", "root": f"{tmp_path}/runs"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    changes |= {"model.vision.weights": str(file)} if place == "weights.bin" else {}
+    rows = ["R2GenKG", "no bank"] if table == "r2genkg" else []
+    hashes = []
+    for content in ("one", "one", "another"):
+        file.write_text(content)
+        trials = trials_of(TABLES[table], False, 1, changes, "films", rows)
+        hashes.append({row: one.hash for one in trials for row in one.rows})
+    assert hashes[0] == hashes[1] and {row for row in hashes[0] if hashes[0][row] != hashes[2][row]} == whose
+
+
+def test_a_run_that_another_begins_with_is_known_by_what_it_is(tmp_path):
+    before = find_recipe("vlm_kg.llm_tiny").change({"name": "before", "root": str(tmp_path)})
+    run = find_recipe("vlm_kg.tiny").change({"root": str(tmp_path), "train.init_from": "before@best"})
+    assert "train.init_from" not in contents_of(run)
+    found = []
+    for changes in ({}, {"train.workers": 1, "tracking.experiment": "x"}, {"optim.lr": 0.5}):
+        before.directory.mkdir(exist_ok=True)
+        before.change(changes).save(before.directory / "run.json")
+        found.append(contents_of(run)["train.init_from"])
+    assert found[0] == found[1] != found[2] and found[0].endswith("@best")
+    before.change({"train.init_from": "before@best"}).save(before.directory / "run.json")
+    assert contents_of(run)["train.init_from"], "a circle of runs comes to an end"
+
+
+def test_rows_of_two_tables_that_are_one_training_lie_in_one_directory(tmp_path):
+    own = {"root": str(tmp_path)}
+    earlier = {one.hash: one.name for one in trials_of(TABLES["r2genkg"], True, 1, own, "films")}
+    for name in earlier.values():
+        (tmp_path / name).mkdir()
+    later = {one.hash: one.name for one in trials_of(TABLES["systems"], True, 1, own, "films")}
+    shared = earlier.keys() & later.keys()
+    assert shared and all(earlier[one] == later[one] for one in shared) and later.keys() - shared
+    assert {path.name for path in Path(tmp_path).iterdir()} == {*earlier.values()}
 
 
 def test_rows_that_are_one_training_are_trained_once():
