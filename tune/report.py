@@ -242,7 +242,7 @@ def line_of(
     elif len(values) > 1:
         said = f"{ours:.3f} ± {high - ours:.3f}{n}"
     else:
-        said = f"{ours:.3f} ({low:.3f}–{high:.3f}){n}"
+        said = f"{ours:.3f} ({low:.3f}–{high:.3f} over studies){n}"
     if ours is not None and whys:
         said += f", {len(whys)} failed or missing"
     noise = "no interval"
@@ -250,6 +250,8 @@ def line_of(
         noise = ""
     elif other:
         noise = other
+    elif len(values) == 2:  # 12.7 standard errors: an interval that holds nearly any figure
+        noise = "too few seeds"
     elif low is not None and high is not None:
         noise = "yes" if low <= paper <= high else "no"
     return Line(row, paper, ours, low, high, floor, (row, number(paper), said, noise, number(floor)))
