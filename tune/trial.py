@@ -59,7 +59,7 @@ def carry_out(trial: Trial) -> None:
     manifest, said = read_manifest(trial.run.data.shards), ""
     while True:
         try:
-            return _carry_out(trial, manifest)
+            return attempt(trial, manifest)
         except HeldError as error:
             if f"{error}" != said:
                 said = f"{error}"
@@ -67,7 +67,7 @@ def carry_out(trial: Trial) -> None:
             time.sleep(LOOK_AGAIN_SECONDS)
 
 
-def _carry_out(trial: Trial, manifest: Manifest) -> None:
+def attempt(trial: Trial, manifest: Manifest) -> None:
     """`carry_out`, once; HeldError, of which nothing is noted, where another process has the run."""
     run, errors = trial.run, dict[str, str]()
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from r2kg.attempts.lease import lease
+from r2kg.attempts.lease import HeldError, lease
 from r2kg.config.protocol import PROTOCOLS, protocol_named, protocols_of
 from r2kg.config.run import Run
 from r2kg.rundir import RunFiles
@@ -32,7 +31,7 @@ from tune.plan import (
     write_plan,
 )
 from tune.sweep import Told, at_once, takes
-from tune.trial import carry_out
+from tune.trial import attempt, carry_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,14 +86,13 @@ def test_what_fails_leaves_the_scores_that_are_there(phantom_shards, tmp_path):
     assert begun_note(replace(trial, hash="another"), manifest)["scores"] == {}
 
 
-def test_a_run_that_another_process_holds_is_waited_for_and_nothing_noted_of_it(phantom_shards, tmp_path):
+def test_of_a_run_that_another_process_holds_nothing_is_noted(phantom_shards, tmp_path):
     trial = asked(str(phantom_shards), "tiny", str(tmp_path)).trials()[0]
     with lease(trial.run.directory, "it is being trained", print):
         (trial.run.directory / "mlflow.json").write_text(cursor := '{"servers": {}, "status": "RUNNING"}')
-        waiting = threading.Thread(target=carry_out, args=(trial,), daemon=True)
-        waiting.start()
-        waiting.join(1.0)
-        assert waiting.is_alive() and not (read_note(trial.run.directory) or {"errors": {}})["errors"]
+        with pytest.raises(HeldError, match="is being trained already"):
+            attempt(trial, trials_manifest(phantom_shards))
+        assert not (read_note(trial.run.directory) or {"errors": {}})["errors"]
         assert (trial.run.directory / "mlflow.json").read_text() == cursor
 
 
