@@ -135,6 +135,7 @@ def tiny_iu() -> Run:
     """
     changes = {
         "name": "cknet-tiny-iu",
+        "optim.lr_of": {},  # its encoder is frozen
         "model.vision": LITE_VISION.model_copy(update={"merge": "concatenate"}).model_dump(),
         "model.transformer.text": {"source": "package:all-minilm-l6-v2", "pooling": "mean"},
         "model.report_tokens": 60,

@@ -83,6 +83,8 @@ def test_every_recipe_is_a_run_that_says_what_it_is(name):
     run = find_recipe(name)
     assert run.recipe == name and run.train.accumulation >= 1
     assert len(recipes()[name].__doc__.strip()) > 20
+    vision = getattr(run.model, "vision", None)
+    assert vision is None or vision.tuning != "frozen" or "vision" not in run.optim.lr_of, "nothing of it is trained"
 
 
 def test_paper_settings_of_r2gengpt():

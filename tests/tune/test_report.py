@@ -76,7 +76,9 @@ def test_every_row_says_what_came_out_or_why_nothing_did(tmp_path):
     written = write_table(TABLE, write_sweep(tmp_path, SCORES), track=False)
     markdown = written.markdown.splitlines()
     assert "| sure | 0.310 | 0.320 ± 0.050 (3 seeds) | yes | 0.100 |" in markdown  # t(2) 4.303 × 0.02 / √3
-    assert any("| 0.900 | 0.310 ± 0.127 (2 seeds), 1 failed or missing | too few seeds | 0.100 |" in line for line in markdown)
+    assert any(
+        "| 0.900 | 0.310 ± 0.127 (2 seeds), 1 failed or missing | too few seeds | 0.100 |" in line for line in markdown
+    )
     assert "| one |  | 0.300 (0.200–0.400 over studies) (1 seed) |  | 0.100 |" in markdown
     assert (
         "| lost |  | failed or missing |  |  |" in markdown
