@@ -532,8 +532,9 @@ def test_shards_are_annotated_by_workers_that_count_what_it_took(server, extract
     asking = extractor(cache=str(tmp_path / "answers"))
     side = write_annotations(phantom_shards, tmp_path / "side", asking)
     studies = read_manifest(phantom_shards).splits["train"].studies
-    asked = len({one.report for one in server.asked})
-    assert side.totals["requests"] == asked == len(server.asked) and side.totals["entities"] == studies
+    asked, reports = len(server.asked), len({one.report for one in server.asked})
+    assert reports <= asked <= reports + 3, "two workers may ask for equal reports at the same moment"
+    assert side.totals["requests"] == asked and side.totals["entities"] == studies
     assert side.totals["prompt_tokens"] == 70 * asked and side.totals["cached"] == studies - asked
     write_annotations(phantom_shards, tmp_path / "again", asking)
     assert len(server.asked) == asked, "another side of the same answers asks for nothing"
