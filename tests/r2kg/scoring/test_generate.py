@@ -216,7 +216,7 @@ def test_a_kill_and_the_number_of_writers_change_no_byte(undisturbed: Run, tmp_p
     assert generate(run, run.data.shards, "train") == two and two.stat().st_mtime_ns == stamp
     more = run.change({"protocols": ["full-text", "r2gen-2020"]})
     assert generate(more, run.data.shards, "train") == two and two.stat().st_mtime_ns == stamp
-    assert json.loads(two.with_name("context.json").read_text())["floor"].keys() == {"full-text", "r2gen-2020"}
+    assert json.loads(two.with_name("context.json").read_text())["floor"].keys() >= {"full-text", "r2gen-2020"}
 
 
 @pytest.mark.slow
