@@ -18,7 +18,7 @@ from r2kg.config.needs import CARD
 from r2kg.config.protocol import METRICS, Protocol, metric_named, protocol_named, protocols_of, refuse_unfit
 from r2kg.config.run import Run, local_fields
 from r2kg.rundir import directory_of, newest_predictions, read_json, saved_run
-from r2kg.scoring.evaluate import context_beside, protocols_beside, read_predictions
+from r2kg.scoring.evaluate import context_beside, protocols_beside, read_predictions, whole_references
 from r2kg.scoring.metrics.labels import score_labels
 from r2kg.scoring.metrics.meteor import Meteor
 from r2kg.scoring.metrics.resample import (
@@ -194,8 +194,9 @@ def _under(
         patients = patients if any(line.get("patient") for line in patients) else lines
         hypotheses = [protocol.hypothesis(line, context.get("cleaning") or "raw") for line in lines]
         if protocol.task == "report":
-            uncut = [protocol.uncut.reference(line) for line in lines]
-            samples, reasons = sample_reports([wanted[key] for key in order], hypotheses, uncut, hypotheses, meteor)
+            told = [wanted[key] for key in order]
+            whole = whole_references(protocol, lines, told)
+            samples, reasons = sample_reports(told, hypotheses, whole, hypotheses, meteor)
             unavailable |= reasons if meteor else {}
         elif protocol.task == "triples":
             samples = sample_triples([wanted[key] for key in order], hypotheses)
@@ -217,7 +218,7 @@ def _under(
         if all(not np.isnan(own.get(metric, np.nan)) for own in values.values())
     ]
     unavailable |= {metric: "not all runs have it" for metric in metrics if metric not in {*shown, *unavailable}}
-    told = list[dict[str, Any]]()
+    entries = list[dict[str, Any]]()
     baseline, *others = groups
     for name in groups:
         entry: dict[str, Any] = {"name": name, "seeds": [one.seed for one in groups[name]]}
@@ -226,8 +227,8 @@ def _under(
         entry["values"] = {metric: round(float(np.mean(own)), DECIMALS) for metric, own in runs.items()}
         widths = {metric: half_width(own) for metric, own in runs.items()}
         entry["half_width"] = {metric: round(width, DECIMALS) for metric, width in widths.items() if width is not None}
-        told.append(entry)
-    for entry, name in zip(told[1:], others, strict=True):
+        entries.append(entry)
+    for entry, name in zip(entries[1:], others, strict=True):
         sides = [[systems[key] for key in keys[side]] for side in (name, baseline)]
         p = p_of_swaps(sides[0], sides[1], together) if len(sides[0]) == len(sides[1]) else {}
         if not p:
@@ -244,7 +245,13 @@ def _under(
                 "p_holm": None,
             }
     studies = {"n": len(order), "by": by, "drawn": int(together.max()) + 1}
-    return {"hash": protocol.hash, **studies, "unavailable": unavailable, "baseline": told[0], "compared": told[1:]}
+    return {
+        "hash": protocol.hash,
+        **studies,
+        "unavailable": unavailable,
+        "baseline": entries[0],
+        "compared": entries[1:],
+    }
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:

@@ -36,7 +36,7 @@ from r2kg.scoring.metrics.nlg import ConstantBleu
 from r2kg.scoring.metrics.resample import Groups, bootstrap, patients_of
 from r2kg.scoring.metrics.rule_labeler import LABELER, label_reports
 from r2kg.scoring.metrics.samples import Samples, sample_labels, sample_reports, sample_triples
-from r2kg.scoring.metrics.triples import agreement, score_reading, score_triples, sets_of
+from r2kg.scoring.metrics.triples import agreement, score_reading, sets_of
 from shards.errors import DataError
 from shards.graphs.text import triples_in
 from shards.tars.place import write_atomic
@@ -313,6 +313,13 @@ def _read_shuffled(path: Path, lines: Sequence[Mapping[str, Any]]) -> list[dict[
     return [{**line, **{field: its.get(field) for field in fields}} for line, its in told]
 
 
+def whole_references(
+    protocol: Protocol, lines: Sequence[Mapping[str, Any]], references: Sequence[str]
+) -> Sequence[str]:
+    """References without the protocol's cut, by which findings are scored: `references` where it cuts nothing."""
+    return references if protocol.reference_cut == "none" else [protocol.uncut.reference(line) for line in lines]
+
+
 def score_protocol(
     protocol: Protocol,
     lines: Sequence[Mapping[str, Any]],
@@ -331,7 +338,7 @@ def score_protocol(
         refuse_unfit([protocol], cleaning)
     vocabulary = None if context.get("vocabulary") is None else frozenset(context["vocabulary"])
     references = [protocol.reference(line, vocabulary) for line in lines]
-    uncut = [protocol.uncut.reference(line) for line in lines] if protocol.task == "report" else []
+    uncut = whole_references(protocol, lines, references)
     whole = {"extra": None, "truncated": False}
     systems = {
         "score": lines,
@@ -365,8 +372,8 @@ def score_protocol(
             samples[name], reasons = sample_reports(references, hypotheses, uncut, stated, meteor)
             values = {**dict.fromkeys(METRICS["report"]), **samples[name].values()}
         elif protocol.task == "triples":
-            values, reasons = score_triples(references, hypotheses), {}
             samples[name] = sample_triples(references, hypotheses)
+            values, reasons = {**samples[name].values()}, {}
         else:
             values, by_label, reasons = score_labels(system, protocol.uncertain, tuple(result.get("labels", ())))
             result.setdefault("labels", {label: _rounded(scores) for label, scores in by_label.items()})
